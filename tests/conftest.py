@@ -1,0 +1,15 @@
+import os
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)          # many small runs: one thread each is faster, and the digits do not depend on the machine
+
+
+def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"): item.add_marker(pytest.mark.skip(reason="takes minutes: --slow runs it"))
+        if "cuda" in item.keywords and not torch.cuda.is_available(): item.add_marker(pytest.mark.skip(reason="no GPU"))

@@ -1,0 +1,18 @@
+"Every notebook runs from top to bottom, one case each."
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from nbdev.test import test_nb as run_notebook
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9i]*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    success, seconds = run_notebook(path, skip_flags=["notest", "slow", "cuda"], force_flags=[], basepath=ROOT, verbose=True)
+    plt.close("all")
+    assert success, f"{path.name} failed after {seconds:.0f} s; the traceback is above"
