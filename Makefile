@@ -18,7 +18,7 @@ test: .venv/.ok
 	touch $@
 
 readme: .venv/.ok
-	$(BIN)/python tools/readme.py
+	$(BIN)/python tools/readme.py --demo
 
 clean:
 	rm -rf .venv runs _proc build dist *.egg-info .pytest_cache

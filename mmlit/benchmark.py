@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'STYLE', 'Budget', 'Run', 'Method', 'Answer', 'headline', 
            'parse_dataset', 'data_digest', 'KeepBest', 'RunStore', 'train_run', 'check_methods', 'compare',
            'Comparison', 'figure_html', 'table_html', 'page_html', 'report', 'print_comparison', 'mmlit_compare']
 
-# %% ../nbs/13_benchmark.ipynb #f8da55d4
+# %% ../nbs/13_benchmark.ipynb #f2daf50d
 import ast
 import base64
 import difflib
@@ -38,6 +38,7 @@ from . import __version__
 from .baselines import ModalityDropout, MultiLoss, ensemble_log_probabilities, pretrained_learner, unimodal_learner
 from .callbacks import multimodal_learner
 from .data import DATASETS, MultimodalData, PictureFiles, load_dataset, multimodal_dls, split_hash
+from .fusion import HEADS
 from .scores import Interval, classification_scores, corrected_interval, regression_scores
 
 # %% ../nbs/13_benchmark.ipynb #451edcea
@@ -265,7 +266,7 @@ def _execute(waves, budget, store, jobs, progress):
                 work = (joblib.delayed(_train_and_store)(store, path, run, data, seed, budget, needed) for path, run, data, seed, needed in wave)
                 for _ in joblib.Parallel(jobs, return_as="generator_unordered")(work): bar.advance(task)
 
-# %% ../nbs/13_benchmark.ipynb #c483f7e0
+# %% ../nbs/13_benchmark.ipynb #63d6aa9e
 def compare(
     datasets:Sequence,                     # names (see `parse_dataset`) or `MultimodalData`
     methods:Sequence[str]=("unimodal", "ensemble", "joint"), # names in `registry`
@@ -284,6 +285,7 @@ def compare(
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not seeds: raise ValueError("no seed given: at least one is needed")
     if budget.epochs < 1 or budget.bs < 2 or not budget.lr > 0: raise ValueError(f"a budget needs epochs >= 1, bs >= 2 and lr > 0, got {budget}")
+    if budget.head not in HEADS: raise ValueError(f"unknown head {budget.head!r}; known: {', '.join(HEADS)}")
     datasets = [d if isinstance(d, MultimodalData) else parse_dataset(d) for d in datasets]
     for data in datasets:
         for seed in seeds: multimodal_dls(data, bs=budget.bs, seed=seed)             # every split is checked before anything is trained
