@@ -71,7 +71,7 @@ def pretrained_learner(
     for encoder in learn.model.encoders: encoder.requires_grad_(not freeze)
     return learn
 
-# %% ../nbs/11_baselines.ipynb #206bec05
+# %% ../nbs/11_baselines.ipynb #3b2059d6
 class ModalityDropout(FusionMethod):
     "Drop whole modalities of training samples with probability `p`; what is missing is a zero feature, or the model's learned one."
     def __init__(self,
@@ -80,9 +80,6 @@ class ModalityDropout(FusionMethod):
     ):
         if not 0 <= p < 1: raise ValueError(f"p must be in [0, 1), got {p}")
         self.p, self.seed = p, seed
-    def before_fit(self):
-        super().before_fit()
-        self.generator = torch.Generator().manual_seed(self.seed)
     def edit_features(self, zs):
         keep = torch.rand(len(zs[0]), len(zs), generator=self.generator) >= self.p
         keep |= ~keep.any(1, keepdim=True)

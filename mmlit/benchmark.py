@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'STYLE', 'Budget', 'Run', 'Method', 'Answer', 'headline', 
            'parse_dataset', 'data_digest', 'KeepBest', 'RunStore', 'train_run', 'check_methods', 'compare',
            'Comparison', 'figure_html', 'table_html', 'page_html', 'report', 'print_comparison', 'mmlit_compare']
 
-# %% ../nbs/13_benchmark.ipynb #f2daf50d
+# %% ../nbs/13_benchmark.ipynb #70c5c2b8
 import ast
 import base64
 import difflib
@@ -36,7 +36,7 @@ from rich.table import Table
 
 from . import __version__
 from .baselines import ModalityDropout, MultiLoss, ensemble_log_probabilities, pretrained_learner, unimodal_learner
-from .callbacks import multimodal_learner
+from .callbacks import MCR, GradientModulation, ModalityResampling, MultiModal, TCMax, multimodal_learner
 from .data import DATASETS, MultimodalData, PictureFiles, load_dataset, multimodal_dls, split_hash
 from .fusion import HEADS
 from .scores import Interval, classification_scores, corrected_interval, regression_scores
@@ -88,7 +88,7 @@ def headline(classes): return "accuracy" if classes else "r2"
 
 def best_on_validation(answers, data): return max(answers, key=lambda a: a.scores("valid", data.classes)[headline(data.classes)])
 
-# %% ../nbs/13_benchmark.ipynb #b0ed9923
+# %% ../nbs/13_benchmark.ipynb #7394a45a
 def _unimodal_run(m): return Run(f"unimodal {m}", lambda dls, budget, models, m=m: unimodal_learner(dls, m, width=budget.width))
 def _unimodal_runs(modalities): return [_unimodal_run(m) for m in modalities]
 
@@ -101,9 +101,9 @@ def joint(title, name="joint", *callbacks, **options):
     "A method that is one joint run."
     return Method(title, lambda modalities: [joint_run(name, *callbacks, **options)], lambda answers, data: {name: answers[0]})
 
-def _pretrained(name, freeze):
+def _pretrained(name, freeze, method=None):
     def runs(modalities):
-        def make(dls, budget, models): return pretrained_learner(dls, [models[f"unimodal {m}"] for m in modalities], freeze, head=budget.head)
+        def make(dls, budget, models): return pretrained_learner(dls, [models[f"unimodal {m}"] for m in modalities], freeze, head=budget.head, method=method)
         return [Run(name, make, needs=tuple(_unimodal_runs(modalities)))]
     return runs
 
@@ -124,7 +124,7 @@ def _lr_control(answers, data):
     best = best_on_validation(answers, data)
     return {"lr_control": replace(best, info=best.info | dict(seconds=sum(a.info["seconds"] for a in answers)))}
 
-# %% ../nbs/13_benchmark.ipynb #80aec6b7
+# %% ../nbs/13_benchmark.ipynb #b598570d
 METHODS = dict(
     unimodal=Method("each modality alone, and the one that is best on validation data", _unimodal_runs, _each_modality),
     ensemble=Method("mean log-probability of the unimodal models", _unimodal_runs, _ensemble("logprob")),
@@ -135,6 +135,14 @@ METHODS = dict(
     modality_dropout=joint("joint training with modalities dropped at random", "modality_dropout", ModalityDropout),
     pretrained=Method("unimodal encoders, then joint finetuning", _pretrained("pretrained", False), lambda answers, data: {"pretrained": answers[0]}),
     frozen=Method("unimodal encoders frozen, head trained on top", _pretrained("frozen", True), lambda answers, data: {"frozen": answers[0]}),
+    multimodal=joint("MultiModal loss: multi-proxy head (Moon & Lee 2023)", "multimodal", MultiModal),
+    tcmax=joint("TCMax: total correlation as the loss", "tcmax", TCMax),
+    mcr=joint("MCR: competition regulariser, published weights", "mcr", MCR),
+    mcr_pretrained=Method("MCR from unimodal encoders, as in most published runs", _pretrained("mcr_pretrained", False, MCR), lambda answers, data: {"mcr_pretrained": answers[0]}),
+    resampling=joint("sample-level valuation and resampling (Wei et al. 2024)", "resampling", ModalityResampling),
+    resampling_modality=joint("the same at modality level", "resampling_modality", ModalityResampling, level="modality"),
+    agm=joint("AGM: gradient modulation as published (made for SGD)", "agm", GradientModulation),
+    agm_lr=joint("AGM on each encoder's step, for Adam", "agm_lr", GradientModulation, mode="lr"),
 )
 
 # %% ../nbs/13_benchmark.ipynb #608dc7c2

@@ -1,0 +1,264 @@
+"The methods as callbacks: neutral settings, precision, accumulation, interruption, and that what should learn does."
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.learner import load_learner
+from fastai.optimizer import SGD, Adam
+from torch.testing import assert_close
+
+from mmlit.baselines import ModalityDropout, MultiLoss
+from mmlit.callbacks import MCR, FusionMethod, GradientModulation, ModalityMonitor, ModalityResampling, MultiModal, TCMax, multimodal_learner
+from mmlit.data import load_dataset, multimodal_dls
+from mmlit.fusion import HEADS
+from mmlit.mcr import mcr_loss
+from mmlit.tcmax import tcmax_model_loss
+
+DATA = load_dataset("breast_cancer")                        # three modalities, two classes, 569 samples
+METHODS = dict(multimodal=MultiModal, tcmax=TCMax, mcr=MCR, resampling=lambda: ModalityResampling(warmup=1),
+               resampling_modality=lambda: ModalityResampling("modality", warmup=1), agm=GradientModulation,
+               agm_lr=lambda: GradientModulation(mode="lr"), multi_loss=MultiLoss, dropout=ModalityDropout)
+EVERY = pytest.mark.parametrize("name", METHODS)
+NEUTRAL = dict(tcmax=lambda: TCMax(alignment=0.), agm=lambda: GradientModulation(alpha=0.), agm_lr=lambda: GradientModulation(alpha=0., mode="lr"),
+               mcr=lambda: MCR(mipd_weight=0., unimodal_weight=0., contrastive_weight=0.), multi_loss=lambda: MultiLoss(0.),
+               resampling=lambda: ModalityResampling(warmup=99), dropout=lambda: ModalityDropout(0.), agm_over=lambda: GradientModulation(end=0))
+
+
+def learner(*cbs, head="concat", opt=Adam, seed=0, bs=32, path="."):
+    torch.manual_seed(seed)
+    dls = multimodal_dls(DATA, seed=seed, bs=bs, device="cpu", path=path)
+    return multimodal_learner(dls, head=head, width=16, cbs=list(cbs), opt_func=opt)
+
+def fit(learn, epochs=2, lr=3e-3, cbs=(), **kwargs):
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Adam-like")
+        learn.fit(epochs, lr, cbs=list(cbs), **kwargs)
+    return learn
+
+def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+def same(a, b, **tolerance):
+    for k in a:
+        if k in b: assert_close(a[k], b[k], **tolerance)
+
+
+class Gradients(Callback):
+    "The gradients of the first step, as the optimiser gets them."
+    order = MixedPrecision.order + 5
+    def before_fit(self): self.seen = None
+    def before_step(self):
+        if self.seen is None: self.seen = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("head", ["concat", "film", "attention"])
+def test_the_neutral_setting_has_the_gradients_of_plain_training(name, head):
+    plain, neutral = (fit(learner(*cbs, Gradients(), head=head), 1).gradients.seen for cbs in ((), (NEUTRAL[name](),)))
+    for n, g in plain.items(): assert_close(neutral[n], g, rtol=1e-4, atol=1e-6)
+
+
+@EVERY
+@pytest.mark.parametrize("head", HEADS)
+def test_every_method_trains_every_head(name, head):
+    few = dict(pairings=200) if name == "tcmax" and head in ("mlp", "attention") else {}             # heads without structure score sampled pairings
+    learn = fit(learner(TCMax(**few) if few else METHODS[name](), head=head), 4)
+    assert math.isfinite(learn.recorder.values[-1][0]) and learn.recorder.values[-1][2] > .8
+    assert not learn.model._feature_hooks and learn.dls.train.plan is None and len(learn.metrics) == 1
+    method = learn.cbs[-1] if isinstance(learn.cbs[-1], FusionMethod) else next(c for c in learn.cbs if isinstance(c, FusionMethod))
+    for column in method.columns: assert len(method.history[column]) == 4 and math.isfinite(method.history[column][-1]), column
+
+
+@EVERY
+def test_every_learnable_parameter_moves(name):
+    learn = learner(METHODS[name]())
+    before = {n: p.clone() for n, p in learn.model.named_parameters()}
+    fit(learn, 3)
+    still = [n for n, p in learn.model.named_parameters() if torch.equal(p, before[n])]
+    if name == "mcr": still = [n for n in still if ".decoder." not in n]          # the bottleneck's decoder has weight 0 by default
+    assert not still
+
+
+def test_the_decoder_of_the_bottleneck_moves_when_it_has_a_weight():
+    learn = learner(MCR(ceb_weight=1.))
+    before = learn.model.parts["mcr_heads"].decoder[0].weight.clone()
+    assert "ceb" in fit(learn, 1).mcr.history and not torch.equal(learn.model.parts["mcr_heads"].decoder[0].weight, before)
+
+
+@EVERY
+def test_fit_twice_is_a_fresh_fit(name):
+    "A second fit on the same initial weights and batches gives what the first one gave: no state is left in the callback."
+    learn = learner(METHODS[name]())
+    start, rng = weights(learn), learn.dls.train.rng.getstate()
+    first = weights(fit(learn))
+    learn.model.load_state_dict(start); learn.dls.train.rng.setstate(rng); learn.opt = None
+    same(weights(fit(learn)), first)
+
+
+class StopAt(Callback):
+    def __init__(self, epoch): self.stop = epoch
+    def after_epoch(self):
+        if self.epoch + 1 == self.stop: raise CancelFitException()
+
+@pytest.mark.parametrize("name", ["agm", "agm_lr", "resampling", "resampling_modality", "multimodal", "mcr", "dropout"])
+def test_interrupted_and_resumed_is_uninterrupted(name, tmp_path):
+    whole = weights(fit(learner(METHODS[name]()), 4))
+    first = fit(learner(METHODS[name](), path=tmp_path), 4, cbs=[StopAt(2)])
+    first.save("half")
+    rng = first.dls.train.rng.getstate()
+    second = learner(METHODS[name](), path=tmp_path, seed=0)
+    second.create_opt(); second.load("half")
+    second.dls.train.rng.setstate(rng)
+    same(weights(fit(second, 4, start_epoch=2)), whole)
+
+
+@EVERY
+def test_cancelled_training_leaves_nothing_behind(name):
+    learn = fit(learner(METHODS[name]()), 3, cbs=[StopAt(2)])
+    assert not learn.model._feature_hooks and learn.dls.train.plan is None and len(learn.metrics) == 1
+
+
+@pytest.mark.parametrize("name", ["tcmax", "mcr", "multi_loss"])
+def test_penalties_leave_the_logged_loss_alone(name):
+    class Compare(Callback):
+        order = 55
+        def after_loss(self):
+            if self.training: assert_close(self.loss, self.loss_func(self.pred, *self.yb))
+    learn = fit(learner(METHODS[name](), Compare()), 1)
+    assert learn.recorder.values
+
+
+@pytest.mark.parametrize("name, formula", [
+    ("tcmax", lambda learn, zs, y: tcmax_model_loss(learn.model, zs, y)),
+    ("mcr", lambda learn, zs, y: mcr_loss(learn.model, zs, y, learn.model.parts["mcr_heads"], generator=torch.Generator().manual_seed(0)).total)])
+def test_the_first_gradient_is_that_of_the_formula(name, formula):
+    learn = learner(METHODS[name](), Gradients())
+    twin, rng = copy.deepcopy(learn.model), learn.dls.train.rng.getstate()
+    seen = fit(learn, 1).gradients.seen
+    learn.dls.train.rng.setstate(rng); learn.model = twin
+    *xs, y = learn.dls.train.one_batch()
+    formula(learn, twin.encode(*xs), y).backward()
+    for n, p in twin.named_parameters():
+        if p.grad is not None: assert_close(seen[n], p.grad, rtol=1e-4, atol=1e-6)
+
+
+class CPUAutocast(MixedPrecision):
+    "fastai's MixedPrecision asks for CUDA; the same on a CPU in bfloat16."
+    def before_fit(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.learn.scaler = None
+    def before_batch(self): self.autocast.__enter__()
+    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+    def before_backward(self): pass
+    def before_step(self): pass
+    def after_step(self): pass
+    def after_fit(self): pass
+
+@EVERY
+@pytest.mark.parametrize("companion", [CPUAutocast, lambda: GradientClip(.1), lambda: GradientAccumulation(64), lambda: EarlyStoppingCallback(patience=1)], ids=["bfloat16", "clip", "accumulate", "early"])
+def test_every_method_goes_with_fastai(name, companion):
+    learn = fit(learner(METHODS[name](), companion(), ModalityMonitor()), 3)
+    assert all(torch.isfinite(v.float()).all() for v in learn.model.state_dict().values())
+    assert learn.recorder.values[-1][2] > .6
+
+
+@pytest.mark.parametrize("name", ["mcr", "multi_loss"])
+def test_accumulated_penalties_are_divided_like_the_loss(name):
+    "Two half batches accumulated have half the sum of their gradients, penalties included."
+    seen = []
+    for bs, cbs in ((32, (GradientAccumulation(64),)), (32, ())):
+        learn = learner(METHODS[name](), Gradients(), *cbs, bs=bs, opt=SGD)
+        fit(learn, 1, lr=0.)
+        seen.append(learn.gradients.seen)
+    accumulated, single = (torch.cat([g.flatten() for g in s.values()]) for s in seen)
+    assert accumulated.norm() < 1.05*single.norm()                      # undivided they would be about twice as long
+
+
+@EVERY
+def test_lr_find_save_model_and_freezing(name, tmp_path):
+    learn = learner(METHODS[name](), path=tmp_path)
+    before = weights(learn)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learn.lr_find(num_it=20, show_plot=False)
+    same(weights(learn), before)
+    learn.model.encoders[0].requires_grad_(False); learn.create_opt()
+    fit(learn, 2, cbs=[SaveModelCallback(monitor="accuracy", fname="best")])
+    same({k: v for k, v in before.items() if k.startswith("encoders.0.")}, weights(learn))
+
+
+@pytest.mark.parametrize("name", ["multimodal", "tcmax", "mcr", "agm"])
+def test_export_and_predict(name, tmp_path):
+    learn = fit(learner(METHODS[name](), path=tmp_path), 1)
+    item = tuple(x[3] for x in DATA.xs.values())
+    with learn.no_bar():
+        wanted = learn.predict(item)[2]
+        learn.export(tmp_path/"model.pkl")
+        again = load_learner(tmp_path/"model.pkl")
+    with again.no_bar(): assert_close(again.predict(item)[2], wanted)
+
+
+def test_gradient_modulation_of_a_late_fusion_scales_the_encoders_gradients():
+    learn = learner(GradientModulation(alpha=1.), Gradients(), head="sum", opt=SGD)
+    plain = learner(Gradients(), head="sum", opt=SGD)
+    seen, reference = fit(learn, 1).gradients.seen, fit(plain, 1).gradients.seen
+    kappa = []
+    for m in range(3):                                  # first layers: the muted pass has a zero input and sends them nothing
+        g, plain_g = seen[f"encoders.{m}.1.weight"], reference[f"encoders.{m}.1.weight"]
+        kappa.append((g*plain_g).sum()/plain_g.square().sum())
+        assert_close(g, kappa[-1]*plain_g, rtol=1e-3, atol=1e-6)
+    assert max(kappa) > 1.01 > .99 > min(kappa)
+
+
+def test_mode_lr_scales_steps_under_any_optimiser():
+    class Fixed(GradientModulation):
+        def after_pred(self): super().after_pred(); self.kappa = torch.tensor([.5, 1., 2.])
+    start = weights(learner())
+    moved = []
+    for cbs in ((), (Fixed(mode="lr"),)):
+        learn = learner(*cbs)
+        class One(Callback):
+            def after_batch(self):
+                if self.training: raise CancelFitException()
+        moved.append(weights(fit(learn, 1, cbs=[One()])))
+    for m, k in enumerate((.5, 1., 2.)):
+        key = f"encoders.{m}.1.weight"
+        assert_close(moved[1][key] - start[key], k*(moved[0][key] - start[key]), rtol=1e-3, atol=1e-7)
+
+
+def test_adam_is_warned_about_and_sgd_is_not():
+    with pytest.warns(UserWarning, match="hide constant factors"):
+        learn = learner(GradientModulation())
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Adam-like")
+        learn = learner(GradientModulation(), opt=SGD)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+
+
+def test_empirical_prior_corrects_predictions():
+    learn = fit(learner(TCMax(prior="empirical")), 3)
+    assert learn.recorder.values[-1][2] > .8
+    with learn.no_bar(): with_prior = learn.get_preds(ds_idx=1)[0]
+    *xs, y = learn.dls.valid.one_batch()
+    logits = learn.model.eval()(*xs)
+    assert_close((logits + learn.tc_max.log_prior).softmax(1), with_prior[:len(y)], rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+def test_validation_and_prediction_leave_the_histories_alone(name):
+    learn = fit(learner(METHODS[name](), ModalityMonitor()), 2)
+    kept = copy.deepcopy([c.history for c in learn.cbs if isinstance(c, FusionMethod)])
+    with learn.no_bar(), learn.no_logging(): learn.validate(); learn.get_preds(ds_idx=2)
+    assert [c.history for c in learn.cbs if isinstance(c, FusionMethod)] == kept
+    assert not learn.model._feature_hooks and len(learn.metrics) == 1 and learn.dls.train.plan is None
+
+
+def test_methods_combine_where_it_has_a_meaning():
+    learn = fit(learner(MCR(), ModalityResampling(warmup=1), GradientModulation(mode="lr"), ModalityMonitor()), 3)
+    assert learn.recorder.values[-1][2] > .8
+    with pytest.raises(ValueError, match="cannot be combined"): learner(GradientModulation(), TCMax())
