@@ -446,7 +446,7 @@ def report(
     path.write_text(page_html("Does the joint model beat the ensemble of its unimodal parts?", "".join(parts)), encoding="utf8")
     return path
 
-# %% ../nbs/13_benchmark.ipynb #74421c59
+# %% ../nbs/13_benchmark.ipynb #8ae72837
 def print_comparison(
     comparison:Comparison,
     console:Console|None=None,
@@ -466,7 +466,7 @@ def print_comparison(
 @call_parse
 def mmlit_compare(
     data:str="mfeat,emoji",                         # data sets: names, names?option=value, or .npz files, separated by commas
-    methods:str="unimodal,ensemble,joint",          # methods to compare, separated by commas; "list" lists them
+    methods:str="unimodal,ensemble,joint",          # methods to compare, separated by commas; "all" of them; "list" lists them
     seeds:int=5,                                    # how many seeds; each is a split and an initialisation
     epochs:int=25,                                  # epochs of every run
     bs:int=64,                                      # batch size
@@ -481,6 +481,7 @@ def mmlit_compare(
         for name, method in METHODS.items(): print(f"{name:18}{method.title}")
         return
     names = [n for n in data.split(",") if n.strip()]
+    methods = ",".join(METHODS) if methods == "all" else methods
     budget = Budget(epochs, bs, lr, width, head)
     try: comparison = compare(names, [m.strip() for m in methods.split(",") if m.strip()], seeds, budget, out, jobs=jobs or None)
     except (ValueError, FloatingPointError) as error: raise SystemExit(f"mmlit_compare: {error}")
@@ -488,4 +489,5 @@ def mmlit_compare(
     print_comparison(comparison)
     command = f"mmlit_compare --data {data} --methods {methods} --seeds {seeds} --epochs {epochs} --bs {bs} --lr {lr} --width {width} --head {head}"
     comparison.table().to_csv(Path(out)/"table.csv", index=False)
+    comparison.runs.to_csv(Path(out)/"scores.csv", index=False)
     print(f"report: {report(comparison, Path(out)/'report.html', command).resolve()}")

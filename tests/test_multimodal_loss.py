@@ -217,16 +217,24 @@ def committed():
     with open(ROOT/"results"/"multi_proxy_ablation.csv", newline="") as file: return {(r["design"], r["head"], int(r["seed"])): r for r in csv.DictReader(file)}
 
 def test_ablation_table_is_complete():
-    tool, rows = ablation(), committed()
-    assert list(rows) == tool.PLAN
+    tool = ablation()
+    assert list(committed()) == [(design, head, seed) for design, head in tool.PLAN for seed in range(tool.SEEDS)]
 
-@pytest.mark.parametrize("job", [("one_easy", "20 sum p", 0), ("one_easy", "as published", 1), ("random", "sum logits", 2)], ids=str)
+@pytest.mark.parametrize("job", [("one_easy", "20 sum p", 0), ("random", "sum logits", 2)], ids=str)
 def test_ablation_run_can_be_repeated(job):
-    row, old = ablation().run(*job), committed()[job]
-    for name in "accuracy", "accuracy_1", "accuracy_2", "accuracy_3":        # training is chaotic in the last bits; 2,000 test samples
+    [row], old = ablation().run(*job[:2], job[2:]), committed()[job]
+    for name in "accuracy", "accuracy_1", "accuracy_2", "accuracy_3":        # another machine may round otherwise; 2,000 test samples
         assert abs(row[name] - float(old[name])) < .03, name
 
-def test_pull_of_the_proxies_beats_the_plain_sum_of_probabilities():
+def test_stacked_training_is_training_one_by_one():
     tool = ablation()
-    for seed in 100, 101:                                                    # seeds that the table does not hold
-        assert tool.run("one_easy", "as published", seed)["accuracy"] > tool.run("one_easy", "sum p", seed)["accuracy"] + .1
+    tool.EPOCHS = 50
+    together = tool.run("one_easy", "as published", [3, 4])
+    for row in together:
+        [alone] = tool.run("one_easy", "as published", [row["seed"]])
+        assert abs(alone["loss"] - row["loss"]) < 1e-4 and abs(alone["accuracy"] - row["accuracy"]) < .01
+
+def test_pull_of_the_proxies_beats_the_plain_sum_of_probabilities():
+    tool, seeds = ablation(), [100, 101, 102]                                # seeds that the table does not hold
+    published, plain = (tool.run("one_easy", head, seeds) for head in ("as published", "sum p"))
+    assert all(a["accuracy"] > b["accuracy"] + .1 for a, b in zip(published, plain))
