@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'STYLE', 'Budget', 'Run', 'Method', 'Answer', 'headline', 
            'parse_dataset', 'data_digest', 'KeepBest', 'RunStore', 'train_run', 'check_methods', 'compare',
            'Comparison', 'figure_html', 'table_html', 'page_html', 'report', 'print_comparison', 'mmlit_compare']
 
-# %% ../nbs/13_benchmark.ipynb #70c5c2b8
+# %% ../nbs/13_benchmark.ipynb #ea5668c3
 import ast
 import base64
 import difflib
@@ -37,7 +37,7 @@ from rich.table import Table
 from . import __version__
 from .baselines import ModalityDropout, MultiLoss, ensemble_log_probabilities, pretrained_learner, unimodal_learner
 from .callbacks import MCR, GradientModulation, ModalityResampling, MultiModal, TCMax, multimodal_learner
-from .data import DATASETS, MultimodalData, PictureFiles, load_dataset, multimodal_dls, split_hash
+from .data import DATASETS, MultimodalData, PictureFiles, grouped_split, load_dataset, multimodal_dls, split_hash
 from .fusion import HEADS
 from .scores import Interval, classification_scores, corrected_interval, regression_scores
 
@@ -187,12 +187,14 @@ class KeepBest(TrackerCallback):
     def after_fit(self):
         if self.best_weights is not None: self.model.load_state_dict(self.best_weights)
 
-# %% ../nbs/13_benchmark.ipynb #de24da7a
+# %% ../nbs/13_benchmark.ipynb #b869c09f
 class RunStore:
     "A folder of finished runs: `<out>/<data>/<run>/seed<k>-<key>.npz`, with the weights beside it."
-    def __init__(self, out): self.out = Path(out)
+    def __init__(self, out): self.out, self.facts = Path(out), {}
     def path(self, data, run, seed, budget):
-        facts = dict(data=data_digest(data), run=run.name, tag=run.tag, needs=[n.tag for n in run.needs], seed=seed, budget=asdict(budget), version=__version__)
+        if (data.name, seed) not in self.facts: self.facts[data.name, seed] = data_digest(data), split_hash(grouped_split(data.y, data.groups, seed=seed))
+        digest, split = self.facts[data.name, seed]
+        facts = dict(data=digest, split=split, run=run.name, tag=run.tag, needs=[n.tag for n in run.needs], seed=seed, budget=asdict(budget), version=__version__)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
         safe = lambda s: "".join(c if c.isalnum() or c in "-_.=" else "_" for c in s)
         return self.out/safe(Path(data.name).name)/safe(run.name)/f"seed{seed}-{key}.npz"
