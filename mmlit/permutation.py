@@ -253,7 +253,7 @@ def _check_weights(weights, n):
         raise ValueError(f"weights must have shape ({n}, {n}) and rows that sum to 1, got shape {tuple(weights.shape)}")
     return weights
 
-# %% ../nbs/04_permutation.ipynb #f4560743
+# %% ../nbs/04_permutation.ipynb #a203a54c
 class PermutationTest(NamedTuple):
     "Result of a randomisation test."
     pvalue:float     # (1 + number of replicates at or above the statistic) / (1 + reps)
@@ -291,7 +291,7 @@ def permutation_test(
     hat = _smoother(kernels, labels)
     residual_maker = torch.eye(len(y)).double() - hat
     e = (features - _smoother(kernels, features)@features).T@residual_maker
-    r = residual_maker@labels/residual_maker.diagonal()[:, None]
+    r = residual_maker@labels/residual_maker.norm(dim=1, keepdim=True)   # with the variance of the noise itself
     signs = torch.randint(0, 2, (len(y), reps), generator=generator).double()*2 - 1
     null = sum((e@(fit[:, None] + signs*noise[:, None])).square().sum(0) for fit, noise in zip((hat@labels).T, r.T))
     statistic = (e@labels).square().sum()
