@@ -385,7 +385,7 @@ class ScoreNetwork(nn.Module):
         score = start + self.network(torch.cat([x, x*x - 1, start], 1))
         return (self.ceiling - F.softplus(self.ceiling - score))[:, 0]
 
-# %% ../nbs/03_estimators.ipynb #3532c105
+# %% ../nbs/03_estimators.ipynb #005f2695
 def _shifted(parts, shift): return torch.cat([part.roll(m*shift, 0) for m, part in enumerate(parts)], 1)
 
 @dataclass(frozen=True)
@@ -454,7 +454,7 @@ class NeuralEstimator:
         n = len(parts[0])
         generator = torch.Generator().manual_seed(seed)
         fold = torch.randperm(n, generator=generator) % self.folds
-        terms, unfinished, effective = torch.empty(n, dtype=torch.float64), 0, 1.
+        terms, unfinished, effective = torch.empty(n, dtype=torch.float64), 0, math.inf
         for k in range(self.folds):
             critic, finished = self.fit([p[fold != k] for p in parts], generator)
             terms[fold == k], share = self._held_out(critic, [p[fold == k] for p in parts])
