@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'Budget', 'Run', 'Method', 'Answer', 'headline', 'best_on_
            'parse_dataset', 'data_digest', 'KeepBest', 'RunStore', 'train_run', 'check_methods', 'compare',
            'Comparison', 'figure_html', 'table_html', 'page_html', 'report', 'print_comparison', 'mmlit_compare']
 
-# %% ../nbs/13_benchmark.ipynb #ea5668c3
+# %% ../nbs/13_benchmark.ipynb #e0737446
 import ast
 import base64
 import difflib
@@ -39,7 +39,7 @@ from .baselines import ModalityDropout, MultiLoss, ensemble_log_probabilities, p
 from .callbacks import MCR, GradientModulation, ModalityResampling, MultiModal, TCMax, multimodal_learner
 from .data import DATASETS, MultimodalData, PictureFiles, grouped_split, load_dataset, multimodal_dls, split_hash
 from .fusion import HEADS
-from .scores import Interval, classification_scores, corrected_interval, regression_scores
+from .scores import Interval, classification_scores, paired_intervals, regression_scores
 
 # %% ../nbs/13_benchmark.ipynb #451edcea
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def compare(
                     rows.append(dict(data=data.name, method=name, **answer.info, **answer.scores("test", data.classes)))
     return Comparison(pd.DataFrame(rows), reference, budget, {d.name: d for d in datasets})
 
-# %% ../nbs/13_benchmark.ipynb #dd5efcc1
+# %% ../nbs/13_benchmark.ipynb #f5b2ac2d
 class Comparison:
     "The scores of every method, seed and data set, and what follows from them."
     def __init__(self, runs, reference, budget, datasets):
@@ -323,12 +323,7 @@ class Comparison:
 
     def intervals(self, data, score=None):
         "For each method: the interval of its score, and of its paired difference to the reference (None for the reference)."
-        score = score or self.score(data)
-        rows = self.runs[self.runs.data == data]
-        table = rows.pivot(index="seed", columns="method", values=score)[list(dict.fromkeys(rows.method))]
-        ratio = float((rows.n_test/rows.n_train).mean())
-        base = table.get(self.reference)
-        return {m: (corrected_interval(s, ratio), None if base is None or m == self.reference else corrected_interval(s - base, ratio)) for m, s in table.items()}
+        return paired_intervals(self.runs, data, score or self.score(data), self.reference)
 
     def table(self):
         "One row for each data set and method: mean, interval, paired difference to the reference and its interval."
@@ -409,11 +404,11 @@ def page_html(
     "A self-contained page."
     return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>'
 
-# %% ../nbs/13_benchmark.ipynb #7fdc6a98
+# %% ../nbs/13_benchmark.ipynb #d74c28c8
 def _cells(comparison, data):
     "The cells of a data set's table as text: method, score, difference, other scores."
     percent = comparison.score(data) == "accuracy"
-    show = lambda v, sign="": "" if v is None else (f"{v.mean*100:{sign}.1f}" + ("" if math.isnan(v.low) else f" [{v.low*100:{sign}.1f}, {v.high*100:{sign}.1f}]")) if percent else f"{v:{sign}.3f}"
+    show = lambda v, sign="": "" if v is None else f"{Interval(*(100*x for x in v)):{sign}.1f}" if percent else f"{v:{sign}.3f}"
     table = comparison.table().query("data == @data").set_index("method")
     more = [c for c in ("balanced_accuracy", "log_loss", "ece", "seconds") if c in table]
     form = dict(balanced_accuracy=lambda v: f"{100*v:.1f}", log_loss=lambda v: f"{v:.3f}", ece=lambda v: f"{v:.3f}", seconds=lambda v: f"{v:.1f}")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['expected_calibration_error', 'classification_scores', 'regression_scores', 'Interval', 'corrected_interval',
-           'bootstrap_interval']
+           'paired_intervals', 'paired_table', 'bootstrap_interval']
 
-# %% ../nbs/04a_scores.ipynb #426b7afd
+# %% ../nbs/04a_scores.ipynb #34991cd7
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from sklearn import metrics
 
@@ -72,6 +73,39 @@ def corrected_interval(
     if n == 1: return Interval(mean, math.nan, math.nan)
     half = float(stats.t.ppf((1 + level)/2, n - 1)*values.std(ddof=1)*math.sqrt(1/n + test_to_train))
     return Interval(mean, mean - half, mean + half)
+
+# %% ../nbs/04a_scores.ipynb #ce5171f0
+def paired_intervals(
+    runs:pd.DataFrame,        # columns data, method, seed, n_train, n_test and the scores; as written by `mmlit_compare`
+    data:str,                 # which data set
+    score:str="accuracy",     # which score
+    reference:str="ensemble", # differences are taken to this method
+)->dict[str, tuple]:          # method -> (Interval of its score, Interval of its paired difference; None for the reference itself)
+    "The interval of each method's score, and of its difference to the reference, over seeds."
+    rows = runs[runs.data == data]
+    if rows.empty: raise ValueError(f"no runs on {data!r}; there are runs on {sorted(set(runs.data))}")
+    if score not in rows: raise ValueError(f"no score {score!r}; the runs have {list(rows.columns)}")
+    table = rows.pivot(index="seed", columns="method", values=score)[list(dict.fromkeys(rows.method))]
+    ratio, base = float((rows.n_test/rows.n_train).mean()), table.get(reference)
+    return {m: (corrected_interval(s, ratio), None if base is None or m == reference else corrected_interval(s - base, ratio)) for m, s in table.items()}
+
+def paired_table(
+    runs:pd.DataFrame,                       # see `paired_intervals`
+    methods:Sequence[str],                   # rows to show
+    score:str="accuracy",
+    references:Sequence[str]=("ensemble", "joint"), # a column of differences for each
+    scale:float=100.,                        # 100: per cent and points
+)->pd.DataFrame:
+    "Scores and paired differences with intervals, as text: a row for each data set and method."
+    out = []
+    for data in dict.fromkeys(runs.data):
+        by = {r: paired_intervals(runs, data, score, r) for r in references}
+        for m in methods:
+            value = by[references[0]].get(m)
+            if value is None: continue
+            scaled = lambda i, sign="": "" if i is None else f"{Interval(*(scale*v for v in i)):{sign}.1f}"
+            out.append({"data": data, "method": m, score: scaled(value[0])} | {f"minus {r}": scaled(by[r][m][1], "+") for r in references})
+    return pd.DataFrame(out).set_index(["data", "method"])
 
 # %% ../nbs/04a_scores.ipynb #4d493407
 def bootstrap_interval(

@@ -296,3 +296,10 @@ def test_gaussian_truth_is_the_mean_log_ratio_of_draws(runs=20, n=5000):
     (torch.tensor([[1., 2.], [2., 1.]]), (1, 1), "coordinate 1"), (torch.tensor([[1., .2], [.1, 1.]]), (1, 1), "symmetric"), (torch.full((2, 2), math.nan), (1, 1), "NaN"), (torch.zeros(2, 2), (1, 1), "coordinate 0")])
 def test_what_is_no_covariance_is_refused(cov, dims, message):
     with pytest.raises(ValueError, match=message): gaussian_total_correlation(cov, dims)
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_coordinate_that_is_a_sum_of_others_is_refused_although_rounding_hides_it(dtype):
+    for seed in range(20):
+        x = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        x = torch.cat([x, x.sum(0, keepdim=True)])
+        with pytest.raises(ValueError, match="coordinate 3"): gaussian_mutual_information(x@x.T, (2, 2))

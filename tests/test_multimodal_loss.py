@@ -62,6 +62,10 @@ def test_properties_over_random_tables(shape, seed):
     assert (z >= 0).all() and (z.sum(1) <= K + 1e-9).all() and (o >= total).all() and (o <= 2*total + 1e-9).all()
     assert_close(a.sum((1, 2)), torch.ones(B, dtype=p.dtype))
     assert_close(multi_proxy_logits(p, W[..., torch.randperm(K, generator=rng)]), f)
+    W_one = W.clone()
+    W_one[:, :, 0] = W[:, :, 0][..., torch.randperm(K, generator=rng)]       # within one class: no change with the proxy axis, nor in o
+    assert_close(multi_proxy_logits(p, W_one, axis="proxy"), multi_proxy_logits(p, W, axis="proxy"))
+    assert_close(multi_proxy_terms(p, W_one).o, o)
     order, names = torch.randperm(M, generator=rng), torch.randperm(C, generator=rng)
     assert_close(multi_proxy_logits(p[order], W[order]), f)
     assert_close(multi_proxy_logits(p[..., names], W[:, names][:, :, names]), f[:, names])
