@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'Budget', 'Run', 'Method', 'Answer', 'headline', 'best_on_
            'parse_dataset', 'data_digest', 'KeepBest', 'RunStore', 'train_run', 'check_methods', 'compare',
            'Comparison', 'figure_html', 'table_html', 'page_html', 'report', 'print_comparison', 'mmlit_compare']
 
-# %% ../nbs/13_benchmark.ipynb #e0737446
+# %% ../nbs/13_benchmark.ipynb #6da0edb9
 import ast
 import base64
 import difflib
@@ -39,6 +39,7 @@ from .baselines import ModalityDropout, MultiLoss, ensemble_log_probabilities, p
 from .callbacks import MCR, GradientModulation, ModalityResampling, MultiModal, TCMax, multimodal_learner
 from .data import DATASETS, MultimodalData, PictureFiles, grouped_split, load_dataset, multimodal_dls, split_hash
 from .fusion import HEADS
+from .multimodal_loss import ScaledSumHead
 from .scores import Interval, classification_scores, paired_intervals, regression_scores
 
 # %% ../nbs/13_benchmark.ipynb #451edcea
@@ -124,7 +125,7 @@ def _lr_control(answers, data):
     best = best_on_validation(answers, data)
     return {"lr_control": replace(best, info=best.info | dict(seconds=sum(a.info["seconds"] for a in answers)))}
 
-# %% ../nbs/13_benchmark.ipynb #b598570d
+# %% ../nbs/13_benchmark.ipynb #b50b2474
 METHODS = dict(
     unimodal=Method("each modality alone, and the one that is best on validation data", _unimodal_runs, _each_modality),
     ensemble=Method("mean log-probability of the unimodal models", _unimodal_runs, _ensemble("logprob")),
@@ -136,6 +137,7 @@ METHODS = dict(
     pretrained=Method("unimodal encoders, then joint finetuning", _pretrained("pretrained", False), lambda answers, data: {"pretrained": answers[0]}),
     frozen=Method("unimodal encoders frozen, head trained on top", _pretrained("frozen", True), lambda answers, data: {"frozen": answers[0]}),
     multimodal=joint("MultiModal loss: multi-proxy head (Moon & Lee 2023)", "multimodal", MultiModal),
+    scaled_sum=Method("its control: 20 times the sum of unimodal probabilities", lambda modalities: [Run("scaled_sum", lambda dls, budget, models: multimodal_learner(dls, head=ScaledSumHead, width=budget.width))], lambda answers, data: {"scaled_sum": answers[0]}),
     tcmax=joint("TCMax: total correlation as the loss", "tcmax", TCMax),
     mcr=joint("MCR: competition regulariser, published weights", "mcr", MCR),
     mcr_pretrained=Method("MCR from unimodal encoders, as in most published runs", _pretrained("mcr_pretrained", False, MCR), lambda answers, data: {"mcr_pretrained": answers[0]}),

@@ -455,16 +455,20 @@ def coalition_logits(
         return mask_features(tuple(z[b] for z in zs), present[s], absent)
     return _fuse_rows(model, rows, len(present)*batch, _row_bytes(zs), memory).unflatten(0, (len(present), batch))
 
-# %% ../nbs/02_fusion.ipynb #a2a0ded3
+# %% ../nbs/02_fusion.ipynb #e00862ac
 def unimodal_logits(
     model:nn.Module,                    # has `fuse`; for "split" also `contributions`
     zs:Sequence[Tensor],                # M features, each (B, ...)
-    strategy:str="mask",                # "mask": all others absent; "split": the modality's part of an additive head
+    strategy:str="mask",                # "mask": all others absent; "split": the modality's part of an additive head; "heads": the head's own unimodal answers
     absent:Sequence[Tensor]|None=None,  # stand-ins for "mask" (default: zero features)
 )->Tensor:                              # logits, shape (M, B, C)
     "The answer of each modality alone, inside the joint model."
     if strategy == "mask": return coalition_logits(model, zs, torch.eye(len(zs)).bool(), absent)
-    if strategy != "split": raise ValueError(f"unknown strategy {strategy!r}; known: mask, split")
+    if strategy == "heads":
+        head = getattr(model, "head", model)
+        if not hasattr(head, "unimodal_logits"): raise ValueError(f"'heads' needs a head that has unimodal_logits, such as MultiProxyHead; {type(head).__name__} has none: use strategy='mask'")
+        return head.unimodal_logits(zs)
+    if strategy != "split": raise ValueError(f"unknown strategy {strategy!r}; known: mask, split, heads")
     if not hasattr(model, "contributions"): raise ValueError("'split' needs an additive head (SumHead or ConcatHead); this one has no contributions: use strategy='mask'")
     return model.contributions(zs)
 
