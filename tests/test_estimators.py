@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
 from torch.testing import assert_close
 
@@ -190,16 +191,16 @@ def test_chain_rule_holds_between_the_plug_in_estimates():
     assert math.isclose(whole, estimate_mi(z, y).value + estimate_cmi(x, y, z).value, abs_tol=1e-9)
     assert math.isclose(estimate_tc([x, y, z]).value, whole + estimate_mi(x, z).value, abs_tol=1e-9)
 
-@pytest.mark.parametrize("law", [l for l in certify.LAWS if l.name in ("Gaussian 5+5, rho 0.5", "Gaussian 4+4+4, rho 0.4", "label x 10 features")], ids=lambda l: f"{l.quantity}-{l.name}")
+@pytest.mark.parametrize("law", [l for l in certify.LAWS if l.quantity != "cmi" and l.name in ("Gaussian 5+5, rho 0.5", "Gaussian 4+4+4, rho 0.4", "label x 10 features")], ids=lambda l: f"{l.quantity}-{l.name}")
 def test_lower_bounds_stay_below_and_come_close(law):
     method = "classifier" if law.name.startswith("label") else "neural"
     estimate = certify.run(law, method, 1000, 77)[0]
-    assert estimate.kind == ("difference" if law.quantity == "cmi" else "lower bound") and not estimate.covers
+    assert estimate.kind == "lower bound" and not estimate.covers
     assert estimate.low <= law.truth and estimate.value > .7*law.truth
 
 def test_methods_find_nothing_in_independent_data():
     rng = np.random.default_rng(0)
-    x, y, label = rng.normal(size=(600, 3)), rng.normal(size=(600, 3)), rng.integers(0, 3, 600)
+    x, y, label = rng.normal(size=(400, 3)), rng.normal(size=(400, 3)), rng.integers(0, 3, 400)
     for estimate in (estimate_mi(x, y), estimate_mi(x, label), estimate_mi(x[:, 0], y[:, 0]), estimate_cmi(x, label, y)): assert estimate.low < .01 and estimate.value < .05
 
 def test_classifier_sees_xor_and_ignores_a_known_condition():
@@ -214,15 +215,12 @@ def test_neural_estimate_is_reproducible_and_leaves_the_global_generator_alone()
     x, y = gaussians(rng, 300, 2, .5)
     estimator = NeuralEstimator(folds=2, steps=50)
     torch.manual_seed(1)
-    first = estimate_mi(x, y, method="neural", neural=estimator)
     state = torch.random.get_rng_state()
+    first = estimate_mi(x, y, method="neural", neural=estimator)
+    assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(2)
     assert estimate_mi(x, y, method="neural", neural=estimator) == first
-    torch.manual_seed(1)
     assert estimate_mi(x, y, method="neural", neural=estimator, seed=1) != first
-    torch.manual_seed(1)
-    estimate_mi(x, y, method="neural", neural=estimator)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 def test_a_critic_never_scores_the_samples_it_was_trained_on(monkeypatch):
     seen = []
@@ -269,4 +267,6 @@ def test_every_claim_of_the_table_holds():
     assert {certify.key(r) for r in rows} == planned, "run python tools/certify.py"
     for row in rows:
         if row["claimed"] == "True": assert .90 <= float(row["coverage_quiet"]) <= .99, row
-        if row["kind"] == "lower bound": assert float(row["low_holds"]) >= .95, row
+        if row["kind"] == "lower bound":                                                  # consistent with 95 % or more, at the 0.1 % level
+            repeats = int(row["repeats"])
+            assert binom.sf(round((1 - float(row["low_holds"]))*repeats) - 1, repeats, .05) > 1e-3, row

@@ -13,6 +13,6 @@ NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9i]*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.chdir(path.parent)
-    success, seconds = run_notebook(path, skip_flags=["notest", "slow", "cuda"], force_flags=[], basepath=ROOT, verbose=True)
+    success, seconds = run_notebook(path, skip_flags=["notest", "slow", "cuda"], force_flags=[], basepath=ROOT, showerr=True)
     plt.close("all")
     assert success, f"{path.name} failed after {seconds:.0f} s; the traceback is above"

@@ -1,0 +1,200 @@
+"The rendered site: complete, without a load from elsewhere, raw markup or a broken link; in a browser without errors, on a phone without sideways scroll."
+import ast
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT/"tools"))
+import docs
+
+pytest.importorskip("smalldocs")
+BOOKS = [p.stem for p in (ROOT/"nbs").glob("*.ipynb")]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --enable-logging=stderr".split()
+browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "Built once, without running a notebook; workers of one test run share it."
+    top = tmp_path_factory.getbasetemp()
+    out = (top.parent if "PYTEST_XDIST_WORKER" in os.environ else top)/"site"
+    with FileLock(f"{out}.lock"):
+        if not (out/"index.html").exists():
+            docs.build(out.with_name("unchecked"), run=lambda name: False)
+            out.with_name("unchecked").rename(out)
+    return out
+
+
+# ---- without a browser
+
+def test_every_notebook_is_in_the_sidebar():
+    docs.check_sidebar()
+
+def test_chapters_stand_in_the_order_of_their_numbers():
+    listed = docs.in_sidebar()
+    assert listed[0] == "index.ipynb" and listed[1:] == sorted(listed[1:])
+
+def test_a_notebook_missing_from_the_sidebar_is_named(tmp_path):
+    shutil.copy(ROOT/"nbs"/"sidebar.yml", tmp_path)
+    for book in docs.in_sidebar(): (tmp_path/book).touch()
+    (tmp_path/"99_new.ipynb").touch()
+    with pytest.raises(SystemExit, match="99_new"): docs.check_sidebar(tmp_path)
+
+def test_nbdev_yml_follows_the_settings():
+    text = (ROOT/"nbs"/"nbdev.yml").read_text()
+    for value in (docs.SITE_URL.rstrip("/"), docs.settings["git_url"], docs.settings["description"], docs.settings["doc_path"]): assert value in text
+
+def test_imports_of_a_notebook_stand_in_cells_of_their_own():
+    "`nbdev_docs` runs every cell that holds an import, and only those: one that also computes may need what was not run."
+    mixed = []
+    for book in (ROOT/"nbs").glob("[0-9]*.ipynb"):
+        for n, cell in enumerate(json.loads(book.read_text())["cells"]):
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or re.search(r"^#\|\s*(export|eval)", source, re.M): continue
+            nodes = list(ast.walk(ast.parse(source)))
+            if any(isinstance(o, (ast.Import, ast.ImportFrom)) for o in nodes) and any(isinstance(o, (ast.Expr, ast.Assign)) for o in nodes): mixed.append(f"{book.name}, cell {n}")
+    assert not mixed
+
+def test_pages_are_complete(site):
+    pages = {docs.page_of(b) for b in BOOKS}
+    assert {p.stem for p in site.glob("*.html")} == pages
+    for name, page in ((p.stem, p.read_text()) for p in site.glob("*.html")):
+        assert all(f'href="{other}.html"' in page for other in pages - {name}), f"{name} does not lead to every other page"
+
+def test_nothing_is_raw_broken_or_loaded_from_elsewhere(site):
+    assert not docs.problems(site)
+
+def test_names_in_backticks_lead_to_their_documentation(site):
+    assert 'href="shapley.html#shapley_values"' in (site/"index.html").read_text()
+    assert 'id="shapley_values"' in (site/"shapley.html").read_text()
+
+@pytest.mark.parametrize("broken, told", [
+    ('<script src="https://cdn.example/x.js"></script>', "loads https://cdn.example/x.js"),
+    ('<a href="nowhere.html">x</a>', "links to nowhere.html, which is not there"),
+    ('<a href="#nowhere">x</a>', "no such anchor"),
+    ("<p>the value $$x$$</p>", "raw markup"), ("<p>a [link](x.html)</p>", "raw markup"), ("<p>::: note</p>", "raw markup"),
+    ("<pre><code>#| export\nx = 1</code></pre>", "directive")])
+def test_what_is_wrong_with_a_page_is_found(tmp_path, broken, told):
+    (tmp_path/"good.html").write_text('<p id="a">is <span class="math">\\(\\frac12\\)</span>, <code>$$</code></p><a href="#a">a</a><a href="https://x.org">x</a>')
+    assert not docs.problems(tmp_path)
+    (tmp_path/"bad.html").write_text(broken)
+    found = docs.problems(tmp_path)
+    assert len(found) == 1 and found[0].startswith("bad.html") and told in found[0]
+
+def test_the_store_notices_every_change(tmp_path, monkeypatch):
+    for folder in ("mmlit", "results"): (tmp_path/folder).mkdir()
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    book, module = tmp_path/"00_a.ipynb", tmp_path/"mmlit"/"a.py"
+    names = set()
+    for path, text in ((book, "1"), (module, "1"), (book, "2"), (module, "2"), (tmp_path/"results"/"a.csv", "1")):
+        path.write_text(text)
+        names.add(docs.stored(book).name)
+    assert len(names) == 5
+
+@pytest.mark.slow
+def test_a_notebook_is_run_once_without_its_slow_cells(tmp_path, monkeypatch):
+    import nbformat
+    cells = ["import time; time.time()", "#| slow\n1/0", "#| eval: false\n1/0", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);"]
+    folder = tmp_path/"nbs"; folder.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), folder/"00_a.ipynb")
+    source = (folder/"00_a.ipynb").read_text()
+    monkeypatch.setattr(docs, "CACHE", tmp_path/"store")
+    env = dict(os.environ, MPLBACKEND="module://matplotlib_inline.backend_inline")
+    shown = []
+    for _ in range(2):
+        (folder/"00_a.ipynb").write_text(source)
+        docs.execute_all(folder, env, lambda name: True, 1)
+        shown.append((folder/"00_a.ipynb").read_text())
+    assert shown[0] == shown[1]                 # the time in the first cell says that it was run once
+    outputs = [c["outputs"] for c in json.loads(shown[0])["cells"]]
+    assert [len(o) for o in outputs] == [1, 0, 0, 1] and "image/png" in outputs[3][0]["data"]
+
+
+# ---- in a browser: each page in a frame, at the width of a phone and of a desk
+
+HARNESS = """<!doctype html><title>running</title><body><script>
+const report = {}, wait = ms => new Promise(done => setTimeout(done, ms));
+const visit = (page, work) => new Promise(done => {
+  const frame = Object.assign(document.createElement("iframe"), { src: page, style: "border: 0; height: 900px; width: 390px" });
+  frame.onload = async () => { await wait(200); await work(frame, frame.contentDocument, frame.contentWindow); frame.remove(); done(); };
+  document.body.append(frame);
+});
+(async () => {
+  for (const page of PAGES) await visit(page, async (frame, doc, win) => {
+    const found = report[page] = [];
+    for (const width of [390, 1280]) {
+      frame.style.width = width + "px"; await wait(100);
+      const wide = doc.documentElement.scrollWidth;
+      const boxed = e => e && (win.getComputedStyle(e).overflowX !== "visible" || boxed(e.parentElement));
+      const over = Array.from(doc.querySelectorAll("main *")).filter(e => e.getBoundingClientRect().right > width && !boxed(e.parentElement));
+      if (wide > width) found.push(`scrolls sideways: ${wide} px at ${width}: ` + over.map(e => e.textContent.slice(0, 60)).join(" / "));
+    }
+    doc.querySelectorAll(".katex-error").forEach(e => found.push("formula: " + e.title));
+    const formulas = doc.querySelectorAll("span.math").length, drawn = doc.querySelectorAll("span.math .katex").length;
+    if (drawn < formulas) found.push(`${formulas - drawn} formulas are not drawn`);
+    doc.querySelectorAll("img").forEach(i => { i.loading = "eager"; });
+    await wait(100);
+    doc.querySelectorAll("img").forEach(i => { if (i.complete && !i.naturalWidth) found.push("no picture: " + i.src); });
+    win.performance.getEntriesByType("resource").forEach(r => { if (!r.name.startsWith(location.origin) && !r.name.startsWith("data:")) found.push("loads " + r.name); });
+    doc.querySelectorAll(".katex, pre, code, script, style").forEach(e => e.remove());
+    for (const raw of doc.body.innerText.match(/\\$\\$|\\\\[(\\[]|\\\\frac|:::|#\\|/g) || []) found.push("raw " + raw);
+  });
+  await visit("index.html", async (frame, doc, win) => {
+    frame.style.width = "1280px";
+    const input = doc.querySelector(".smalldocs-search input");
+    input.value = "tcmax_loss"; input.dispatchEvent(new Event("input")); await wait(2000);
+    report.search = Array.from(doc.querySelectorAll(".search-result"), a => a.getAttribute("href"));
+  });
+  document.title = "done"; document.body.textContent = JSON.stringify(report);
+})();
+</script>"""
+
+def visit(url, folder):
+    "What the page at `url` looks like to a reader's browser, and what the console says."
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--virtual-time-budget=300000", "--dump-dom", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+@pytest.fixture(scope="module")
+def seen(site, tmp_path_factory):
+    "The report of the harness, over http."
+    top = tmp_path_factory.mktemp("browser")
+    shutil.copytree(site, top/"site")
+    pages = sorted(p.name for p in site.glob("*.html"))
+    (top/"site"/"harness.html").write_text(HARNESS.replace("PAGES", json.dumps(pages)))
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=top/"site")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page, console = visit(f"http://127.0.0.1:{server.server_port}/harness.html", top/"profile")
+        server.shutdown()
+    assert "<title>done" in page, page[-2000:]
+    report = json.loads(re.search(r"<body>(.*)</body>", page, re.S)[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    return report, console
+
+@browser
+def test_pages_are_sound_in_a_browser(seen):
+    report, console = seen
+    search = report.pop("search")
+    assert set(report) == {f"{docs.page_of(b)}.html" for b in BOOKS}
+    assert not {page: found for page, found in report.items() if found}
+    assert not console
+    assert "./tcmax.html#tcmax_loss" in search[:3]
+
+@browser
+def test_a_page_opened_from_disk_draws_its_formulas(site, tmp_path):
+    page, console = visit((site/"shapley.html").as_uri(), tmp_path)
+    assert page.count('class="katex"') > 20 and "katex-error" not in page
+    assert not console

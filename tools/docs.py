@@ -1,0 +1,273 @@
+"""The book: notebooks run in a copy, processed by nbdev, rendered to docs/ by smalldocs. Needs no Quarto and no network.
+
+    python tools/docs.py                     # everything; notebooks that did not change are not run again
+    python tools/docs.py --only 02_fusion    # run this one (and use what is stored of the others)
+    python tools/docs.py --no-run            # run none, for work on the layout
+"""
+import argparse
+import base64
+import configparser
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT/"_proc"/"executed"
+SOURCES = ("nbs", "mmlit", "results", "settings.ini", "pyproject.toml")
+LONG = 18                        # lines of code, directives included, that are shown without a click
+FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'      # what nbdev writes above an exported cell that is shown
+SKIPPED = re.compile(r"^#\|\s*(slow|cuda|notest|eval:\s*false)\b", re.M)
+settings = configparser.ConfigParser(interpolation=None)
+settings.read(ROOT/"settings.ini")
+settings = settings["DEFAULT"]
+SITE_URL, CODE_URL = settings["doc_host"] + settings["doc_baseurl"] + "/", f"{settings['git_url']}/blob/{settings['branch']}/"
+
+
+def page_of(notebook):
+    "Name of the page that nbdev links to: 04_permutation -> permutation."
+    return re.sub(r"^\d+[a-zA-Z0-9]*_", "", Path(notebook).stem.lower())
+
+def in_sidebar(folder=ROOT/"nbs"):
+    "Notebooks in the order of the sidebar."
+    return re.findall(r"([\w-]+\.ipynb)", (folder/"sidebar.yml").read_text(encoding="utf8"))
+
+def check_sidebar(folder=ROOT/"nbs"):
+    listed, there = in_sidebar(folder), sorted(p.name for p in folder.glob("*.ipynb"))
+    if sorted(listed) != there:
+        raise SystemExit(f"nbs/sidebar.yml: add {sorted(set(there) - set(listed))}, remove {sorted(set(listed) - set(there))}; each stands there once")
+
+
+# ---- 1. a copy of the sources, in which notebooks are run
+
+def stage(to):
+    "Copy of what notebooks read, installed as far as nbdev needs: an index of names, found through an entry point."
+    for name in SOURCES:
+        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, to/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "models"))
+        elif (ROOT/name).exists(): shutil.copy(ROOT/name, to/name)
+    info = to/f"{settings['lib_name']}-{settings['version']}.dist-info"
+    info.mkdir()
+    (info/"METADATA").write_text(f"Metadata-Version: 2.1\nName: {settings['lib_name']}\nVersion: {settings['version']}\n")
+    (info/"entry_points.txt").write_text("[nbdev]\nmmlit = mmlit._modidx:d\n")
+    return dict(os.environ, PYTHONPATH=str(to), MPLBACKEND="module://matplotlib_inline.backend_inline", OMP_NUM_THREADS="1")
+
+def stored(notebook):
+    "Where the executed notebook is kept: the name holds a hash of the notebook, the library and the results it may read."
+    digest = hashlib.sha256(notebook.read_bytes())
+    for source in sorted([*(ROOT/"mmlit").glob("*.py"), *(ROOT/"results").glob("*")]):
+        if source.name != "_modidx.py": digest.update(source.name.encode() + source.read_bytes())
+    return CACHE/f"{notebook.stem}-{digest.hexdigest()[:16]}.ipynb"
+
+def execute(notebook, keep, env):
+    "Run `notebook` where it stands, without cells marked slow or cuda, and store it with its outputs in `keep`."
+    import nbformat
+    from nbclient import NotebookClient
+
+    class Client(NotebookClient):
+        async def async_execute_cell(self, cell, index, **kwargs):
+            if not SKIPPED.search(cell.source): return await super().async_execute_cell(cell, index, **kwargs)
+
+    started, book = time.time(), nbformat.read(notebook, as_version=4)
+    Client(book, timeout=900, kernel_name="python3", extra_arguments=["--log-level=40", "--InlineBackend.figure_formats=retina"],
+           resources={"metadata": {"path": str(notebook.parent)}}).execute(env=env)
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    for old in keep.parent.glob(f"{notebook.stem}-*.ipynb"): old.unlink()
+    nbformat.write(book, keep)
+    print(f"  {notebook.name}: {time.time() - started:.0f} s", flush=True)
+
+def execute_all(folder, env, run, workers):
+    "Notebooks get their outputs: from the store, or by running them if `run(name)`."
+    books = sorted(folder.glob("*.ipynb"))
+    kept = {book: stored(book) for book in books}
+    due = [book for book in books if run(book.stem) and not kept[book].exists()]
+    if due: print(f"running {len(due)} of {len(books)} notebooks", flush=True)
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda book: execute(book, kept[book], env), due))
+    for book in books:
+        if kept[book].exists(): shutil.copy(kept[book], book)
+
+
+# ---- 2. nbdev's processing: documentation of the exported names, links from names in backticks
+
+PROCESS = """
+import ast
+import nbdev.processors as processors
+from nbdev.doclinks import _build_modidx
+from nbdev.serve import proc_nbs
+
+wanted = processors._do_eval
+def only_imports(cell):      # nbdev runs cells with imports to show documentation; one that also computes may need what was not run
+    return wanted(cell) and (cell.directives_ or "show_doc" in cell.source or all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_()))
+processors._do_eval = only_imports
+_build_modidx()
+proc_nbs(force=True, n_workers=0)
+"""
+
+def show_source(book):
+    "Exported functions and classes show their code below their documentation, folded if it is long."
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and re.search(r"^(def|class|@)", source, re.M): cell["source"] = re.sub(r"^#\|\s*export\b", "#| exports", source, flags=re.M)
+    return book
+
+def process(top, env):
+    "nbdev's processed notebooks, each under the name of its page, with links that stay inside the site."
+    for book in (top/"nbs").glob("*.ipynb"): book.write_text(json.dumps(show_source(json.loads(book.read_text(encoding="utf8")))), encoding="utf8")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", PROCESS], cwd=top, env=env, check=True, stdout=subprocess.DEVNULL)
+    pages = top/"_proc"
+    for folder in (p for p in (top/"nbs").iterdir() if p.is_dir()): shutil.copytree(folder, pages/folder.name, dirs_exist_ok=True)
+    names = {book.name: f"{page_of(book)}.ipynb" for book in (top/"nbs").glob("*.ipynb")}
+    rename = lambda text: re.sub("|".join(map(re.escape, names)), lambda m: names[m[0]], text)
+    for old, new in names.items():
+        book = json.loads((pages/old).read_text(encoding="utf8"))
+        for cell in book["cells"]: rewrite(cell, names, top, rename)
+        for doc, cell in pairwise(book["cells"]): tidy_source(doc, cell)
+        (pages/old).unlink()
+        (pages/new).write_text(json.dumps(book), encoding="utf8")
+    (pages/"sidebar.yml").write_text(rename((pages/"sidebar.yml").read_text(encoding="utf8")), encoding="utf8")
+    return pages
+
+def rewrite(cell, names, top, rename):
+    "Links to this site become relative, those to files of the repository lead there, names of notebooks become links."
+    def link(m):
+        target = m[1].split("#")[0]
+        return m[0] if not target or (top/"nbs"/target).exists() or not (ROOT/target).exists() else f"]({CODE_URL}{m[1]})"
+    def chapter(m): return f"[{m[0]}]({page_of(m[1])}.ipynb)"
+    def prose(text):
+        text = re.sub(r"\]\(#([^)]+)\)", lambda m: f"](#{m[1].lower()})", text)              # Jupyter keeps capitals in anchors, Quarto does not
+        text = re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", link, rename(text))
+        return re.sub("(?<!\\[)`(" + "|".join(re.escape(Path(n).stem) for n in names if n != "index.ipynb") + ")`", chapter, text)
+    if cell["cell_type"] == "markdown": cell["source"] = prose("".join(cell["source"]).replace(SITE_URL, ""))
+    for output in cell.get("outputs", []):
+        for kind in ("text/markdown", "text/html"):
+            if kind in output.get("data", {}): output["data"][kind] = re.sub(r"^```.*?^```", unlinked, "".join(output["data"][kind]).replace(SITE_URL, ""), flags=re.S | re.M)
+
+def unlinked(code): return re.sub(r"\[(`[^`\n]+`)\]\([^)\s]+\)", r"\1", code[0])
+
+def tidy_source(doc, cell):
+    "A short function is shown once, with its body; a long one by its signature, its body folded."
+    source = "".join(cell["source"])
+    if FOLD not in source: return
+    short = source.count("\n") <= LONG
+    cell["source"] = source.replace(FOLD, "" if short else FOLD.replace("show", "true").replace("Exported source", "Source"))
+    for output in doc.get("outputs", []) if short else ():
+        if "text/markdown" in output.get("data", {}): output["data"]["text/markdown"] = re.sub(r"^```.*?^```", "", output["data"]["text/markdown"], flags=re.S | re.M)
+
+
+# ---- 3. smalldocs' rendering, and what makes its site independent of any server
+
+def render(pages):
+    from smalldocs import layout, site
+    layout.KATEX = "katex"
+    for warning in (built := site.build(pages, quiet=True)).warnings:
+        if not re.search("output-file|html-math-method", warning): print("  " + warning)
+    return built.out
+
+def localise(out):
+    "No font from elsewhere; pictures as files with their size; a search index that also loads from disk."
+    for css in out.glob("site_libs/**/*.css"): css.write_text(re.sub(r"@import\s*(url\(https?:[^)]*\)|([\"'])https?:.*?\2)[^;]*;", "", css.read_text(encoding="utf8")), encoding="utf8")
+    (out/"search.js").write_text(f"window.searchIndex = {(out/'search.json').read_text(encoding='utf8')};\n", encoding="utf8")
+    script = out/"site_libs"/"smalldocs.js"
+    fetched = 'const r = await fetch(offset + "search.json");\n      index = await r.json();'
+    text = script.read_text(encoding="utf8")
+    assert fetched in text, "smalldocs has changed how it loads its search index"
+    script.write_text(text.replace(fetched, 'await new Promise((done, fail) => document.head.append(Object.assign(document.createElement("script"), { src: offset + "search.js", onload: done, onerror: fail })));\n      index = window.searchIndex;'), encoding="utf8")
+    for unused in ("search.json", "sitemap.xml"): (out/unused).unlink(missing_ok=True)
+    (out/"figures").mkdir(exist_ok=True)
+    for page in out.glob("*.html"):
+        count = iter(range(1, 1000))
+        def picture(m):
+            data = base64.b64decode(m[2])
+            path = f"figures/{page.stem}-{next(count)}.png"
+            (out/path).write_bytes(data)
+            width, height = struct.unpack(">II", data[16:24])
+            return f'<img{m[1]}src="{path}" width="{width//2}" height="{height//2}" loading="lazy"'
+        page.write_text(re.sub(r'<img([^>]*?)src="data:image/png;base64,([^"]+)"', picture, page.read_text(encoding="utf8")), encoding="utf8")
+    (out/".nojekyll").touch()
+
+
+# ---- 4. what a reader would stumble over
+
+class Reader(HTMLParser):
+    "Anchors, links, loaded files and visible prose of a page."
+    LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "audio": "src", "video": "src", "object": "data"}
+    QUIET = {"script", "style", "code", "pre", "title", "textarea"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.loads, self.prose, self.code, self.open = set(), [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if attrs.get("id"): self.ids.add(attrs["id"])
+        if tag == "a" and attrs.get("href"): self.links.append(attrs["href"])
+        if tag == "link" and attrs.get("rel") in ("stylesheet", "icon", "preload"): self.loads.append(attrs["href"])
+        if attrs.get(self.LOADS.get(tag, "")): self.loads.append(attrs[self.LOADS[tag]])
+        if tag in self.QUIET or (tag == "span" and "math" in attrs.get("class", "")) or (self.open and tag == self.open[0][0]): self.open.append((tag, attrs.get("class")))
+
+    def handle_endtag(self, tag):
+        if self.open and tag == self.open[-1][0]: self.open.pop()
+
+    def handle_data(self, text):
+        if not self.open: self.prose.append(text)
+        elif self.open[0][0] in ("pre", "code"): self.code.append(text)
+
+RAW = re.compile(r"\$\$|\$[^$\n]*[\\_^][^$\n]*\$|\\begin\{|\\frac|\\text|:::|^#\||\{=html\}|\]\(|^\s*\|.*\|\s*$", re.M)
+
+def problems(out):
+    "Files loaded from elsewhere, broken links and anchors, markup that was not rendered: one line each."
+    pages = {p.name: Reader(p.read_text(encoding="utf8")) for p in out.glob("*.html")}
+    found = []
+    for name, page in pages.items():
+        for url in page.loads + page.links:
+            parts = urlsplit(url)
+            if parts.scheme or url.startswith("//"):
+                if url in page.loads and parts.scheme != "data": found.append(f"{name} loads {url}")
+                continue
+            path = unquote(parts.path) or name
+            if not (out/path).exists(): found.append(f"{name} links to {url}, which is not there")
+            elif parts.fragment and path in pages and unquote(parts.fragment) not in pages[path].ids: found.append(f"{name} links to {url}, where there is no such anchor")
+        found += [f"{name} shows raw markup: {m[0][:80]!r}" for text in page.prose for m in RAW.finditer(text)]
+        found += [f"{name} shows a directive: {m[0]!r}" for text in page.code for m in re.finditer(r"^#\|.*", text, re.M)]
+    for css in out.rglob("*.css"):
+        found += [f"{css.relative_to(out)} loads {m[0]}" for m in re.finditer(r"(@import|url\()[\"' ]*(https?:)?//[^\"');]*", css.read_text(encoding="utf8"))]
+    return sorted(set(found))
+
+
+def build(to=ROOT/"docs", run=lambda name: True, workers=2):
+    "The site in `to`; returns its problems."
+    check_sidebar()
+    with tempfile.TemporaryDirectory() as top:
+        top = Path(top).resolve()
+        env = stage(top)
+        execute_all(top/"nbs", env, run, workers)
+        out = render(process(top, env))
+        localise(out)
+        for old in to.glob("*") if to.exists() else ():
+            if old.name != "README.md": shutil.rmtree(old) if old.is_dir() else old.unlink()
+        shutil.copytree(out, to, dirs_exist_ok=True)
+    return problems(to)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-run", action="store_true", help="run no notebook; stored outputs are shown")
+    parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="run only these")
+    parser.add_argument("--workers", type=int, default=2, help="notebooks that run at a time")
+    parser.add_argument("--to", type=Path, default=ROOT/"docs")
+    options = parser.parse_args()
+    found = build(options.to, lambda name: not options.no_run and (not options.only or name in options.only), options.workers)
+    size = sum(f.stat().st_size for f in options.to.rglob("*") if f.is_file())
+    print(*found, f"{options.to/'index.html'}: {len(list(options.to.glob('*.html')))} pages, {size/1e6:.1f} MB", sep="\n")
+    sys.exit(bool(found))
