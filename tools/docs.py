@@ -9,6 +9,7 @@ import base64
 import configparser
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ CACHE = ROOT/"_proc"/"executed"
 SOURCES = ("nbs", "mmlit", "results", "settings.ini", "pyproject.toml")
 LONG = 18                        # lines of code, directives included, that are shown without a click
 FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'      # what nbdev writes above an exported cell that is shown
+ANSI = r"\x1b\[[0-9;]*m"
 SKIPPED = re.compile(r"^#\|\s*(slow|cuda|notest|eval:\s*false)\b", re.M)
 settings = configparser.ConfigParser(interpolation=None)
 settings.read(ROOT/"settings.ini")
@@ -70,17 +72,20 @@ def stored(notebook):
     return CACHE/f"{notebook.stem}-{digest.hexdigest()[:16]}.ipynb"
 
 def execute(notebook, keep, env):
-    "Run `notebook` where it stands, without cells marked slow or cuda, and store it with its outputs in `keep`."
+    "Run `notebook` where it stands, without cells marked slow or cuda, and store it with its outputs in `keep`; returns what went wrong."
     import nbformat
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
 
     class Client(NotebookClient):
         async def async_execute_cell(self, cell, index, **kwargs):
             if not SKIPPED.search(cell.source): return await super().async_execute_cell(cell, index, **kwargs)
 
     started, book = time.time(), nbformat.read(notebook, as_version=4)
-    Client(book, timeout=900, kernel_name="python3", extra_arguments=["--log-level=40", "--InlineBackend.figure_formats=retina"],
-           resources={"metadata": {"path": str(notebook.parent)}}).execute(env=env)
+    client = Client(book, timeout=900, kernel_name="python3", extra_arguments=["--log-level=40", "--InlineBackend.figure_formats=retina"],
+                    resources={"metadata": {"path": str(notebook.parent)}})
+    try: client.execute(env=env)
+    except CellExecutionError as error: return f"{notebook.name}: {re.sub(ANSI, '', str(error))}"
     keep.parent.mkdir(parents=True, exist_ok=True)
     for old in keep.parent.glob(f"{notebook.stem}-*.ipynb"): old.unlink()
     nbformat.write(book, keep)
@@ -92,7 +97,9 @@ def execute_all(folder, env, run, workers):
     kept = {book: stored(book) for book in books}
     due = [book for book in books if run(book.stem) and not kept[book].exists()]
     if due: print(f"running {len(due)} of {len(books)} notebooks", flush=True)
-    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda book: execute(book, kept[book], env), due))
+    logging.getLogger("tornado").setLevel(logging.ERROR)
+    with ThreadPoolExecutor(workers) as pool: failed = list(filter(None, pool.map(lambda book: execute(book, kept[book], env), due)))
+    if failed: raise SystemExit("\n".join(failed))
     for book in books:
         if kept[book].exists(): shutil.copy(kept[book], book)
 
