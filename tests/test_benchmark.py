@@ -97,4 +97,5 @@ def test_training_that_diverges_is_an_error_and_not_a_score(tmp_path):
 def test_help_explains_every_option():
     text = run("--help").stdout
     for option in ("--data", "--methods", "--seeds", "--epochs", "--lr", "--head", "--out", "--jobs"): assert option in text
-    assert all(name in run("--methods", "list").stdout for name in METHODS)
+    listed = run("--methods", "list").stdout
+    assert all(name in listed for name in METHODS)

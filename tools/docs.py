@@ -88,20 +88,20 @@ def execute(notebook, keep, env):
     except CellExecutionError as error: return f"{notebook.name}: {re.sub(ANSI, '', str(error))}"
     keep.parent.mkdir(parents=True, exist_ok=True)
     for old in keep.parent.glob(f"{notebook.stem}-*.ipynb"): old.unlink()
-    nbformat.write(book, keep)
+    keep.write_text(nbformat.writes(book).replace(f"{notebook.parent.parent}/", ""), encoding="utf8")
     print(f"  {notebook.name}: {time.time() - started:.0f} s", flush=True)
 
 def execute_all(folder, env, run, workers):
-    "Notebooks get their outputs: from the store, or by running them if `run(name)`."
+    "Notebooks get their outputs: from the store, or by running them if `run(name)`; returns what failed."
     books = sorted(folder.glob("*.ipynb"))
     kept = {book: stored(book) for book in books}
     due = [book for book in books if run(book.stem) and not kept[book].exists()]
     if due: print(f"running {len(due)} of {len(books)} notebooks", flush=True)
-    logging.getLogger("tornado").setLevel(logging.ERROR)
+    logging.getLogger("tornado.general").setLevel(logging.ERROR)
     with ThreadPoolExecutor(workers) as pool: failed = list(filter(None, pool.map(lambda book: execute(book, kept[book], env), due)))
-    if failed: raise SystemExit("\n".join(failed))
     for book in books:
         if kept[book].exists(): shutil.copy(kept[book], book)
+    return failed
 
 
 # ---- 2. nbdev's processing: documentation of the exported names, links from names in backticks
@@ -253,18 +253,18 @@ def problems(out):
 
 
 def build(to=ROOT/"docs", run=lambda name: True, workers=2):
-    "The site in `to`; returns its problems."
+    "The site in `to`; returns what is wrong with it. A notebook that fails is shown without its outputs."
     check_sidebar()
     with tempfile.TemporaryDirectory() as top:
         top = Path(top).resolve()
         env = stage(top)
-        execute_all(top/"nbs", env, run, workers)
+        failed = execute_all(top/"nbs", env, run, workers)
         out = render(process(top, env))
         localise(out)
         for old in to.glob("*") if to.exists() else ():
             if old.name != "README.md": shutil.rmtree(old) if old.is_dir() else old.unlink()
         shutil.copytree(out, to, dirs_exist_ok=True)
-    return problems(to)
+    return failed + problems(to)
 
 
 if __name__ == "__main__":
