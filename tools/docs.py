@@ -5,11 +5,11 @@
     python tools/docs.py --no-run            # run none, for work on the layout
 """
 import argparse
+import ast
 import base64
 import configparser
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -64,11 +64,18 @@ def stage(to):
     (info/"entry_points.txt").write_text("[nbdev]\nmmlit = mmlit._modidx:d\n")
     return dict(os.environ, PYTHONPATH=str(to), MPLBACKEND="module://matplotlib_inline.backend_inline", OMP_NUM_THREADS="1")
 
+def imported(text, known=frozenset()):
+    "Modules of the library that a source names, and those that they name."
+    for name in re.findall(r"(?:\bmmlit|\bfrom )\.(\w+)", text):
+        module = ROOT/"mmlit"/f"{name}.py"
+        if module.exists() and module not in known: known = imported(module.read_text(encoding="utf8"), known | {module})
+    return known
+
 def stored(notebook):
-    "Where the executed notebook is kept: the name holds a hash of the notebook, the library and the results it may read."
-    digest = hashlib.sha256(notebook.read_bytes())
-    for source in sorted([*(ROOT/"mmlit").glob("*.py"), *(ROOT/"results").glob("*")]):
-        if source.name != "_modidx.py": digest.update(source.name.encode() + source.read_bytes())
+    "Where the executed notebook is kept: the name holds a hash of the notebook, the modules it imports and the results it reads."
+    text = notebook.read_text(encoding="utf8")
+    digest = hashlib.sha256(text.encode())
+    for source in sorted([*imported(text), *(p for p in (ROOT/"results").glob("*") if p.name in text)]): digest.update(source.name.encode() + source.read_bytes())
     return CACHE/f"{notebook.stem}-{digest.hexdigest()[:16]}.ipynb"
 
 def execute(notebook, keep, env):
@@ -82,9 +89,9 @@ def execute(notebook, keep, env):
             if not SKIPPED.search(cell.source): return await super().async_execute_cell(cell, index, **kwargs)
 
     started, book = time.time(), nbformat.read(notebook, as_version=4)
-    client = Client(book, timeout=900, kernel_name="python3", extra_arguments=["--log-level=40", "--InlineBackend.figure_formats=retina"],
+    client = Client(book, timeout=900, kernel_name="python3", extra_arguments=["--InlineBackend.figure_formats=retina"],
                     resources={"metadata": {"path": str(notebook.parent)}})
-    try: client.execute(env=env)
+    try: client.execute(env=env, stderr=subprocess.DEVNULL)
     except CellExecutionError as error: return f"{notebook.name}: {re.sub(ANSI, '', str(error))}"
     keep.parent.mkdir(parents=True, exist_ok=True)
     for old in keep.parent.glob(f"{notebook.stem}-*.ipynb"): old.unlink()
@@ -97,7 +104,6 @@ def execute_all(folder, env, run, workers):
     kept = {book: stored(book) for book in books}
     due = [book for book in books if run(book.stem) and not kept[book].exists()]
     if due: print(f"running {len(due)} of {len(books)} notebooks", flush=True)
-    logging.getLogger("tornado.general").setLevel(logging.ERROR)
     with ThreadPoolExecutor(workers) as pool: failed = list(filter(None, pool.map(lambda book: execute(book, kept[book], env), due)))
     for book in books:
         if kept[book].exists(): shutil.copy(kept[book], book)
@@ -121,11 +127,19 @@ proc_nbs(force=True, n_workers=0)
 """
 
 def show_source(book):
-    "Exported functions and classes show their code below their documentation, folded if it is long."
+    "Exported functions and classes show their code with their documentation, one a cell."
+    cells = []
     for cell in book["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] == "code" and re.search(r"^(def|class|@)", source, re.M): cell["source"] = re.sub(r"^#\|\s*export\b", "#| exports", source, flags=re.M)
-    return book
+        if cell["cell_type"] != "code" or not re.match(r"#\|\s*export\b", source) or not re.search(r"^(def|class|@)", source, re.M): cells.append(cell)
+        else: cells += [{**cell, "id": f"{cell['id']}-{n}", "source": f"#| exports\n{part}"} for n, part in enumerate(one_by_one(source.split("\n", 1)[1]))]
+    return {**book, "cells": cells}
+
+def one_by_one(source):
+    "Cut after each public definition; private helpers go with the one that follows them."
+    lines, public = source.split("\n"), [o for o in ast.parse(source).body if not getattr(o, "name", "_").startswith("_")]
+    cuts = [0, *(o.end_lineno for o in public[:-1]), len(lines)]
+    return ["\n".join(lines[a:b]).strip("\n") for a, b in zip(cuts, cuts[1:])]
 
 def process(top, env):
     "nbdev's processed notebooks, each under the name of its page, with links that stay inside the site."
