@@ -450,13 +450,13 @@ def report(
     path.write_text(page_html("Does the joint model beat the ensemble of its unimodal parts?", "".join(parts)), encoding="utf8")
     return path
 
-# %% ../nbs/13_benchmark.ipynb #8ae72837
+# %% ../nbs/13_benchmark.ipynb #a4207f03
 def print_comparison(
     comparison:Comparison,
     console:Console|None=None,
 ):
     "The tables and answers on a terminal."
-    console = console or Console(width=None if Console().is_terminal else 120)
+    console = console or Console(width=None if Console().is_terminal else 120, force_jupyter=False)
     for data in comparison.datasets:
         header, cells = _cells(comparison, data)
         table = Table(title=f"{data}: {comparison.runs.seed.nunique()} seeds, mean and 95 % interval", title_justify="left", title_style="bold")

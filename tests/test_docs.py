@@ -105,6 +105,11 @@ def test_the_store_notices_what_a_notebook_depends_on(tmp_path, monkeypatch):
         path.write_text(text + " # changed")
         assert (docs.stored(book) == before) == (path == other)
 
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
+    (tmp_path/"mine.txt").touch()
+    with pytest.raises(SystemExit, match="left alone"): docs.build(tmp_path, run=lambda name: False)
+    assert (tmp_path/"mine.txt").exists()
+
 def test_definitions_are_shown_one_by_one():
     source = "A = 1\ndef _f(): return 1\n\n@cache\ndef g():\n    return 2\n# h\ndef h(): pass\nB = 2"
     assert docs.one_by_one(source) == [source[:source.index("# h")].strip(), source[source.index("# h"):]]

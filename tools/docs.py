@@ -269,6 +269,7 @@ def problems(out):
 def build(to=ROOT/"docs", run=lambda name: True, workers=2):
     "The site in `to`; returns what is wrong with it. A notebook that fails is shown without its outputs."
     check_sidebar()
+    if to.exists() and any(p.name != "README.md" for p in to.iterdir()) and not (to/"site_libs").exists(): raise SystemExit(f"{to} holds something else than a site; it is left alone")
     with tempfile.TemporaryDirectory() as top:
         top = Path(top).resolve()
         env = stage(top)
