@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DATASETS', 'PictureFiles', 'as_column', 'encode_labels', 'MultimodalData', 'members', 'FiniteTask', 'parity_accuracy',
            'parity_information', 'GaussianTask', 'easy_hard_task', 'random_modality_task', 'shared_unique_task',
-           'CompetitionTask', 'competition_task', 'package_dir', 'DatasetInfo', 'register', 'load_dataset', 'Split',
-           'split_hash', 'grouped_split', 'check_split', 'Standardize', 'Vocabulary', 'TokenIds', 'fit_encoder',
-           'Coding', 'Rows', 'MultimodalDL', 'show_samples', 'MultimodalDataLoaders', 'multimodal_dls',
-           'multimodal_data']
+           'CompetitionTask', 'competition_task', 'MemorableTask', 'memorable_task', 'package_dir', 'DatasetInfo',
+           'register', 'load_dataset', 'Split', 'split_hash', 'grouped_split', 'check_split', 'Standardize',
+           'Vocabulary', 'TokenIds', 'fit_encoder', 'Coding', 'Rows', 'MultimodalDL', 'show_samples',
+           'MultimodalDataLoaders', 'multimodal_dls', 'multimodal_data']
 
 # %% ../nbs/01_data.ipynb #b2a7aad2
 import difflib, hashlib, importlib.util, inspect, itertools, re, zipfile
@@ -464,6 +464,53 @@ def _separation(nats, M):
     "The Delta at which M readings tell `nats` about a bit (or parity)."
     return brentq(lambda d: parity_information([d]*M) - nats, 1e-6, 60.)
 
+# %% ../nbs/01_data.ipynb #933ffdab
+class MemorableTask:
+    "One modality that is easily memorised and generalises poorly, one that says nearly everything. Made by `memorable_task`."
+    def __init__(self,
+        signal:float,        # shift a of the class means of `memorable`, in standard deviations
+        dim:int,             # columns of `memorable`
+        separation:float,    # Delta of the two readings whose parity is the label
+        layout:int=0,        # seed of the fixed directions
+        name:str="memorable",
+        draws:int=200_000,   # for what has no closed form
+    ):
+        self.signal, self.dim, self.separation, self.name, self.draws = signal, dim, separation, name, draws
+        rng = np.random.default_rng(layout)
+        self.direction = rng.standard_normal(dim)/dim**.5
+        self.direction /= np.linalg.norm(self.direction)
+        self.rotation = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+
+    @cached_property
+    def truth(self):
+        "`bayes` accuracy and `information` (nats) of each of the 4 coalitions, with the standard errors of what was drawn."
+        d, s, rng = (2*self.signal, *[self.separation]*2), np.array([1., 1., 1.]), np.random.default_rng(0)
+        expected_sign = [np.tanh((v**2/2 + v*rng.standard_normal(self.draws))/2) for v in d]           # given that the bit, or the parity, is +
+        t = [expected_sign[0], expected_sign[1]*expected_sign[2]]
+        both = (t[0] + t[1])/(1 + t[0]*t[1])                                                           # log-odds add up
+        right, known = (both > 0) + .5*(both == 0), np.log(2) + np.log((1 + both)/2)
+        return dict(bayes=np.array([.5, parity_accuracy(d[:1]), parity_accuracy(d[1:]), right.mean()]), bayes_se=np.array([0., 0., 0., right.std()/self.draws**.5]),
+                    information=np.array([0., parity_information(d[:1]), parity_information(d[1:]), known.mean()]), information_se=np.array([0., 0., 0., known.std()/self.draws**.5]))
+
+    def sample(self, n, seed=0):
+        "`n` draws; `seed` is a number or a numpy Generator."
+        rng = np.random.default_rng(seed)
+        sign = rng.choice([-1., 1.], n)
+        first = rng.choice([-1., 1.], n)
+        readings = np.stack([first, first*sign], 1)*self.separation/2 + rng.standard_normal((n, 2))
+        xs = dict(memorable=rng.standard_normal((n, self.dim)) + self.signal*sign[:, None]*self.direction, hard=np.hstack([readings, 3*rng.standard_normal((n, 14))])@self.rotation/2)
+        return MultimodalData(self.name, {m: x.astype(np.float32) for m, x in xs.items()}, (sign > 0).astype(np.int64), ["0", "1"], truth=self.truth)
+
+def memorable_task(
+    signal:float=1.2,       # shift of the class means of `memorable`, in standard deviations
+    dim:int=600,            # columns of `memorable`: about as many as training samples
+    separation:float=8.,    # Delta of the two readings in `hard`
+    layout:int=0,           # seed of the fixed directions
+)->MemorableTask:
+    "A law on which the joint model loses to one of its modalities: the other is memorised, and overrules it."
+    if dim < 1 or signal < 0 or separation <= 0: raise ValueError(f"expected dim >= 1, signal >= 0 and separation > 0, got {dim}, {signal} and {separation}")
+    return MemorableTask(signal, dim, separation, layout)
+
 # %% ../nbs/01_data.ipynb #add9b05b
 def package_dir(
     name:str,  # top-level package
@@ -673,6 +720,7 @@ for _name, _bits, _settings in (("competition", 3, {}), ("unique", 2, dict(uniqu
 _law("easy_hard", easy_hard_task, {}, {f"x{m}": (200,) for m in (1, 2, 3)}, ["0", "1"], "stand-in for the set of T. Moon, H. Lee, Deep Metric Loss for Multimodal Learning, Machine Learning 114, 2025, doi:10.1007/s10994-024-06709-6")
 _law("random_modality", random_modality_task, {}, {f"x{m}": (50,) for m in (1, 2, 3)}, ["0", "1"], "mmlit.data.random_modality_task")
 _law("shared_unique", shared_unique_task, {}, dict(x1=(100,), x2=(100,)), list("01234"), "after section 4.1 of the MCR paper, with our dimensions")
+_law("memorable", memorable_task, {}, dict(memorable=(600,), hard=(16,)), ["0", "1"], "mmlit.data.memorable_task")
 
 # %% ../nbs/01_data.ipynb #b2fe22ea
 class Split(NamedTuple):

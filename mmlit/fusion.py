@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'ABSENT', 'MEMORY', 'Fusion', 'check_features', 'Head', 'SumHead', 'ConcatHead', 'ConditionalHead',
            'FiLMHead', 'GatedHead', 'mlp', 'MLPHead', 'AttentionHead', 'VectorEncoder', 'PictureEncoder',
            'SequenceEncoder', 'TokenEncoder', 'encoder_for', 'SelectOutput', 'feature_dims', 'FusionModel',
-           'EarlyFusion', 'JoinedMLP', 'WrappedFusion', 'as_fusion', 'SelectModalities', 'coalitions',
+           'EarlyFusion', 'JoinedMLP', 'WrappedFusion', 'NamedEncoders', 'as_fusion', 'SelectModalities', 'coalitions',
            'absent_features', 'mask_features', 'coalition_logits', 'unimodal_logits', 'pairing_logits']
 
 # %% ../nbs/02_fusion.ipynb #95733d5b
@@ -351,11 +351,55 @@ class WrappedFusion(Fusion):
         if name in ("contributions", "conditional_contributions"): return getattr(super().__getattr__("module"), name)
         return super().__getattr__(name)
 
+class _Given(nn.Module):
+    "Stands where an encoder stood and returns features that are there already."
+    def __init__(self, z): super().__init__(); self.z = z
+    def forward(self, *args, **kwargs): return self.z
+
+class NamedEncoders(Fusion):
+    "A foreign module whose encoders are submodules: features are what these return in its `forward`, and to fuse is to run it with features in their place."
+    def __init__(self,
+        module:nn.Module,        # called as module(x_1, ..., x_M) -> logits (B, C)
+        encoders:Sequence[str],  # the submodule of each modality, as `named_modules` calls it; best one that takes the input itself
+    ):
+        super().__init__()
+        known = dict(module.named_modules())
+        unknown = [n for n in encoders if n not in known]
+        if unknown: raise ValueError(f"{type(module).__name__} has no submodule {unknown[0]!r}; it has {[n for n, _ in module.named_children()]}")
+        self.module, self.names, self.n_modalities, self._blank = module, list(encoders), len(encoders), None
+
+    @property
+    def encoders(self): return [self.module.get_submodule(n) for n in self.names]
+
+    def encode(self, *xs):
+        out = {n: [] for n in self.names}
+        handles = [e.register_forward_hook(lambda module, args, z, n=n: out[n].append(z)) for n, e in zip(self.names, self.encoders)]
+        try: self.module(*xs)
+        finally:
+            for handle in handles: handle.remove()
+        for n, zs in out.items():
+            if len(zs) != 1 or not torch.is_tensor(zs[0]): raise ValueError(f"submodule {n!r} must be called once and return a tensor; it was called {len(zs)} times and returned {[type(z).__name__ for z in zs]}")
+        self._blank = tuple(torch.zeros_like(x[:1]) for x in xs)
+        return tuple(zs[0] for zs in out.values())
+
+    def fuse(self, zs):
+        if self._blank is None: raise ValueError("encode a batch first: its shapes say what stands for the inputs")
+        zs, own = check_features(zs), self.encoders
+        for n, z in zip(self.names, zs): self._put(n, _Given(z))
+        try: return self.module(*(b.expand(len(zs[0]), *b.shape[1:]) for b in self._blank))
+        finally:
+            for n, e in zip(self.names, own): self._put(n, e)
+    def _put(self, name, module): *path, last = name.split("."); setattr(self.module.get_submodule(".".join(path)), last, module)
+
 def as_fusion(
     model:nn.Module,   # a Fusion, a module with encode and fuse, or any module that takes M inputs
     n_modalities:int,  # M
+    encoders:Sequence[str]|None=None, # names of the submodules that encode, see `NamedEncoders`
 )->Fusion:
-    "`model` under the protocol: itself, wrapped with its own `encode` and `fuse`, or as early fusion."
+    "`model` under the protocol: itself, by its named encoders, wrapped with its own `encode` and `fuse`, or as early fusion."
+    if encoders is not None:
+        if len(encoders) != n_modalities: raise ValueError(f"got {len(encoders)} names of encoders for {n_modalities} modalities")
+        return NamedEncoders(model, encoders)
     if isinstance(model, Fusion): return model
     if hasattr(model, "encode") and hasattr(model, "fuse"): return WrappedFusion(model, n_modalities)
     return EarlyFusion(model, n_modalities)

@@ -1,5 +1,6 @@
 import os
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")          # before numpy and torch are there: with one test process a core, threads only get into each other's way
 
 import pytest
 import torch

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mmlit.baselines import MultiLoss
-from mmlit.benchmark import METHODS, Budget, compare, joint, report
+from mmlit.benchmark import METHODS, compare, joint, report
 from mmlit.data import MultimodalData, load_dataset
+from mmlit.runs import Budget
 
 SMALL = Budget(epochs=1, width=16)
 COMMAND = Path(sys.executable).parent/"mmlit_compare"

@@ -20,9 +20,9 @@ MODULES = sorted(p for p in (ROOT/"mmlit").glob("*.py") if not p.name.startswith
 FLOORS = dict(information=0, fusion=0, estimators=0, permutation=0, scores=0,
               data=1, multimodal_loss=1, shapley=1,
               mcr=2, tcmax=2, modulation=2,
-              callbacks=3, baselines=3,
+              callbacks=3, baselines=3, runs=3,
               audit=4, benchmark=4)
-FASTAI = {"data", "callbacks", "baselines", "audit", "benchmark"}
+FASTAI = {"data", "callbacks", "baselines", "runs", "audit", "benchmark"}
 
 
 def cells(notebook): return json.loads(notebook.read_text())["cells"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmlit.benchmark import METHODS, Budget, compare, print_comparison, report
+from mmlit.benchmark import METHODS, compare, print_comparison, report
+from mmlit.runs import Budget
 
 ROOT = Path(__file__).resolve().parent.parent
 LAW_METHODS = ["unimodal", "ensemble", "joint", "lr_control", "multi_loss", "multimodal", "tcmax", "mcr", "resampling", "agm", "agm_lr"]

@@ -1,0 +1,160 @@
+"The audit as a user meets it: on foreign models, on own data, resumed, for regression, with groups, and with wrong input."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmlit.audit import Audit, advise, audit, coalition_outcomes, coalition_plan, fresh_copy, hold, measure, tabulate, write_page
+from mmlit.callbacks import multimodal_learner
+from mmlit.data import MultimodalData, load_dataset, multimodal_dls
+from mmlit.fusion import FusionModel, ConcatHead, SelectModalities, SumHead, as_fusion
+from mmlit.runs import Budget
+from mmlit.shapley import valuate
+
+SMALL = Budget(epochs=2, width=8)
+COMMAND = Path(sys.executable).parent/"mmlit_audit"
+
+
+def mixed(n=240, classes=3, groups=True, regression=False, seed=0):
+    "A sequence, a picture, words and a vector, in groups of four."
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    words = np.array([["red fox", "blue whale", "green frog"][c] if rng.random() < .8 else "grey" for c in y], dtype=object)
+    xs = dict(tone=rng.normal(size=(n, 2, 20)).astype("float32") + y[:, None, None], face=(rng.random((n, 3, 12, 12)) + y[:, None, None, None]/4).astype("float32"), words=words, vector=rng.normal(size=(n, 4)).astype("float32"))
+    return MultimodalData("mixed", xs, y + rng.normal(size=n) if regression else y, [] if regression else list("abc"[:classes]), np.arange(n)//4 if groups else None)
+
+
+def run(*args, **kwargs): return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL, **kwargs)
+
+
+def test_the_command_prints_writes_and_resumes(tmp_path):
+    args = ["--data", "digits", "--epochs", 2, "--width", 8, "--out", tmp_path]
+    first = run(*args)
+    assert first.returncode == 0, first.stderr
+    assert "joint minus ensemble" in first.stdout and Path(first.stdout.strip().splitlines()[-1].removeprefix("report: ")).is_file()
+    told = json.loads((tmp_path/"audit-digits.json").read_text())
+    assert told["advice"]["reason"] in first.stdout and told["facts"]["seeds"] == [0]
+    stored = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}
+    assert len(stored) == 6                                                      # two modalities, joint, pretrained, multi_loss, interacting
+    max(stored).unlink()
+    again = run(*args)
+    assert [p for p in stored if p.stat().st_mtime_ns != stored[p]] == [max(stored)]
+    assert json.loads((tmp_path/"audit-digits.json").read_text()) == told       # the same digits
+
+
+@pytest.mark.parametrize("args, message", [(["--data", "mfaet"], "mfeat"), (["--budget", "quick"], "unknown budget"), (["--data", "digits", "--epochs", "0"], "epochs >= 1"), (["--head", "concta"], "concat")])
+def test_wrong_input_is_said_before_training(tmp_path, args, message):
+    done = run(*args, "--out", tmp_path/"runs")
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path/"runs").exists()
+
+
+def test_four_kinds_of_modality_with_groups(tmp_path):
+    found = audit(data=mixed(), training=SMALL, out=tmp_path, progress=False)
+    assert "in whole groups" in found.facts["intervals"] and len(found.modalities) == 4
+    assert len([k for k in found.table.index if k[:2] == ("coalitions", "accuracy")]) == 16
+    assert np.isfinite(found.table[["value", "low", "high"]].to_numpy(float)).all()
+    assert (found.table.low <= found.table.value + 1e-9).all() and (found.table.value <= found.table.high + 1e-9).all()
+    page = write_page(found, tmp_path/"page.html").read_text()
+    assert page.count("<img") == 6 and "groups stay on one side" in page
+    samples = found.table.loc[("shapley", "log likelihood")].value.sum()
+    whole = found.get("coalitions", "log likelihood", " + ".join(found.modalities)).mean - found.get("coalitions", "log likelihood", "nobody").mean
+    assert abs(samples - whole) < 1e-6                                            # Shapley values share out what the full model gains over nobody
+
+
+def test_group_intervals_are_wider(tmp_path):
+    "Four copies of each sample: as groups they are one sample."
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 100)
+    x = rng.normal(size=(100, 3)) + .7*y[:, None]
+    data = MultimodalData("copies", dict(a=np.repeat(x, 4, 0).astype("float32"), b=np.repeat(rng.normal(size=(100, 3)), 4, 0).astype("float32")), np.repeat(y, 4), ["p", "q"], np.repeat(np.arange(100), 4))
+    grouped = audit(data=data, training=SMALL, out=tmp_path, progress=False)
+    width = lambda i: i.high - i.low
+    measured = [grouped.first.quantities]
+    assert width(grouped.get("models", "accuracy", "joint")) > 1.6*(lambda r: r.high - r.low)(tabulate(measured).loc[("models", "accuracy", "joint")])
+
+
+def test_regression(tmp_path):
+    found = audit(data=mixed(regression=True), training=Budget(epochs=8, width=8, lr=1e-2), out=tmp_path, progress=False)
+    assert found.score == "r2" and "probes" in found.table.index.get_level_values(0) and "oracle" not in found.table.index.get_level_values(0)
+    assert found.get("models", "r2", "joint").mean > .1 and "of r2" in str(found.advice)
+    assert write_page(found, tmp_path/"page.html").is_file() and json.dumps(found.to_dict())
+
+
+def test_full_budget_has_five_splits_and_corrected_intervals(tmp_path):
+    data = mixed(groups=False).select(["tone", "vector"])
+    found = audit(data=data, budget="full", training=Budget(epochs=1, width=8), out=tmp_path, progress=False)
+    assert len(found.facts["split"]) == 5 and (found.table.seeds == 5).all() and "Nadeau" in found.facts["intervals"]
+    fixed = audit(multimodal_learner(multimodal_dls(data), width=8), budget="full", training=Budget(epochs=1, width=8), out=tmp_path, progress=False)
+    assert len(fixed.facts["split"]) == 1 and (fixed.table.seeds == 5).all() and "widened" in fixed.facts["intervals"]
+    same = fixed.get("models", "accuracy", "joint")                              # one model, asked five times: the bootstrap's interval alone
+    alone = tabulate([fixed.first.quantities]).loc[("models", "accuracy", "joint")]
+    assert np.allclose([same.low, same.high], [alone.low, alone.high])
+
+
+def test_many_modalities_are_sampled(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 200)
+    data = MultimodalData("nine", {f"x{m}": (rng.normal(size=(200, 2)) + y[:, None]*(m == 3)).astype("float32") for m in range(9)}, y, ["p", "q"])
+    dls = multimodal_dls(data)
+    torch.manual_seed(0)
+    joint = FusionModel([nn.Linear(2, 3) for _ in range(9)], ConcatHead([3]*9, 2))
+    alone = [SelectModalities(FusionModel([nn.Linear(2, 3)], SumHead([3], 2)), [m], 9) for m in range(9)]
+    found = tabulate([measure(joint, alone, dls).quantities])
+    assert not any(k[0] == "coalitions" for k in found.index) and len(found.loc[("shapley", "accuracy")]) == 9
+    present, weights = coalition_plan(9)
+    assert torch.allclose(weights.sum(1), torch.zeros(9, dtype=torch.float64), atol=1e-9)
+
+
+def test_outcomes_are_those_of_valuate():
+    dls = multimodal_dls(load_dataset("digits"))
+    torch.manual_seed(0)
+    model = FusionModel([nn.Linear(32, 8), nn.Linear(32, 8)], ConcatHead((8, 8), 10))
+    present, _ = coalition_plan(2)
+    ours, theirs = coalition_outcomes(model, hold(model, dls[2]), present), valuate(model, dls[2])
+    assert torch.equal(ours["accuracy"], theirs.correct.double()) and torch.allclose(ours["log likelihood"], theirs.log_likelihood, atol=1e-5)
+
+
+def test_an_audit_leaves_the_model_alone(tmp_path):
+    dls = multimodal_dls(load_dataset("digits"))
+    model = FusionModel([nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Dropout(.5)) for _ in range(2)], ConcatHead((8, 8), 10)).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    audit(model, dls, training=SMALL, out=tmp_path, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and all(m.training for m in model.modules())
+
+
+def test_companions_have_the_models_own_architecture(tmp_path):
+    dls = multimodal_dls(load_dataset("digits"))
+    encoder = lambda: nn.Sequential(nn.Linear(32, 24), nn.Tanh(), nn.Linear(24, 6))
+    found = audit(FusionModel([encoder(), encoder()], ConcatHead((6, 6), 10)), dls, training=SMALL, out=tmp_path, progress=False)
+    stored = {p.parent.name: torch.load(p, weights_only=False) for p in tmp_path.rglob("*.pt")}
+    assert all(isinstance(stored[n].encoders[0][1], nn.Tanh) for n in ("pretrained", "multi_loss", "interacting")) and isinstance(stored["unimodal_left"].model.encoders[0][1], nn.Tanh)
+    assert not found.notes
+
+
+def test_named_encoders_must_see_every_path(tmp_path):
+    class Leaky(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.top = nn.Linear(32, 8), nn.Linear(32, 8), nn.Linear(48, 10)
+        def forward(self, left, right): return self.top(torch.cat([self.a(left), self.b(right), left], 1))
+    with pytest.raises(ValueError, match="outside of the named encoders"): audit(as_fusion(Leaky(), 2, encoders=["a", "b"]), multimodal_dls(load_dataset("digits")), out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(3, 4), nn.TransformerEncoderLayer(8, 2), nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), nn.Embedding(5, 3)], ids=lambda m: type(m).__name__)
+def test_fresh_copies_are_new(module):
+    torch.manual_seed(0)
+    new = fresh_copy(module)
+    changed = [not torch.equal(p, q) for p, q in zip(module.parameters(), new.parameters()) if p.ndim > 1]
+    assert changed and all(changed)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu(tmp_path):
+    dls = multimodal_dls(load_dataset("digits"), device="cuda")
+    learn = multimodal_learner(dls)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert isinstance(learn.audit(training=SMALL, out=tmp_path, progress=False), Audit)
