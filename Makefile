@@ -1,5 +1,5 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes every test.
-.PHONY: demo test benchmark docs readme clean
+.PHONY: demo test benchmark docs lab readme clean
 PYTHON ?= python3
 BIN := .venv/bin
 export MPLBACKEND = agg
@@ -23,8 +23,12 @@ benchmark: .venv/.ok
 
 # the rendered book in docs/: notebooks are run in a copy; what did not change is not run again
 docs: .venv/.ok
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	$(BIN)/python tools/docs.py
+
+# the chapters in JupyterLab, which only this needs; LAB="--no-browser --port 8890" and the like go to it
+lab: .venv/.ok
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check jupyterlab
+	MPLBACKEND= $(BIN)/python -m jupyter lab --notebook-dir nbs $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 readme: .venv/.ok
 	$(BIN)/python tools/readme.py --demo

@@ -7,7 +7,7 @@ import pytest
 from nbdev.test import test_nb as run_notebook
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9i]*.ipynb"))
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

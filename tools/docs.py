@@ -78,6 +78,10 @@ def stored(notebook):
     for source in sorted([*imported(text), *(p for p in (ROOT/"results").glob("*") if p.name in text)]): digest.update(source.name.encode() + source.read_bytes())
     return CACHE/f"{notebook.stem}-{digest.hexdigest()[:16]}.ipynb"
 
+def sources(shown=lambda notebook: True):
+    "A digest of each notebook, or None for one that is shown without its outputs: which notebooks a built site is made of."
+    return {book.stem: hashlib.sha256(book.read_bytes()).hexdigest()[:16] if shown(book) else None for book in sorted((ROOT/"nbs").glob("*.ipynb"))}
+
 def execute(notebook, keep, env):
     "Run `notebook` where it stands, without cells marked slow or cuda, and store it with its outputs in `keep`; returns what went wrong."
     import nbformat
@@ -133,6 +137,7 @@ def show_source(book):
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" or not re.match(r"#\|\s*export\b", source) or not re.search(r"^(def|class|@)", source, re.M): cells.append(cell)
         else: cells += [{**cell, "id": f"{cell['id']}-{n}", "source": f"#| exports\n{part}"} for n, part in enumerate(one_by_one(source.split("\n", 1)[1]))]
+        cells.append({"cell_type": "markdown", "id": f"{cell['id']}-end", "metadata": {}, "source": "<!-- -->"})        # keeps nbdev from moving the next cell's documentation above this one
     return {**book, "cells": cells}
 
 def one_by_one(source):
@@ -151,7 +156,9 @@ def process(top, env):
     rename = lambda text: re.sub("|".join(map(re.escape, names)), lambda m: names[m[0]], text)
     for old, new in names.items():
         book = json.loads((pages/old).read_text(encoding="utf8"))
-        for cell in book["cells"]: rewrite(cell, names, top, rename)
+        for cell in book["cells"]:
+            rewrite(cell, names, top, rename)
+            if only_imports(cell): cell["source"] = '#| code-fold: true\n#| code-summary: "Imports"\n' + "".join(cell["source"])
         for doc, cell in pairwise(book["cells"]): tidy_source(doc, cell)
         (pages/old).unlink()
         (pages/new).write_text(json.dumps(book), encoding="utf8")
@@ -173,7 +180,15 @@ def rewrite(cell, names, top, rename):
         for kind in ("text/markdown", "text/html"):
             if kind in output.get("data", {}): output["data"][kind] = re.sub(r"^```.*?^```", unlinked, "".join(output["data"][kind]).replace(SITE_URL, ""), flags=re.S | re.M)
 
-def unlinked(code): return re.sub(r"\[(`[^`\n]+`)\]\([^)\s]+\)", r"\1", code[0])
+def only_imports(cell):
+    try: return cell["cell_type"] == "code" and (body := ast.parse("".join(cell["source"])).body) and all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body)
+    except SyntaxError: return False            # magics
+
+def unlinked(code):
+    "A signature as one would write it: no links inside code, short names of types, a class called so."
+    text = re.sub(r"\[(`[^`\n]+`)\]\([^)\s]+\)", r"\1", code[0])
+    text = re.sub(r"\b(?:__main__|collections\.abc|pathlib|typing|torch(?=\.Tensor|\.Generator|\.device)|torch\.nn\.modules\.\w+(?=\.Module))\.", "", text)
+    return re.sub(r"^def (?=[A-Z]\w*\()", "class ", text, flags=re.M)
 
 def tidy_source(doc, cell):
     "A short function is shown once, with its body; a long one by its signature, its body folded."
@@ -181,8 +196,21 @@ def tidy_source(doc, cell):
     if FOLD not in source: return
     short = source.count("\n") <= LONG
     cell["source"] = source.replace(FOLD, "" if short else FOLD.replace("show", "true").replace("Exported source", "Source"))
-    for output in doc.get("outputs", []) if short else ():
-        if "text/markdown" in output.get("data", {}): output["data"]["text/markdown"] = re.sub(r"^```.*?^```", "", output["data"]["text/markdown"], flags=re.S | re.M)
+    shown = "" if short else statement(source)
+    for output in doc.get("outputs", []) if shown is not None else ():
+        if "text/markdown" in output.get("data", {}): output["data"]["text/markdown"] = re.sub(r"^```.*?^```", lambda m: shown, output["data"]["text/markdown"], flags=re.S | re.M)
+
+def statement(source):
+    "The first public definition as far as its parameters or fields go, as it is written: types, defaults and comments. None where there is nothing to cut."
+    lines = re.sub(r"^#\|.*\n", "", source, flags=re.M).split("\n")
+    node = next((o for o in ast.parse("\n".join(lines)).body if getattr(o, "name", "_")[0] != "_"), None)
+    def head(o): return lines[o.lineno - 1:o.body[0].lineno - 1]              # from the name to the line before the body
+    if isinstance(node, ast.FunctionDef): shown = head(node)
+    elif isinstance(node, ast.ClassDef):
+        init = next((o for o in node.body if getattr(o, "name", "") == "__init__"), None)
+        fields = [o for o in node.body if isinstance(o, ast.AnnAssign)]
+        shown = head(node) + ([line for o in fields for line in lines[o.lineno - 1:o.end_lineno]] if fields else head(init) if init else [])
+    return "\n".join(["```python", *shown, "```"]) if node and shown else None
 
 
 # ---- 3. smalldocs' rendering, and what makes its site independent of any server
@@ -193,6 +221,16 @@ def render(pages):
     for warning in (built := site.build(pages, quiet=True)).warnings:
         if not re.search("output-file|html-math-method", warning): print("  " + warning)
     return built.out
+
+def resolve(out):
+    "Names in backticks that have no documentation of their own lead to that of their class, or nowhere."
+    pages = {p: p.read_text(encoding="utf8") for p in out.glob("*.html")}
+    ids = {p.name: set(re.findall(r'\bid="([^"]+)"', text)) for p, text in pages.items()}
+    def link(m, page):
+        name, anchor = m[2] or page.name, m[3]
+        if anchor in ids.get(name, (anchor,)): return m[0]
+        return f'{m[1]}{m[2]}#{anchor.split(".")[0]}{m[4]}{m[5]}</a>' if anchor.split(".")[0] in ids[name] else m[5]
+    for page, text in pages.items(): page.write_text(re.sub(r'(<a href="(?:\./)?)([\w-]+\.html|)#([^"]+)("[^>]*>)(<code>[^<]*</code>)</a>', lambda m: link(m, page), text).replace("<!-- -->", "").replace('bg-light" data-bs-theme="light"', 'sd-navbar-default"'), encoding="utf8")      # a bar that follows the colours of the page
 
 def localise(out):
     "No font from elsewhere; pictures as files with their size; a search index that also loads from disk."
@@ -220,18 +258,19 @@ def localise(out):
 # ---- 4. what a reader would stumble over
 
 class Reader(HTMLParser):
-    "Anchors, links, loaded files and visible prose of a page."
+    "Anchors, links, loaded files, pictures without words and visible text of a page."
     LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "audio": "src", "video": "src", "object": "data"}
     QUIET = {"script", "style", "code", "pre", "title", "textarea"}
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.loads, self.prose, self.code, self.open = set(), [], [], [], [], []
+        self.ids, self.links, self.loads, self.mute, self.prose, self.code, self.open = set(), [], [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         if attrs.get("id"): self.ids.add(attrs["id"])
+        if tag == "img" and not (attrs.get("alt") or "").strip(): self.mute.append(attrs.get("src", "")[:60])
         if tag == "a" and attrs.get("href"): self.links.append(attrs["href"])
         if tag == "link" and attrs.get("rel") in ("stylesheet", "icon", "preload"): self.loads.append(attrs["href"])
         if attrs.get(self.LOADS.get(tag, "")): self.loads.append(attrs[self.LOADS[tag]])
@@ -247,7 +286,7 @@ class Reader(HTMLParser):
 RAW = re.compile(r"\$\$|\$[^$\n]*[\\_^][^$\n]*\$|\\begin\{|\\frac|\\text|:::|^#\||\{=html\}|\]\(|^\s*\|.*\|\s*$", re.M)
 
 def problems(out):
-    "Files loaded from elsewhere, broken links and anchors, markup that was not rendered: one line each."
+    "Files loaded from elsewhere, broken links and anchors, markup that was not rendered, pictures without words: one line each."
     pages = {p.name: Reader(p.read_text(encoding="utf8")) for p in out.glob("*.html")}
     found = []
     for name, page in pages.items():
@@ -261,6 +300,8 @@ def problems(out):
             elif parts.fragment and path in pages and unquote(parts.fragment) not in pages[path].ids: found.append(f"{name} links to {url}, where there is no such anchor")
         found += [f"{name} shows raw markup: {m[0][:80]!r}" for text in page.prose for m in RAW.finditer(text)]
         found += [f"{name} shows a directive: {m[0]!r}" for text in page.code for m in re.finditer(r"^#\|.*", text, re.M)]
+        found += [f"{name} has a picture without words for it: {src}" for src in page.mute]
+        found += [f"{name} shows a path of this machine: {m[0]}" for text in page.code + page.prose for m in re.finditer(rf"({re.escape(str(ROOT))}|/root/|/home/|{tempfile.gettempdir()}/)\S*", text)]
     for css in out.rglob("*.css"):
         found += [f"{css.relative_to(out)} loads {m[0]}" for m in re.finditer(r"(@import|url\()[\"' ]*(https?:)?//[^\"');]*", css.read_text(encoding="utf8"))]
     return sorted(set(found))
@@ -275,10 +316,12 @@ def build(to=ROOT/"docs", run=lambda name: True, workers=2):
         env = stage(top)
         failed = execute_all(top/"nbs", env, run, workers)
         out = render(process(top, env))
+        resolve(out)
         localise(out)
         for old in to.glob("*") if to.exists() else ():
             if old.name != "README.md": shutil.rmtree(old) if old.is_dir() else old.unlink()
         shutil.copytree(out, to, dirs_exist_ok=True)
+    (to/"sources.json").write_text(json.dumps(sources(lambda book: stored(book).exists()), indent=1) + "\n", encoding="utf8")
     return failed + problems(to)
 
 

@@ -1,4 +1,4 @@
-"""README.md from nbs/index.ipynb. `--check` only compares; `--demo` first runs the demo and puts its output and picture into the index."""
+"""README.md from nbs/index.ipynb. `--check` only compares; `--demo` first runs the demo and puts its output and the two pictures into the index."""
 import argparse
 import io
 import json
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-INDEX, README, PICTURE = ROOT/"nbs"/"index.ipynb", ROOT/"README.md", ROOT/"nbs"/"images"/"demo.png"
+INDEX, GALLERY, README, PICTURES = ROOT/"nbs"/"index.ipynb", ROOT/"nbs"/"gallery.ipynb", ROOT/"README.md", ROOT/"nbs"/"images"
 START = "<!-- output of `make demo`, written by `make readme` -->"
 
 
@@ -18,7 +18,7 @@ def render():
         source = "".join(cell["source"])
         if re.search(r"^#\|\s*(hide|default_exp)", source, re.M): continue
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-    return "\n\n".join(parts).replace("](images/", "](nbs/images/") + "\n"
+    return re.sub(r"\]\((?=images/|\w+\.ipynb)", "](nbs/", "\n\n".join(parts)) + "\n"
 
 
 def demo():
@@ -33,8 +33,7 @@ def demo():
     heights = [len(result.intervals(d)) for d in result.datasets]
     figure, axes = plt.subplots(2, 2, figsize=(8, 4.6), sharey="row", layout="constrained", height_ratios=heights)
     for data, row in zip(result.datasets, axes): result.plot(data, row)
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+    figure.savefig(PICTURES/"demo.png", dpi=110, metadata={"Software": None})
     text = io.StringIO()
     print_comparison(result, Console(file=text, width=116))
     lines = "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
@@ -43,12 +42,21 @@ def demo():
     cell["source"] = f"{START}\n\n```text\n{lines}\n```".splitlines(keepends=True)
     INDEX.write_text(json.dumps(book, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
 
+def phenomenon():
+    "The first picture of the gallery, by the gallery's own cells."
+    import matplotlib
+    matplotlib.use("agg")
+    scope = {}
+    for cell in json.loads(GALLERY.read_text(encoding="utf8"))["cells"]:
+        if cell["cell_type"] == "code" and "figure" not in scope: exec("".join(cell["source"]), scope)
+    scope["figure"].savefig(PICTURES/"phenomenon.png", dpi=110, metadata={"Software": None})
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true"); parser.add_argument("--demo", action="store_true")
     options = parser.parse_args()
-    if options.demo: demo()
+    if options.demo: demo(); phenomenon()
     if options.check:
         if README.read_text(encoding="utf8") != render(): sys.exit("README.md is not in step with nbs/index.ipynb: run `make readme`")
     else: README.write_text(render(), encoding="utf8")
