@@ -782,15 +782,14 @@ def print_audit(
     console:Console|None=None,
 ):
     "The answer and the main numbers on a terminal."
-    console = console or Console(width=None if Console().is_terminal else 120, force_jupyter=False)
+    console = console or Console(width=None if Console().is_terminal else 90, force_jupyter=False)
     table = Table(title=f"{found.subject} on {found.name}: {found.facts['n_test']} test samples, {len(found.facts['seeds'])} seed(s)", title_justify="left", title_style="bold")
     for name, justify in (("", "left"), ("", "left"), ("value [95 %]", "right")): table.add_column(name, justify=justify, no_wrap=True)
     for key, row in found.table.iterrows():
         if key[:2] in (("models", found.score), ("probes", "alone minus joint"), ("robustness", "permuted"), ("shapley", found.score)):
             table.add_row({"models": "", "probes": "probe: ", "robustness": "score lost, ", "shapley": "Shapley value, "}[key[0]] + key[1], key[2], _text(row, key, found.score))
     console.print(table)
-    console.print(str(found.advice), markup=False, highlight=False, soft_wrap=True)
-    for note in found.notes: console.print(f"Note: {note}", markup=False, highlight=False, soft_wrap=True)
+    for text in (*str(found.advice).splitlines(), *(f"Note: {n}" for n in found.notes)): console.print(f"* {text}", markup=False, highlight=False)
 
 @call_parse
 def mmlit_audit(

@@ -254,7 +254,7 @@ _STYLE = """
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}.answer{background:var(--soft);padding:.7rem 1rem;border-radius:.4rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}tr.reference td{font-weight:600}figure{margin:1rem 0;background:#fff;border-radius:.4rem}img{max-width:100%;height:auto}
-small,dd{color:#888}dd{overflow-wrap:anywhere}dt{font-weight:600}@media print{body{margin:0;max-width:none}}
+small,dd{color:#888}dd{overflow-wrap:anywhere}dt{font-weight:600}@media print{body{margin:0;max-width:none}figure,tr{break-inside:avoid}details::details-content{content-visibility:visible;block-size:auto}}
 """
 
 def figure_html(
