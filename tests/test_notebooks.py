@@ -1,5 +1,5 @@
-"Every notebook runs from top to bottom, one case each."
-import os
+"Every notebook runs from top to bottom, one case each, within the time that the landing page states."
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,6 +13,8 @@ NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.chdir(path.parent)
+    start = time.process_time()                 # of this process: other tests run beside it
     success, seconds = run_notebook(path, skip_flags=["notest", "slow", "cuda"], force_flags=[], basepath=ROOT, showerr=True)
     plt.close("all")
     assert success, f"{path.name} failed after {seconds:.0f} s; the traceback is above"
+    assert time.process_time() - start < 60
