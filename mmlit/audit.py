@@ -428,9 +428,10 @@ def advise(
         if (gain := difference("interacting", "joint")).low > 0 and difference("interacting", "ensemble").low > 0: findings["synergy"] = f"Synergy: a head that lets modalities interact gains {text(gain)}; an additive head cannot express it."
     elif je.low > 0: findings["synergy"] = f"Synergy, or help across modalities: the joint model beats the ensemble by {text(je)}."
     better = {c: i for c, i in options.items() if i.low > 0}
-    if not better: return Advice("joint", findings, f"Keep the joint model: of {', '.join(options)}, none is shown to be better.")
+    if not better: return Advice("joint", findings, f"Keep the joint model: of {', '.join(options)}, none is shown to be better at the level corrected for {len(CANDIDATES)} candidates.")
     use = max(better, key=lambda c: better[c].low)
-    return Advice(use, findings, f"{CANDIDATES[use]}: better than the joint model by {text(better[use])} at the level corrected for {len(CANDIDATES)} candidates.")
+    name = f" ({max(modalities, key=lambda m: row('models', score, f'unimodal {m}').mean)})" if use == "best unimodal" else ""
+    return Advice(use, findings, f"{CANDIDATES[use]}{name}: better than the joint model by {text(better[use])} at the level corrected for {len(CANDIDATES)} candidates.")
 
 # %% ../nbs/12_audit.ipynb #e24199f3
 def _predictions(model, dls, part): return answers(model, hold(model, dls[part]).zs)
@@ -748,6 +749,8 @@ def _text(row, key, score):
     sign = "+" if "minus" in f"{key[1]}{key[2]}" else ""
     return f"{Interval(scale*row.value, scale*row.low, scale*row.high):{sign}{form}}" + (" %" if percent and not sign else " points" if percent else "")
 
+def _seeds(found): return f"{len(found.facts['seeds'])} seed{'s'*(len(found.facts['seeds']) > 1)}"
+
 SECTIONS = {"models": "Models", "differences": "Differences", "probes": "Linear probes of the encoders", "shapley": "Shapley values", "coalitions": "Coalitions", "oracle": "Who is right",
             "information": "Information (nats)", "robustness": "Score lost", "competition strength": "Competition strength"}
 
@@ -758,7 +761,7 @@ def write_page(
 )->Path:
     "The audit as one self-contained HTML page."
     advice, f = found.advice, found.facts
-    parts = [f'<p>{html.escape(found.subject)} on {html.escape(found.name)}: {", ".join(map(html.escape, found.modalities))}. Test part of {f["n_test"]} samples, {len(f["seeds"])} seed(s), split {" ".join(f["split"])}.</p>',
+    parts = [f'<p>{html.escape(found.subject)} on {html.escape(found.name)}: {", ".join(map(html.escape, found.modalities))}. Test part of {f["n_test"]} samples, {_seeds(found)}, split {" ".join(f["split"])}.</p>',
              '<div class="answer">' + "".join(f"<p>{html.escape(s)}</p>" for s in advice.findings.values()) + f"<p><b>{html.escape(advice.reason)}</b></p></div>", *(f"<p><small>Note: {html.escape(n)}</small></p>" for n in found.notes)]
     parts += [f"<h2>{html.escape(title)}</h2>" + figure_html(fig, alt) for title, (fig, alt) in figures(found).items()]
     parts.append("<h2>Every number</h2><p>Intervals: " + html.escape(f["intervals"]) + ".</p>")
@@ -783,7 +786,7 @@ def print_audit(
 ):
     "The answer and the main numbers on a terminal."
     console = console or Console(width=None if Console().is_terminal else 90, force_jupyter=False)
-    table = Table(title=f"{found.subject} on {found.name}: {found.facts['n_test']} test samples, {len(found.facts['seeds'])} seed(s)", title_justify="left", title_style="bold")
+    table = Table(title=f"{found.subject} on {found.name}: {found.facts['n_test']} test samples, {_seeds(found)}", title_justify="left", title_style="bold")
     for name, justify in (("", "left"), ("", "left"), ("value [95 %]", "right")): table.add_column(name, justify=justify, no_wrap=True)
     for key, row in found.table.iterrows():
         if key[:2] in (("models", found.score), ("probes", "alone minus joint"), ("robustness", "permuted"), ("shapley", found.score)):

@@ -259,7 +259,7 @@ def mmlit_compare(
 ):
     "Does my joint model beat the ensemble of its unimodal parts? Finished runs are kept: interrupt and call again to go on."
     if methods == "list":
-        for name, method in METHODS.items(): print(f"{name:18}{method.title}")
+        for name, method in METHODS.items(): print(f"{name:20} {method.title}")
         return
     names = [n for n in data.split(",") if n.strip()]
     methods = ",".join(METHODS) if methods == "all" else methods

@@ -129,7 +129,10 @@ class ConditionalHead(Head):
         if not 0 <= condition < len(self.dims): raise ValueError(f"condition must name one of {len(self.dims)} modalities (0 to {len(self.dims)-1}), got {condition}")
         self.condition, self.others = condition, [m for m in range(len(self.dims)) if m != condition]
         self.out = nn.ModuleList([nn.Linear(w, n_classes, bias=False) for w in widths])
-        self.bias = nn.Parameter(torch.zeros(n_classes))
+        self.bias = nn.Parameter(torch.empty(n_classes))
+        self.reset_parameters()
+
+    def reset_parameters(self): nn.init.zeros_(self.bias)                               # its own; layers have theirs
 
     def modulation(self, z, k): raise NotImplementedError   # (gamma, beta or None), each (B, width), for the k-th other modality
     def value(self, z, k): return z                         # (B, width)
@@ -202,11 +205,13 @@ class AttentionHead(Head):
     ):
         super().__init__(dims, n_classes)
         self.project = nn.ModuleList([nn.Linear(d, width) for d in self.dims])
-        self.kind = nn.Parameter(torch.randn(len(self.dims) + 1, width)/math.sqrt(width))    # which modality a token comes from; the last: class token
+        self.kind = nn.Parameter(torch.empty(len(self.dims) + 1, width))                     # which modality a token comes from; the last: class token
+        self.reset_parameters()
         layer = nn.TransformerEncoderLayer(width, heads, 2*width, dropout, batch_first=True, norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.out = nn.Linear(width, n_classes)
 
+    def reset_parameters(self): nn.init.normal_(self.kind, std=self.kind.shape[1]**-.5)
     def check(self, zs): return check_features(zs, self.dims)
     def forward(self, zs):
         tokens = [p(z if z.ndim == 3 else z[:, None]) + k for z, p, k in zip(self.check(zs), self.project, self.kind)]

@@ -121,9 +121,11 @@ class MultiProxyHead(Head):
         size = len(self.dims)*n_classes**2*k
         if size >= MANY_PROXIES: warnings.warn(f"{size:,} proxy parameters (M*C*C*K) for {n_classes} classes: a smaller k needs proportionally fewer")
         self.gamma, self.axis, self.unimodal = gamma, axis, SumHead(self.dims, n_classes)
-        self.proxies = nn.Parameter(init_proxies(len(self.dims), n_classes, k, init))
+        self.proxies, self._init = nn.Parameter(init_proxies(len(self.dims), n_classes, k, init)), (k, init)
         check_multi_proxy(torch.zeros(len(self.dims), 1, n_classes), self.proxies, gamma, axis)
 
+    @torch.no_grad()
+    def reset_parameters(self): self.proxies.copy_(init_proxies(len(self.dims), self.n_classes, *self._init))
     def unimodal_logits(self, zs): return self.unimodal.contributions(self.check(zs))        # u, (M, B, C)
     def terms(self, zs):
         u = self.unimodal_logits(zs)

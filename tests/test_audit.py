@@ -12,7 +12,8 @@ from torch import nn
 from mmlit.audit import Audit, advise, audit, coalition_outcomes, coalition_plan, fresh_copy, hold, measure, tabulate, write_page
 from mmlit.callbacks import multimodal_learner
 from mmlit.data import MultimodalData, load_dataset, multimodal_dls
-from mmlit.fusion import FusionModel, ConcatHead, SelectModalities, SumHead, as_fusion
+from mmlit.fusion import HEADS, ConcatHead, FusionModel, SelectModalities, SumHead, as_fusion
+from mmlit.multimodal_loss import MultiProxyHead, ScaledSumHead
 from mmlit.runs import Budget
 from mmlit.shapley import valuate
 
@@ -144,7 +145,7 @@ def test_named_encoders_must_see_every_path(tmp_path):
     with pytest.raises(ValueError, match="outside of the named encoders"): audit(as_fusion(Leaky(), 2, encoders=["a", "b"]), multimodal_dls(load_dataset("digits")), out=tmp_path, progress=False)
 
 
-@pytest.mark.parametrize("module", [nn.LSTM(3, 4), nn.TransformerEncoderLayer(8, 2), nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), nn.Embedding(5, 3)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("module", [*(head((8, 8), 3) for head in (*HEADS.values(), MultiProxyHead, ScaledSumHead)), nn.LSTM(3, 4), nn.TransformerEncoderLayer(8, 2), nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), nn.Embedding(5, 3)], ids=lambda m: type(m).__name__)
 def test_fresh_copies_are_new(module):
     torch.manual_seed(0)
     new = fresh_copy(module)
