@@ -14,6 +14,7 @@ __all__ = ['LEVEL', 'CANDIDATES', 'IGNORED', 'SEEDS', 'FEW_GROUPS', 'SECTIONS', 
 import copy
 import hashlib
 import html
+import inspect
 import json
 import math
 import platform
@@ -48,7 +49,7 @@ from .data import MultimodalData, members, show_samples, split_hash
 from .fusion import EarlyFusion, Fusion, FusionModel, MLPHead, NamedEncoders, SelectModalities, absent_features, as_fusion, coalition_logits, coalitions
 from .information import partial_information
 from .modulation import competition_strength, penultimate_features
-from .permutation import js_divergence_with_logits, permutation_cmi
+from .permutation import js_divergence_with_logits
 from .runs import Budget, Job, Run, RunStore, figure_html, headline, joint_run, loaders, page_html, parse_dataset, table_html, train_missing, unimodal_run
 from .scores import Interval, bootstrap_interval, corrected_interval
 from .shapley import combine_coalitions, eval_mode, permutation_coalitions, random_orders, shapley_matrix
@@ -58,15 +59,29 @@ def fresh_copy(
     module:nn.Module, # left as it is
 )->nn.Module:
     "A copy with new random weights, layer by layer; ValueError for a layer that does not say how."
-    module = copy.deepcopy(module)
-    for name, layer in module.named_modules():
-        if hasattr(layer, "reset_parameters"): layer.reset_parameters()
-        elif hasattr(layer, "_reset_parameters"): layer._reset_parameters()
-        elif next(layer.parameters(recurse=False), None) is not None:
-            raise ValueError(f"{type(layer).__name__} {name!r} has parameters and no reset_parameters, so it cannot be trained anew: pass encoders=, a function that makes untrained encoders")
+    try: module = copy.deepcopy(module)
+    except Exception as error: raise ValueError(f"{type(module).__name__} cannot be copied ({error}): pass encoders=, a function that makes untrained encoders") from error
+    def reset():
+        for name, layer in module.named_modules():
+            if hasattr(layer, "reset_parameters"): layer.reset_parameters()
+            elif hasattr(layer, "_reset_parameters"): layer._reset_parameters()
+            elif next(layer.parameters(recurse=False), None) is not None:
+                raise ValueError(f"{type(layer).__name__} {name!r} has parameters and no reset_parameters, so it cannot be trained anew: pass encoders=, a function that makes untrained encoders")
+        return [p.detach().clone() for p in module.parameters()]
+    for p, q in zip(reset(), reset()):          # what is the same after two draws was not drawn
+        if p.ndim > 1 and p.numel() > 1 and torch.equal(p, q) and p.float().std() > 0: raise ValueError(f"{type(module).__name__} keeps weights that its layers do not reset (a reparametrisation such as spectral_norm?): pass encoders=, a function that makes untrained encoders")
     return module.requires_grad_()
 
 # %% ../nbs/12_audit.ipynb #ada003c2
+def _architecture(module):
+    "What tells two untrained modules apart: their layers, plain attributes and code."
+    def code(o):
+        try: return inspect.getsource(o)
+        except (OSError, TypeError): return repr(o)
+    parts = [] if module is None else [m for m in module.modules()]
+    plain = [{k: v if isinstance(v, (int, float, str, bool, tuple)) else code(v) for k, v in vars(m).items() if not k.startswith("_") and k != "training" and (callable(v) or isinstance(v, (int, float, str, bool, tuple)))} for m in parts]
+    return f"{module!r}{plain}{[code(t) for t in dict.fromkeys(map(type, parts)) if not t.__module__.startswith('torch.')]}"
+
 def companion_runs(
     modalities:Sequence[str],
     joint:Fusion|None=None,          # the model under audit; None: the recipe's default encoders and head
@@ -75,7 +90,8 @@ def companion_runs(
 )->dict:                             # name -> `Run`; the first M are the unimodal ones
     "The runs that the joint model is compared with."
     if encoders is None and hasattr(joint, "encoders"): encoders = lambda: [fresh_copy(e) for e in joint.encoders]
-    tag = "" if encoders is None else hashlib.sha256("".join(map(repr, [*encoders(), joint])).encode()).hexdigest()[:10]
+    tag = "" if encoders is None else hashlib.sha256("".join(map(_architecture, [*encoders(), joint])).encode()).hexdigest()[:10]
+    if isinstance(joint, FusionModel): fresh_copy(joint.head)                              # what cannot be reset is said now
     def whole(dls, budget, parts, method=None, head=None):
         "An untrained joint model on these encoders, with the head of the model under audit."
         if isinstance(joint, NamedEncoders) and head is None:
@@ -197,27 +213,22 @@ _RAREST = 1e-6     # the smallest probability a read-out may give: one wrong cer
 _JACKKNIFE = 10     # parts of the samples that are left out in turn for a standard error
 
 def _read_out(x, y, x_test, y_test):
-    "log q(y|x)/q(y) of each test sample in nats, q fitted on the others: a logistic regression, or a linear one with Gaussian noise."
-    if y.dtype.kind == "f":
-        normal = lambda mean, var: -.5*(y_test - mean)**2/var - .5*np.log(var)
-        model = Ridge().fit(x, y)
-        return normal(model.predict(x_test), ((model.predict(x) - y)**2).mean()) - normal(y.mean(), y.var())
+    "log q(y|x)/p(y) of each test sample in nats: q a logistic regression fitted on the others, p the frequencies of the test labels."
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(x, y)
-    logp = np.full((len(x_test), max(y.max(), y_test.max()) + 1), np.log(_RAREST)); prior = logp[0].copy()
-    logp[:, model.classes_] = model.predict_log_proba(x_test).clip(np.log(_RAREST))
-    prior[model.classes_] = np.log(np.bincount(y)[model.classes_]/len(y))
-    return logp[np.arange(len(y_test)), y_test] - prior[y_test]
+    logq = np.full((len(x_test), max(y.max(), y_test.max()) + 1), np.log(_RAREST))
+    logq[:, model.classes_] = model.predict_log_proba(x_test).clip(np.log(_RAREST))
+    return logq[np.arange(len(y_test)), y_test] - np.log(np.bincount(y_test)/len(y_test), where=np.bincount(y_test) > 0, out=np.zeros(y_test.max() + 1))[y_test]
 
 def answer_information(
     valid:Sequence[np.ndarray], # (N, C) log-probabilities of each unimodal model on the validation part: the read-out is fitted on these
-    y_valid:np.ndarray,         # labels, or targets
+    y_valid:np.ndarray,         # labels
     test:Sequence[np.ndarray],  # (N', C) likewise on the test part
     y_test:np.ndarray,
     modalities:Sequence[str],
 )->list[Quantity]:
     "Lower bounds on the information about the label in the answers of the unimodal models: each, all, each given the rest, and shared; nats."
     M = len(modalities)
-    few = y_valid.dtype.kind != "f" and np.bincount(y_valid).min() < 10
+    few = np.bincount(y_valid, minlength=valid[0].shape[1]).min() < 10
     about = lambda which: _read_out(np.hstack([valid[m] for m in which]), y_valid, np.hstack([test[m] for m in which]), y_test)
     everything, single = about(range(M)), [about([m]) for m in range(M)]
     rest = single[::-1] if M == 2 else [about([k for k in range(M) if k != m]) for m in range(M)]
@@ -231,6 +242,7 @@ def feature_information(
     y:np.ndarray,                      # (N',) class labels
     modalities:Sequence[str],
     seed:int=0,
+    groups=None,                       # (N',) left out together by the jackknife
 )->list[Quantity]:
     "Unique, redundant and synergistic information (BROJA) of the joint model's features, quantised by k-means; nats."
     classes, M = y.max() + 1, len(modalities)
@@ -247,12 +259,13 @@ def feature_information(
         d = partial_information(torch.as_tensor(p))
         return np.array([*d.unique, d.redundant, d.synergy]), int((p > 0).sum())
     def rows(labels, suffix=""):
-        fold = np.random.default_rng(seed).permutation(len(y)) % _JACKKNIFE
+        ids = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        fold = (np.random.default_rng(seed).permutation(ids.max() + 1) % _JACKKNIFE)[ids]
         value, cells = decompose(labels, fold >= 0)
-        without = np.stack([decompose(labels, fold != f)[0] for f in range(_JACKKNIFE)])
-        half = 1.96*np.sqrt((_JACKKNIFE - 1)/_JACKKNIFE*((without - without.mean(0))**2).sum(0))
+        without = np.stack([decompose(labels, fold != f)[0] for f in np.unique(fold)])
+        half = 1.96*np.sqrt((len(without) - 1)/len(without)*((without - without.mean(0))**2).sum(0))
         note = f"{cells} cells are occupied by {len(y)} samples: see shuffled labels" if not suffix and len(y) < 5*cells else ""
-        return [Quantity("information", f"of the features, {n}{suffix}", of, np.array([v]), given=Interval(v, v - h, v + h), note=note) for (n, of), v, h in zip(names, value.tolist(), half.tolist())]
+        return [Quantity("information", f"of the features, {n}{suffix}", of, np.full(len(y), v), given=Interval(v, v - h, v + h), note=note) for (n, of), v, h in zip(names, value.tolist(), half.tolist())]
     return rows(y) + rows(np.random.default_rng(seed).permutation(y), ", shuffled labels")
 
 # %% ../nbs/12_audit.ipynb #b38e0f35
@@ -311,19 +324,17 @@ def robustness_quantities(
 )->list[Quantity]:
     "Loss of score when a modality is missing, comes from another sample, or is noisy; and the permutation score in nats."
     g = torch.Generator().manual_seed(seed)
-    clean, out = gains(answers(model, held.zs), held.y), []
-    device, classes = _device(model), not held.y.is_floating_point()
+    logits, out, device = answers(model, held.zs), [], _device(model)
+    clean = gains(logits, held.y)
     for i, m in enumerate(modalities):
-        swapped = [gains(answers(model, [z[torch.randperm(len(z), generator=g)] if k == i else z for k, z in enumerate(held.zs)]), held.y) for _ in range(permutations)]
-        out += [Quantity("robustness", "missing", m, (clean - missing[m]).numpy()), Quantity("robustness", "permuted", m, (clean - torch.stack(swapped).mean(0)).numpy())]
+        swapped = torch.stack([answers(model, [z[torch.randperm(len(z), generator=g)] if k == i else z for k, z in enumerate(held.zs)]) for _ in range(permutations)])
+        out += [Quantity("robustness", "missing", m, (clean - missing[m]).numpy()), Quantity("robustness", "permuted", m, (clean - gains(swapped, held.y).mean(0)).numpy())]
+        if not held.y.is_floating_point(): out.append(Quantity("robustness", "permutation score (nats)", m, (log_likelihoods(logits, held.y) - log_likelihoods(swapped, held.y).mean(0)).numpy()))
         for much in _SHAKEN:
             x = shake(held.xs[i], much, g)
             with torch.no_grad(), eval_mode(model):
                 zs = _in_batches(lambda *xs: model.encode(*(t.to(device) for t in xs)), [x if k == i else t for k, t in enumerate(held.xs)])
             out.append(Quantity("robustness", f"noise of {much:g} s.d.", m, (clean - gains(answers(model, zs), held.y)).numpy()))
-        if classes:
-            with torch.no_grad(), eval_mode(model): nats = permutation_cmi(model.fuse, tuple(z.to(device) for z in held.zs), i, held.y.to(device), permutations=permutations, generator=g)
-            out.append(Quantity("robustness", "permutation score (nats)", m, nats.per_sample.cpu().double().numpy()))
     return out
 
 # %% ../nbs/12_audit.ipynb #4ff80e0e
@@ -348,7 +359,8 @@ def _value(q): return q.given.mean if q.given else float(q.values.mean() if q.st
 def _bootstrapped(quantities, groups, draws):
     plain = [q for q in quantities if q.statistic is None and q.given is None]
     found = dict(zip(map(id, plain), bootstrap_interval(np.stack([q.values for q in plain], 1), groups, draws=draws, level=LEVEL))) if plain else {}
-    return [q.given or found.get(id(q)) or bootstrap_interval(q.values, groups, q.statistic, draws, LEVEL)[0] for q in quantities]
+    def basic(i): return Interval(i.mean, max(2*i.mean - i.high, 0.), max(2*i.mean - i.low, 0.))       # a sum of absolute values is biased upwards, more so in each draw
+    return [q.given or found.get(id(q)) or basic(bootstrap_interval(q.values, groups, q.statistic, draws, LEVEL)[0]) for q in quantities]
 
 def _both(over_seeds, *over_samples):
     "Half-widths of both kinds, added as independent ones."
@@ -395,9 +407,9 @@ def _points(i, score, sign="+"):
     form = f"{sign}.1f" if scale == 100 else f"{sign}.3f"
     return f"{scale*i.mean:{form}}{of} [{scale*i.low:{form}}, {scale*i.high:{form}}]"
 
-def widened(i, candidates):
-    "A 95 % interval at the level 1 - 5 %/candidates, by the ratio of normal quantiles."
-    factor = stats.norm.ppf(1 - (1 - LEVEL)/2/candidates)/stats.norm.ppf((1 + LEVEL)/2)
+def widened(i, candidates, freedom=math.inf):
+    "A 95 % interval at the level 1 - 5 %/candidates, by the ratio of the quantiles of Student's t with `freedom` degrees (infinite: normal)."
+    factor = stats.t.ppf(1 - (1 - LEVEL)/2/candidates, freedom)/stats.t.ppf((1 + LEVEL)/2, freedom)
     return Interval(i.mean, i.mean - factor*(i.mean - i.low), i.mean + factor*(i.high - i.mean))
 
 def _reversed(i): return Interval(-i.mean, -i.high, -i.low)
@@ -406,6 +418,7 @@ def advise(
     table:pd.DataFrame,        # as `tabulate` makes it
     modalities:Sequence[str],
     score:str="accuracy",
+    freedom:float=math.inf,    # degrees of freedom of the intervals: splits - 1 where they are over splits
 )->Advice:
     "The rule above."
     has = lambda *key: key in table.index
@@ -414,24 +427,24 @@ def advise(
     text = lambda r, sign="+": _points(r, score, sign)
     findings, je = {}, difference("joint", "ensemble")
     if je.high < 0: findings["competition"] = f"Competition: the ensemble of unimodal models wins, joint minus ensemble is {text(je)}."
-    else: findings["none"] = f"No evidence of competition, do not balance: joint minus ensemble is {text(je)}."
+    else: findings["none"] = f"No evidence of competition: joint minus ensemble is {text(je)}."
     for m in modalities:
         if has("probes", "alone minus joint", m) and (gap := row("probes", "alone minus joint", m)).low > 0:
             findings[f"under-trained {m}"] = f"The encoder of {m} is under-trained by {text(gap, '')}: its features serve a linear probe worse than after training alone." + (" Try `pretrained` or `multi_loss`: they give it a loss of its own, which goes on when the others have explained the training labels." if "competition" in findings else " The joint model is not shown to lose by it.")
         drop, alone = row("robustness", "permuted", m), row("models", score, f"unimodal {m}")
-        if drop.high < IGNORED: findings[f"ignored {m}"] = f"The joint model ignores {m}: taking it from another sample costs {text(drop, '')}; alone, {m} reaches {100*alone.mean:.1f} %." if score == "accuracy" else f"The joint model ignores {m}: taking it from another sample costs {text(drop, '')}."
+        if -IGNORED < drop.low and drop.high < IGNORED: findings[f"ignored {m}"] = f"The joint model ignores {m}: taking it from another sample costs {text(drop, '')}; alone, {m} reaches {100*alone.mean:.1f} %." if score == "accuracy" else f"The joint model ignores {m}: taking it from another sample costs {text(drop, '')}."
     ju, eu = difference("joint", "best unimodal"), difference("ensemble", "best unimodal")
-    if ju.low <= 0 and eu.low <= 0: findings["redundant"] = f"Redundant: nothing is gained by fusion here, neither the joint model ({text(ju)}) nor the ensemble ({text(eu)}) is shown to beat the best single modality."
-    options = {c: widened(difference(c, "joint"), len(CANDIDATES)) for c in CANDIDATES if has("differences", score, f"{c} minus joint")}
-    options |= {c: widened(_reversed(d), len(CANDIDATES)) for c, d in (("ensemble", je), ("best unimodal", ju))}
-    if "interacting" in options:
+    if has("differences", score, "interacting minus joint"):
         if (gain := difference("interacting", "joint")).low > 0 and difference("interacting", "ensemble").low > 0: findings["synergy"] = f"Synergy: a head that lets modalities interact gains {text(gain)}; an additive head cannot express it."
     elif je.low > 0: findings["synergy"] = f"Synergy, or help across modalities: the joint model beats the ensemble by {text(je)}."
+    if ju.low <= 0 and eu.low <= 0 and "synergy" not in findings: findings["redundant"] = f"Redundant: nothing is gained by fusion here, neither the joint model ({text(ju)}) nor the ensemble ({text(eu)}) is shown to beat the best single modality."
+    options = {c: widened(difference(c, "joint"), len(CANDIDATES), freedom) for c in CANDIDATES if has("differences", score, f"{c} minus joint")}
+    options |= {c: widened(_reversed(d), len(CANDIDATES), freedom) for c, d in (("ensemble", je), ("best unimodal", ju))}
     better = {c: i for c, i in options.items() if i.low > 0}
+    if not better and "none" in findings: findings["none"] += " Do not balance."
     if not better: return Advice("joint", findings, f"Keep the joint model: of {', '.join(options)}, none is shown to be better at the level corrected for {len(CANDIDATES)} candidates.")
     use = max(better, key=lambda c: better[c].low)
-    name = f" ({max(modalities, key=lambda m: row('models', score, f'unimodal {m}').mean)})" if use == "best unimodal" else ""
-    return Advice(use, findings, f"{CANDIDATES[use]}{name}: better than the joint model by {text(better[use])} at the level corrected for {len(CANDIDATES)} candidates.")
+    return Advice(use, findings, f"{CANDIDATES[use]}: better than the joint model by {text(better[use])} at the level corrected for {len(CANDIDATES)} candidates.")
 
 # %% ../nbs/12_audit.ipynb #e24199f3
 def _predictions(model, dls, part): return answers(model, hold(model, dls[part]).zs)
@@ -493,7 +506,7 @@ def measure(
     present, weights = coalition_plan(M)
     outcomes = coalition_outcomes(joint, test, present, absent)
     out += coalition_quantities(outcomes, present, weights, modalities)
-    everybody, visited = present.all(1).nonzero()[0, 0], {tuple(p.tolist()): i for i, p in enumerate(present)}
+    visited = {tuple(p.tolist()): i for i, p in enumerate(present)}
     without = lambda m: tuple(k != m for k in range(M))
     if any(without(m) not in visited for m in range(M)):
         rest = ~torch.eye(M, dtype=torch.bool)
@@ -502,6 +515,7 @@ def measure(
     out += robustness_quantities(joint, test, modalities, missing, seed)
 
     if isinstance(joint, EarlyFusion): notes.append("Probes and information of the features were left out: the model is one network of all inputs and has no encoders to look into. Name its submodules, as_fusion(model, M, encoders=[...]), if it has.")
+    elif any(isinstance(getattr(u, "model", u), EarlyFusion) for u in alone): notes.append("Probes and information of the features were left out: the unimodal models are networks without named encoders. Wrap them, as_fusion(model, 1, encoders=[...]).")
     else:
         train, labels = hold(joint, _training_part(dls)), lambda h: h.y.numpy()
         for i, m in enumerate(modalities):
@@ -510,13 +524,14 @@ def measure(
             solo = probe(_flat(solo_train.zs[0]), labels(solo_train), _flat(solo_test.zs[0]), labels(solo_test))
             out += [Quantity("probes", "joint", m, here), Quantity("probes", "alone", m, solo), Quantity("probes", "alone minus joint", m, solo - here)]
         if classes and M > _DECOMPOSED: notes.append(f"Unique, redundant and synergistic information were left out: with {M} modalities the quantised table has too many cells.")
-        elif classes: out += feature_information([_flat(z) for z in train.zs], [_flat(torch.cat(p)) for p in zip(valid.zs, test.zs)], torch.cat([valid.y, test.y]).numpy(), modalities, seed)
-    said = lambda part: [(l.log_softmax(-1) if classes else l).double().numpy() for l in own[part]]
-    out += answer_information(said("valid"), valid.y.numpy(), said("test"), test.y.numpy(), modalities)
+        elif classes: out += feature_information([_flat(z) for z in train.zs], [_flat(torch.cat(p)) for p in zip(valid.zs, test.zs)], torch.cat([valid.y, test.y]).numpy(), modalities, seed, None if dls.data.groups is None else dls.data.groups[np.concatenate([dls.split.valid, dls.split.test])])
+    if classes and len(valid.y.unique()) > 1: out += answer_information(*(v for part, h in (("valid", valid), ("test", test)) for v in ([l.log_softmax(-1).double().numpy() for l in own[part]], h.y.numpy())), modalities)
+    else: notes.append("Information was left out: it is measured for class labels, of which the validation part must have two." )
     try:
         last = lambda model, h: _in_batches(lambda *zs: penultimate_features(model, tuple(z.to(_device(model)) for z in zs)).cpu(), h.zs)
-        with torch.no_grad(), eval_mode(joint): fused = tuple(last(joint, h) for h in (valid, test))
-        side_by_side = tuple(torch.cat([torch.as_tensor(_flat(hold(u, dls[i]).zs[0])) for u in alone], 1) for i in (1, 2))
+        with torch.no_grad(), eval_mode(nn.ModuleList([joint, *alone])):
+            fused = tuple(last(joint, h) for h in (valid, test))
+            side_by_side = tuple(torch.cat([last(u, hold(u, dls[i])) for u in alone], 1) for i in (1, 2))
         out += strength_quantities(fused, side_by_side, list(zip(own["valid"], own["test"])), modalities)
     except ValueError as error: notes.append(f"Competition strength was left out: {error}.")
     pairs = list(combinations(range(M), 2))
@@ -555,12 +570,7 @@ class Audit:
                     advice=dict(use=self.advice.use, findings=self.advice.findings, reason=self.advice.reason), table=[{k: clean(v) for k, v in r.items()} for r in rows])
     def to_json(self, path): Path(path).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding="utf8"); return Path(path)
 
-def _model_digest(model):
-    digest = hashlib.sha256(repr(model).encode())
-    for t in model.state_dict().values(): digest.update(t.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
-    return digest.hexdigest()[:10]
-
-def _check_model(model, dls):
+def _check_model(model, dls, absent="zero_feature"):
     "The model under the protocol; ValueError where it does not fit the loaders."
     M = len(dls.modalities)
     model = as_fusion(model, M)
@@ -570,15 +580,18 @@ def _check_model(model, dls):
         try: logits = model(*(x.to(_device(model)) for x in batch[:M]))
         except Exception as error: raise ValueError(f"{type(model).__name__} does not take the inputs of the loaders, of shapes {[tuple(x.shape) for x in batch[:M]]}: {error}") from error
         if isinstance(model, NamedEncoders) and not torch.allclose(logits, model.module(*(x.to(_device(model)) for x in batch[:M])), atol=1e-4): raise ValueError("the model uses its inputs outside of the named encoders: name submodules that every path from an input passes")
+        xs = [x.to(_device(model)) for x in batch[:M]]
+        if absent == "mean_feature": raise ValueError("the mean feature of the test part would make a sample's value depend on the others: use zero_feature, zero_input or learned")
+        absent_features(model, xs, absent)
     if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != len(batch[0]): raise ValueError(f"expected logits (B, C) from the model, got {tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__}")
-    if dls.classes and logits.shape[1] != dls.c: raise ValueError(f"the model has {logits.shape[1]} outputs for {dls.c} classes")
+    if logits.shape[1] != dls.c: raise ValueError(f"the model has {logits.shape[1]} outputs for {dls.c} classes" if dls.classes else f"the model has {logits.shape[1]} outputs for one number")
     return model
 
 def audit(
     model=None,                      # a trained fastai Learner or nn.Module of M inputs; None: the recipe of `training` is trained and audited
     data=None,                       # loaders of `multimodal_dls` (a Learner has its own); for a recipe a `MultimodalData` or the name of a data set
     budget:str="fast",               # "fast": one split or one set of companions; "full": five
-    training:Budget|None=None,       # of everything that is trained; default `Budget()`, with the epochs of the Learner
+    training:Budget|None=None,       # of everything that is trained; default `Budget()`, with the epochs of the Learner's last fit
     encoders:Callable|None=None,     # () -> M untrained encoders of the companions; None: fresh copies of the model's own, or defaults by kind
     unimodal:Sequence[nn.Module]|None=None,  # trained models x_m -> logits; given, nothing is trained
     absent:str="zero_feature",       # what stands for a missing modality, see `absent_features`
@@ -592,15 +605,16 @@ def audit(
     learner = model if isinstance(model, Learner) else None
     if learner is not None:
         data, model = learner.dls if data is None else data, learner.model
-        training = training or Budget(epochs=max(getattr(learner, "n_epoch", 0), 1) if hasattr(learner, "recorder") and getattr(learner.recorder, "values", None) else Budget().epochs)
+        training = training or Budget(epochs=max(getattr(learner, "n_epoch", 0), 1) if hasattr(learner, "recorder") and getattr(learner.recorder, "values", None) and not hasattr(learner, "lr_finder") else Budget().epochs)
     training = training or Budget()
+    if isinstance(data, DataLoaders): training = replace(training, bs=data.train.bs)
     training.check()
     if data is None: raise ValueError("no data given: loaders of multimodal_dls, a MultimodalData or the name of a data set")
     source = parse_dataset(data) if isinstance(data, str) else data
     if not isinstance(source, (MultimodalData, DataLoaders)): raise ValueError(f"expected loaders of multimodal_dls, a MultimodalData or the name of a data set, got {type(source).__name__}")
     if isinstance(source, DataLoaders) and not hasattr(source, "split"): raise ValueError("the loaders do not say how they were split: make them with multimodal_dls")
     if model is not None and not isinstance(source, DataLoaders): raise ValueError("a trained model is audited on the split it was trained on: pass its loaders, not the whole data set")
-    seeds, fixed = list(range(SEEDS[budget]) if seeds is None else seeds), isinstance(source, DataLoaders)
+    seeds, fixed = list(range(SEEDS[budget]) if seeds is None else map(int, seeds)), isinstance(source, DataLoaders)
     if not seeds: raise ValueError("no seed given: at least one is needed")
     if not fixed:
         for seed in seeds: loaders(source, seed, training.bs)                      # every split is checked before anything is trained
@@ -608,11 +622,12 @@ def audit(
     modalities, classes = list(dls.modalities), bool(dls.classes)
     subject = "The recipe" if model is None else type(getattr(model, "module", getattr(model, "network", model))).__name__
     notes = []
-    if model is not None: model = _check_model(model, dls)
+    if model is not None: model = _check_model(model, dls, absent)
+    elif absent not in ("zero_feature", "zero_input"): raise ValueError(f"a recipe has zero_feature or zero_input for a missing modality, got {absent!r}")
     if unimodal is not None:
         if len(unimodal) != len(modalities): raise ValueError(f"got {len(unimodal)} unimodal models for the {len(modalities)} modalities {modalities}")
         if model is None: raise ValueError("unimodal models were given, but no joint model to compare them with")
-        unimodal, runs, seeds = [SelectModalities(as_fusion(u, 1), [i], len(modalities)) for i, u in enumerate(unimodal)], {}, [0]
+        unimodal, runs, seeds = [_check_model(u if getattr(u, "n_modalities", 1) == len(modalities) else SelectModalities(as_fusion(u, 1), [i], len(modalities)), dls) for i, u in enumerate(unimodal)], {}, [0]
     else:
         if model is not None and encoders is None and not hasattr(model, "encoders"): notes.append("mmlit cannot tell the model's encoders: its companions use default encoders by kind, so differences between them and the model are also differences of architecture. Name its submodules, as_fusion(model, M, encoders=[...]), or pass encoders=.")
         runs = companion_runs(modalities, model, encoders, training.head)
@@ -631,7 +646,7 @@ def audit(
         with threadpool_limits(1): measured.append(measure(joint, alone, dls, others, absent, seed))       # many small fits: threads only get into each other's way
         splits.append(split_hash(dls.split))
         if curves is None and model is None: curves = (said["joint"].info.get("curves") or [None])[0]
-    if learner is not None and hasattr(learner, "modality_monitor"): curves = learner.modality_monitor.history
+    if learner is not None and hasattr(learner, "modality_monitor"): curves = vars(learner.modality_monitor).get("history")
     groups = None if dls.data.groups is None else dls.data.groups[measured[0].rows]
     if groups is not None and (few := len(np.unique(groups))) < FEW_GROUPS and (fixed or len(measured) == 1):
         notes.append(f"The test part has only {few} groups: intervals that resample them are too narrow to be trusted. " + ("Cross-validate over groups." if fixed else 'Use budget="full", whose intervals are over splits.'))
@@ -642,7 +657,7 @@ def audit(
     facts = dict(sizes, validation=validation, seeds=seeds, split=list(dict.fromkeys(splits)), training=asdict(training), absent=absent, level=LEVEL, version=__version__, torch=torch.__version__, fixed=fixed,
                  intervals="bootstrap over test samples" + (" in whole groups" if groups is not None else "") + "; they do not say how another training run would end" if len(measured) == 1 else
                            "bootstrap over test samples, widened by the spread of the companions' seeds" if fixed else f"over {len(measured)} seeds, t with the Nadeau–Bengio correction")
-    return Audit(dls.data.name, modalities, score, table, advise(table, modalities, score), measured[0], dls.data, subject, facts, notes + measured[0].notes, curves)
+    return Audit(dls.data.name, modalities, score, table, advise(table, modalities, score, math.inf if fixed or len(measured) == 1 else len(measured) - 1), measured[0], dls.data, subject, facts, notes + measured[0].notes, curves)
 
 def _audit_learner(self:Learner, **options):
     "Audit this learner's model on its own loaders, see `audit`."
@@ -652,11 +667,13 @@ Learner.audit = _audit_learner
 # %% ../nbs/12_audit.ipynb #15e12f30
 _BLUE, _ORANGE, _GREY = "#0b5394", "#b45f06", "#666666"
 
+def _plain(name): return name.replace("$", r"\$")      # no formula
+
 def _dots(ax, intervals, colour=_ORANGE, scale=1., at=0.):
     "Values with their intervals, one a line, named on the axis."
     for line, i in enumerate(intervals.values()):
         ax.plot([scale*i.low, scale*i.high], [line + at]*2, color=colour, lw=2); ax.plot(scale*i.mean, line + at, "o", color=colour, ms=5)
-    ax.set_yticks(range(len(intervals)), list(intervals)); ax.grid(axis="x", alpha=.3)
+    ax.set_yticks(range(len(intervals)), list(map(_plain, intervals))); ax.grid(axis="x", alpha=.3)
 
 def _unit(score): return (100, "accuracy (%)", "points of accuracy") if score == "accuracy" else (1, "R2", "R2")
 
@@ -703,8 +720,8 @@ def plot_shapley(found:Audit, limit=2000):
         else:
             jitter = np.random.default_rng(0).uniform(-.3, .3, phi.shape)
             for m in range(len(phi)): ax.scatter(phi[m, mask], m + jitter[m][mask.numpy()], s=6, alpha=.4, color=colour, label=label if m == 0 else None, lw=0)
-    if len(phi) == 2: ax.axhline(0, color=_GREY, lw=.8); ax.set(xlabel=f"{found.modalities[0]} ({unit})", ylabel=f"{found.modalities[1]} ({unit})")
-    else: ax.set_yticks(range(len(phi)), found.modalities); ax.invert_yaxis(); ax.set_xlabel(f"Shapley value ({unit})")
+    if len(phi) == 2: ax.axhline(0, color=_GREY, lw=.8); ax.set(xlabel=f"{_plain(found.modalities[0])} ({unit})", ylabel=f"{_plain(found.modalities[1])} ({unit})")
+    else: ax.set_yticks(range(len(phi)), list(map(_plain, found.modalities))); ax.invert_yaxis(); ax.set_xlabel(f"Shapley value ({unit})")
     ax.axvline(0, color=_GREY, lw=.8); ax.legend(fontsize=8)
     return fig
 
@@ -712,7 +729,7 @@ def plot_curves(found:Audit):
     "Validation accuracy of each modality inside the joint model, epoch by epoch; a figure."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-    for (name, values), style in zip(found.curves.items(), ("-", "--", ":", "-.")*9): ax.plot(range(1, len(values) + 1), [100*v for v in values], style, label=name)
+    for (name, values), style in zip(found.curves.items(), ("-", "--", ":", "-.")*9): ax.plot(range(1, len(values) + 1), [100*v for v in values], style, label=_plain(name))
     ax.set(xlabel="epoch", ylabel="validation accuracy (%)"); ax.legend(fontsize=8); ax.grid(alpha=.3)
     return fig
 
@@ -722,7 +739,7 @@ def conflicts(found:Audit, k=6):
     name = lambda v: str(found.data.classes[int(v)]) if found.data.classes else f"{float(v):.2f}"
     said = lambda model, i: name(found.first.logits[model][i].argmax() if found.data.classes else found.first.logits[model][i][0])
     titles = ["\n".join([f"truth: {name(found.first.y[i])}", *(f"{m}: {said(f'unimodal {m}', i)}" for m in found.modalities), f"joint: {said('joint', i)}"]) for i in at]
-    return found.first.rows[at], titles
+    return found.first.rows[at], list(map(_plain, titles))
 
 def plot_conflicts(found:Audit, k=6):
     "The samples on which modalities conflict most; a figure."
@@ -771,7 +788,7 @@ def write_page(
                               + "".join(f"<p><small>{html.escape(n)}</small></p>" for n in dict.fromkeys(r.note for _, r in rows) if n) + "</details>")
     how = dict(Data=f"{f['n_train']} training, {f['n_valid']} validation and {f['n_test']} test samples" + ("" if found.data.groups is None else "; groups stay on one side of the split and are resampled as a whole"), Seeds=" ".join(map(str, f["seeds"])), Split=" ".join(f["split"]),
                Training=f"{Budget(**f['training'])} for everything that the audit trained; the epoch with the best validation score is kept", Missing=f"a missing modality is a {f['absent'].replace('_', ' ')}",
-               Rule="the advice follows from the table by the rule in the chapter `audit` of the documentation; validation scores choose the best unimodal model, the test part chooses nothing",
+               Rule="the advice follows from the table by the rule in the chapter `audit` of the documentation; validation scores choose the best unimodal model; the advice is read off the test part, so measure what you switch to on other data",
                Software=f"mmlit {f['version']}, torch {f['torch']}, Python {platform.python_version()}, {platform.machine()}")
     if command: how["Command"] = command
     parts.append("<h2>How this was measured</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in how.items()) + "</dl>")

@@ -14,7 +14,8 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from .callbacks import FusionMethod, default_encoders, multimodal_learner
-from .fusion import Fusion, FusionModel, SelectModalities, SumHead, feature_dims, mask_features
+from .fusion import AttentionHead, Fusion, FusionModel, SelectModalities, SumHead, feature_dims, mask_features
+from .shapley import eval_mode
 
 # %% ../nbs/11_baselines.ipynb #a4fe49de
 def unimodal_learner(
@@ -29,8 +30,10 @@ def unimodal_learner(
     if modality not in names and modality not in range(len(names)): raise ValueError(f"unknown modality {modality!r}; the loaders have {names}")
     m = names.index(modality) if modality in names else modality
     encoder = default_encoders(dls, width)[m] if encoder is None else encoder
-    dims = feature_dims([encoder], [dls.valid.one_batch()[m].cpu()])
-    return multimodal_learner(dls, SelectModalities(FusionModel([encoder], SumHead(dims, dls.c)), [m], len(names)), **kwargs)
+    x = dls.valid.one_batch()[m].cpu()
+    dims = feature_dims([encoder], [x])
+    with torch.no_grad(), eval_mode(encoder): tokens = encoder(x[:2]).ndim == 3
+    return multimodal_learner(dls, SelectModalities(FusionModel([encoder], (AttentionHead if tokens else SumHead)(dims, dls.c)), [m], len(names)), **kwargs)
 
 # %% ../nbs/11_baselines.ipynb #8c6be116
 def ensemble_log_probabilities(
@@ -53,7 +56,7 @@ class MultiLoss(FusionMethod):
         self.add_part("multi_loss_heads", lambda: nn.ModuleList([nn.Linear(d, self.dls.c) for d in self.feature_dims()]))
     def after_loss(self):
         heads = self.model.parts["multi_loss_heads"]
-        term = sum(self.loss_func(head(z), *self.yb) for head, z in zip(heads, self.zs))
+        term = sum(self.loss_func(head(z.mean(1) if z.ndim == 3 else z), *self.yb) for head, z in zip(heads, self.zs))
         self.record(unimodal_loss=term)
         self.add_loss(self.weight*term)
 

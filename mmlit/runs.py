@@ -125,9 +125,10 @@ def data_digest(
 )->str:                  # 10 hex digits
     "A digest of every value: stored runs are re-used only for data that have not changed."
     digest = hashlib.sha256()
-    for column in (*data.xs.values(), data.y, *(() if data.groups is None else (data.groups,))):
-        if isinstance(column, PictureFiles): column = np.array([str(p) for p in column.paths])
+    for name, column in (*data.xs.items(), ("y", data.y), *(() if data.groups is None else (("groups", data.groups),))):
+        if isinstance(column, PictureFiles): column = np.array([f"{p} {column.size} {Path(p).stat().st_size} {Path(p).stat().st_mtime_ns}" for p in column.paths])
         column = np.asarray(column)
+        digest.update(f"{name} {data.kinds.get(name)} {column.dtype} {column.shape}".encode())
         digest.update("\0".join(map(str, column.ravel())).encode() if column.dtype.kind in "OU" else np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:10]
 
@@ -222,7 +223,9 @@ class Job(NamedTuple):
     seed:int
 
 def _train_and_store(store, path, job, budget, needed):
-    answer, model = train_run(job.run, job.source, job.seed, budget, {n: store.model(p) for n, p in needed.items()})
+    threads = torch.get_num_threads()
+    try: answer, model = train_run(job.run, job.source, job.seed, budget, {n: store.model(p) for n, p in needed.items()})
+    finally: torch.set_num_threads(threads)
     store.save(path, answer, model)
 
 def train_missing(

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmlit.audit import Audit, advise, audit, coalition_outcomes, coalition_plan, fresh_copy, hold, measure, tabulate, write_page
+from mmlit.audit import Audit, answer_information, audit, coalition_outcomes, coalition_plan, feature_information, fresh_copy, hold, measure, tabulate, write_page
 from mmlit.callbacks import multimodal_learner
 from mmlit.data import MultimodalData, load_dataset, multimodal_dls
-from mmlit.fusion import HEADS, ConcatHead, FusionModel, SelectModalities, SumHead, as_fusion
+from mmlit.fusion import HEADS, AttentionHead, ConcatHead, FusionModel, SelectModalities, SequenceEncoder, SumHead, as_fusion
+from mmlit.modulation import competition_strength_of
 from mmlit.multimodal_loss import MultiProxyHead, ScaledSumHead
-from mmlit.runs import Budget
+from mmlit.runs import Budget, data_digest
 from mmlit.shapley import valuate
 
 SMALL = Budget(epochs=2, width=8)
@@ -159,3 +160,101 @@ def test_on_a_gpu(tmp_path):
     learn = multimodal_learner(dls)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert isinstance(learn.audit(training=SMALL, out=tmp_path, progress=False), Audit)
+
+
+def digits_subject(seed, width=8):
+    "An untrained joint model and unimodal ones of their own, on the halved digits."
+    torch.manual_seed(seed)
+    make = lambda: nn.Linear(32, width)
+    return FusionModel([make(), make()], ConcatHead((width, width), 10)), [SelectModalities(FusionModel([make()], SumHead([width], 10)), [m], 2) for m in range(2)]
+
+def test_the_best_unimodal_model_is_chosen_on_validation_data():
+    dls = multimodal_dls(load_dataset("digits"), seed=0)
+    differ = 0
+    for seed in range(300):
+        joint, alone = digits_subject(seed)
+        right = lambda u, part: np.mean([(u(*xs).argmax(1) == y).float().mean().item() for *xs, y in [tuple(map(torch.cat, zip(*dls[part])))]])
+        with torch.no_grad(): valid, test = ([right(u, part) for u in alone] for part in (1, 2))
+        if (valid[0] > valid[1]) == (test[0] > test[1]): continue
+        differ += 1
+        found = tabulate([measure(joint, alone, dls).quantities])
+        assert abs(found.loc[("models", "accuracy", "best unimodal")].value - test[int(np.argmax(valid))]) < 1e-6
+        if differ == 2: break
+    assert differ == 2
+
+def test_strength_is_fitted_on_validation_and_measured_on_test():
+    dls = multimodal_dls(load_dataset("digits"), seed=0)
+    joint, alone = digits_subject(0)
+    found = tabulate([measure(joint, alone, dls).quantities])
+    direct = competition_strength_of(joint, [lambda x, u=u: u.model(x) for u in alone], dls[1], dls[2], by_rank=True, standardize=True)
+    side_by_side = FusionModel([u.model.encoders[0] for u in alone], ConcatHead((8, 8), 10))
+    base = competition_strength_of(side_by_side, [lambda x, u=u: u.model(x) for u in alone], dls[1], dls[2], by_rank=True, standardize=True)
+    for m, d, b in zip(("left", "right"), direct, base):
+        assert abs(found.loc[("competition strength", "joint", m)].value - d) < 1e-4 and abs(found.loc[("competition strength", "side by side", m)].value - b) < 1e-4
+        missing = found.loc[("coalitions", "accuracy", "left + right")].value - found.loc[("coalitions", "accuracy", dict(left="right", right="left")[m])].value
+        assert abs(found.loc[("robustness", "missing", m)].value - missing) < 1e-9
+
+def test_read_outs_are_not_fitted_where_they_are_scored():
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=(120, 12)) for _ in range(4)]
+    found = answer_information(noise[:2], rng.integers(0, 3, 120), noise[2:], rng.integers(0, 3, 120), ["a", "b"])
+    assert found[0].of == "all" and found[0].values.mean() < 0             # chance is not information; fitted on itself it would be positive
+
+def test_intervals_of_quantised_information_have_the_right_width():
+    rng, values, halves = np.random.default_rng(0), [], []
+    for _ in range(30):
+        y, flip = rng.integers(0, 2, 400), rng.random((2, 400)) < .2
+        x = [(y ^ f)[:, None].astype(float) for f in flip]
+        unique = next(q for q in feature_information(x, x, y, ["a", "b"]) if q.name == "of the features, redundant")
+        values.append(unique.given.mean); halves.append((unique.given.high - unique.given.low)/2/1.96)
+    assert .6 < np.mean(halves)/np.std(values, ddof=1) < 1.6
+
+def test_groups_widen_the_intervals_of_a_fixed_model_too(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 80)
+    xs = dict(a=rng.normal(size=(80, 3)) + .7*y[:, None], b=rng.normal(size=(80, 3)))
+    data = MultimodalData("copies", {m: np.repeat(x, 4, 0).astype("float32") for m, x in xs.items()}, np.repeat(y, 4), ["p", "q"], np.repeat(np.arange(80), 4))
+    dls = multimodal_dls(data)
+    found = audit(multimodal_learner(dls, width=4), budget="full", training=Budget(epochs=1, width=4), out=tmp_path, progress=False)
+    grouped, plain = found.get("models", "accuracy", "joint"), tabulate([found.first.quantities]).loc[("models", "accuracy", "joint")]
+    assert grouped.high - grouped.low > 1.6*(plain.high - plain.low)
+
+def test_companions_start_where_they_should(tmp_path):
+    dls = multimodal_dls(load_dataset("digits"))
+    joint, _ = digits_subject(0)
+    audit(joint, dls, training=Budget(epochs=1, lr=1e-12), out=tmp_path, progress=False)          # hardly a step: the weights are those of the start
+    stored = {p.parent.name: torch.load(p, weights_only=False) for p in tmp_path.rglob("*.pt")}
+    near = lambda a, b: torch.allclose(a, b, atol=1e-6)
+    for m, name in enumerate(("left", "right")):
+        trained = stored[f"unimodal_{name}"].model.encoders[0].weight
+        assert near(stored["pretrained"].encoders[m].weight, trained) and not near(trained, joint.encoders[m].weight)
+        for run in ("multi_loss", "interacting"): assert not near(stored[run].encoders[m].weight, joint.encoders[m].weight)
+    for run in ("pretrained", "multi_loss"): assert not near(stored[run].head.linear.weight, joint.head.linear.weight)
+
+def test_unimodal_models_with_the_same_encoders_show_no_gap():
+    dls = multimodal_dls(load_dataset("digits"), seed=0)
+    joint, _ = digits_subject(0)
+    plain = [nn.Sequential(e, nn.Linear(8, 10)) for e in joint.encoders]
+    found = audit(joint, dls, unimodal=plain, progress=False)
+    assert "without named encoders" in found.notes[0] and not any(k[0] == "probes" for k in found.table.index)
+    named = audit(joint, dls, unimodal=[as_fusion(u, 1, encoders=["0"]) for u in plain], progress=False)
+    assert all(named.get("probes", "alone minus joint", m).mean == 0 for m in ("left", "right"))
+
+@pytest.mark.parametrize("options, message", [(dict(absent="typo"), "unknown stand-in"), (dict(absent="learned"), "learn_absent"), (dict(absent="mean_feature"), "depend on the others"), (dict(seeds=[]), "no seed")])
+def test_wrong_options_are_said_before_training(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message): audit(digits_subject(0)[0], multimodal_dls(load_dataset("digits")), out=tmp_path/"runs", progress=False, **options)
+    assert not (tmp_path/"runs").exists()
+
+def test_tokens_of_features_and_odd_names(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 200)
+    data = MultimodalData("tokens", {"US$_a": rng.normal(size=(200, 2, 20)).astype("float32") + y[:, None, None], "b_$%/ä": rng.normal(size=(200, 2, 20)).astype("float32")}, y, ["p", "q"])
+    dls = multimodal_dls(data)
+    joint = FusionModel([SequenceEncoder(2, 8, pool=False) for _ in range(2)], AttentionHead((8, 8), 2, width=8, heads=2))
+    found = audit(joint, dls, training=SMALL, out=tmp_path, progress=False)
+    assert ("models", "accuracy", "multi_loss") in found.table.index and write_page(found, tmp_path/"page.html").is_file()
+
+def test_a_data_set_read_in_another_way_is_another_data_set():
+    ids = np.random.default_rng(0).integers(0, 9, (40, 6))
+    read = lambda kind: data_digest(MultimodalData("ids", dict(a=ids, b=ids), np.arange(40) % 2, ["p", "q"], kinds=dict(a=kind)))
+    assert read("vector") != read("tokens")
