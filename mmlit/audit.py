@@ -36,7 +36,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy import stats
 from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
@@ -213,26 +213,34 @@ _RAREST = 1e-6     # the smallest probability a read-out may give: one wrong cer
 _JACKKNIFE = 10     # parts of the samples that are left out in turn for a standard error
 
 def _read_out(x, y, x_test, y_test):
-    "log q(y|x)/p(y) of each test sample in nats: q a logistic regression fitted on the others, p the frequencies of the test labels."
+    "log q(y|x)/p(y) of each test sample in nats, q fitted on the others. Labels: q a logistic regression, p the frequencies of the test labels. Real targets: q a ridge regression of their normal scores, p the normal density."
+    if y.dtype.kind == "f":
+        normal = lambda t: stats.norm.ppf((stats.rankdata(t) - .5)/len(t))
+        order, scores = np.argsort(y), normal(y)
+        same_scale = lambda t: np.interp(t, y[order], scores[order])     # a prediction is an estimate of y: it takes the same map
+        mean, sd = BayesianRidge().fit(same_scale(x), scores).predict(same_scale(x_test), return_std=True)
+        return stats.norm.logpdf(normal(y_test), mean, sd) - stats.norm.logpdf(normal(y_test))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(x, y)
     logq = np.full((len(x_test), max(y.max(), y_test.max()) + 1), np.log(_RAREST))
     logq[:, model.classes_] = model.predict_log_proba(x_test).clip(np.log(_RAREST))
     return logq[np.arange(len(y_test)), y_test] - np.log(np.bincount(y_test)/len(y_test), where=np.bincount(y_test) > 0, out=np.zeros(y_test.max() + 1))[y_test]
 
 def answer_information(
-    valid:Sequence[np.ndarray], # (N, C) log-probabilities of each unimodal model on the validation part: the read-out is fitted on these
-    y_valid:np.ndarray,         # labels
+    valid:Sequence[np.ndarray], # (N, C) log-probabilities of each unimodal model on the validation part, or (N, 1) predictions: the read-out is fitted on these
+    y_valid:np.ndarray,         # labels, or real targets
     test:Sequence[np.ndarray],  # (N', C) likewise on the test part
     y_test:np.ndarray,
     modalities:Sequence[str],
 )->list[Quantity]:
-    "Lower bounds on the information about the label in the answers of the unimodal models: each, all, each given the rest, and shared; nats."
+    "Lower bounds on the information about the label or target in the answers of the unimodal models: each, all, each given the rest, and shared; nats."
     M = len(modalities)
-    few = np.bincount(y_valid, minlength=valid[0].shape[1]).min() < 10
+    if y_valid.dtype.kind == "f":
+        note = "fewer than 50 validation samples" if len(y_valid) < 50 else "targets repeat: the bound holds for continuous ones" if len(np.unique(y_test)) < len(y_test)/2 else ""
+    else: note = "the rarest class has fewer than 10 validation samples" if np.bincount(y_valid, minlength=valid[0].shape[1]).min() < 10 else ""
     about = lambda which: _read_out(np.hstack([valid[m] for m in which]), y_valid, np.hstack([test[m] for m in which]), y_test)
     everything, single = about(range(M)), [about([m]) for m in range(M)]
     rest = single[::-1] if M == 2 else [about([k for k in range(M) if k != m]) for m in range(M)]
-    row = lambda name, of, values: Quantity("information", name, of, values, note="the rarest class has fewer than 10 validation samples" if few else "")
+    row = lambda name, of, values: Quantity("information", name, of, values, note=note)
     return [row("of the answers", "all", everything), *(row("of the answers", m, v) for m, v in zip(modalities, single)),
             *(row("of the answers, given the rest", m, everything - v) for m, v in zip(modalities, rest)), row("of the answers, shared", "all", everything - sum(everything - v for v in rest))]
 
@@ -525,8 +533,9 @@ def measure(
             out += [Quantity("probes", "joint", m, here), Quantity("probes", "alone", m, solo), Quantity("probes", "alone minus joint", m, solo - here)]
         if classes and M > _DECOMPOSED: notes.append(f"Unique, redundant and synergistic information were left out: with {M} modalities the quantised table has too many cells.")
         elif classes: out += feature_information([_flat(z) for z in train.zs], [_flat(torch.cat(p)) for p in zip(valid.zs, test.zs)], torch.cat([valid.y, test.y]).numpy(), modalities, seed, None if dls.data.groups is None else dls.data.groups[np.concatenate([dls.split.valid, dls.split.test])])
-    if classes and len(valid.y.unique()) > 1: out += answer_information(*(v for part, h in (("valid", valid), ("test", test)) for v in ([l.log_softmax(-1).double().numpy() for l in own[part]], h.y.numpy())), modalities)
-    else: notes.append("Information was left out: it is measured for class labels, of which the validation part must have two." )
+        else: notes.append("Unique, redundant and synergistic information were left out: they are measured for class labels.")
+    if len(valid.y.unique()) > 1: out += answer_information(*(v for part, h in (("valid", valid), ("test", test)) for v in ([(l.log_softmax(-1) if classes else l).double().numpy() for l in own[part]], h.y.numpy())), modalities)
+    else: notes.append("Information was left out: the validation part has one label only.")
     try:
         last = lambda model, h: _in_batches(lambda *zs: penultimate_features(model, tuple(z.to(_device(model)) for z in zs)).cpu(), h.zs)
         with torch.no_grad(), eval_mode(nn.ModuleList([joint, *alone])):

@@ -85,7 +85,18 @@ def test_regression(tmp_path):
     found = audit(data=mixed(regression=True), training=Budget(epochs=8, width=8, lr=1e-2), out=tmp_path, progress=False)
     assert found.score == "r2" and "probes" in found.table.index.get_level_values(0) and "oracle" not in found.table.index.get_level_values(0)
     assert found.get("models", "r2", "joint").mean > .1 and "of r2" in str(found.advice)
+    assert found.get("information", "of the answers", "all").mean > .1 and not any("of the features" in key[1] for key in found.table.index)
+    assert any("are measured for class labels" in note for note in found.notes)
     assert write_page(found, tmp_path/"page.html").is_file() and json.dumps(found.to_dict())
+
+
+def test_information_about_repeating_or_few_targets_is_warned_about():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 400, 1)), rng.normal(size=400)
+    notes = lambda n, y: {q.note for q in answer_information(list(x[:, :n]), y[:n], list(x[:, 200:]), y[200:], ["a", "b"])}
+    assert notes(200, y) == {""} and "fewer than 50" in notes(40, y).pop() and "repeat" in notes(200, y.round()).pop()
+    unrelated = [q.values.mean() for q in answer_information(list(x[:, :200]), y[:200], list(x[:, 200:]), y[200:], ["a", "b"])]
+    assert np.abs(unrelated).max() < .03
 
 
 def test_full_budget_has_five_splits_and_corrected_intervals(tmp_path):
