@@ -18,12 +18,15 @@ import inspect
 import json
 import math
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import cloudpickle
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -32,6 +35,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.script import Param, call_parse
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from scipy import stats
@@ -82,16 +86,30 @@ def _architecture(module):
     plain = [{k: v if isinstance(v, (int, float, str, bool, tuple)) else code(v) for k, v in vars(m).items() if not k.startswith("_") and k != "training" and (callable(v) or isinstance(v, (int, float, str, bool, tuple)))} for m in parts]
     return f"{module!r}{plain}{[code(t) for t in dict.fromkeys(map(type, parts)) if not t.__module__.startswith('torch.')]}"
 
+def _kept_weights(encoders):
+    "The weights that encoders come with, as bytes: those that are the same when they are made twice, and so were not drawn."
+    digest = hashlib.sha256()
+    for one, other in zip(encoders(), encoders()):
+        for (name, p), q in zip(one.state_dict().items(), other.state_dict().values()):
+            if torch.equal(p, q): digest.update(name.encode() + p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+def _check_reset(joint):
+    "ValueError where the head, or the whole foreign module, cannot be trained anew."
+    if isinstance(joint, FusionModel): fresh_copy(joint.head)
+    if isinstance(joint, NamedEncoders): fresh_copy(joint.module)
+
 def companion_runs(
     modalities:Sequence[str],
     joint:Fusion|None=None,          # the model under audit; None: the recipe's default encoders and head
     encoders:Callable|None=None,     # () -> M untrained encoders; None: fresh copies of the model's own, or defaults by kind
     recipe_head:str="concat",        # head of the recipe, for `joint=None`
+    extra:str="",                    # what else tells these runs from others, e.g. a loss
 )->dict:                             # name -> `Run`; the first M are the unimodal ones
     "The runs that the joint model is compared with."
     if encoders is None and hasattr(joint, "encoders"): encoders = lambda: [fresh_copy(e) for e in joint.encoders]
-    tag = "" if encoders is None else hashlib.sha256("".join(map(_architecture, [*encoders(), joint])).encode()).hexdigest()[:10]
-    if isinstance(joint, FusionModel): fresh_copy(joint.head)                              # what cannot be reset is said now
+    tag = "" if encoders is None else hashlib.sha256("".join(map(_architecture, [*encoders(), joint])).encode() + _kept_weights(encoders)).hexdigest()[:10]
+    tag += extra
     def whole(dls, budget, parts, method=None, head=None):
         "An untrained joint model on these encoders, with the head of the model under audit."
         if isinstance(joint, NamedEncoders) and head is None:
@@ -588,12 +606,19 @@ def _check_model(model, dls, absent="zero_feature"):
     with torch.no_grad(), eval_mode(model):
         try: logits = model(*(x.to(_device(model)) for x in batch[:M]))
         except Exception as error: raise ValueError(f"{type(model).__name__} does not take the inputs of the loaders, of shapes {[tuple(x.shape) for x in batch[:M]]}: {error}") from error
-        if isinstance(model, NamedEncoders) and not torch.allclose(logits, model.module(*(x.to(_device(model)) for x in batch[:M])), atol=1e-4): raise ValueError("the model uses its inputs outside of the named encoders: name submodules that every path from an input passes")
+        if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != len(batch[0]): raise ValueError(f"expected logits (B, C) from the model, got {tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__}")
+        if logits.shape[1] != dls.c: raise ValueError(f"the model has {logits.shape[1]} outputs for {dls.c} classes" if dls.classes else f"the model has {logits.shape[1]} outputs for one number")
         xs = [x.to(_device(model)) for x in batch[:M]]
+        if hasattr(model, "module") and type(model.module).forward is not nn.Module.forward and not torch.allclose(logits, model.module(*xs), atol=1e-4):
+            raise ValueError("the model uses its inputs outside of the named encoders: name submodules that every path from an input passes" if isinstance(model, NamedEncoders) else
+                             f"fuse(encode(x)) of {type(model.module).__name__} is not what its forward answers: what comes before or after belongs into the two")
         if absent == "mean_feature": raise ValueError("the mean feature of the test part would make a sample's value depend on the others: use zero_feature, zero_input or learned")
-        absent_features(model, xs, absent)
-    if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != len(batch[0]): raise ValueError(f"expected logits (B, C) from the model, got {tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__}")
-    if logits.shape[1] != dls.c: raise ValueError(f"the model has {logits.shape[1]} outputs for {dls.c} classes" if dls.classes else f"the model has {logits.shape[1]} outputs for one number")
+        few = Held(tuple(x[:8].cpu() for x in xs), tuple(z[:8].cpu() for z in model.encode(*xs)), batch[M][:8].cpu())
+        for row in coalition_plan(M)[0] if len(few.zs) == M else ():           # a unimodal model has one feature
+            stand_in = absent_features(model, [x[:1] for x in xs], absent, [z.to(_device(model)) for z in few.zs])
+            if not coalition_logits(model, tuple(z.to(_device(model)) for z in few.zs), row[None], stand_in).isfinite().all():
+                gone = [m for m, there in zip(dls.modalities, row) if not there]
+                raise ValueError(f"the model's answer is not finite" + (f" where {', '.join(gone)} is a {absent.replace('_', ' ')}: let it answer finitely (clamp what it divides by), or choose another stand-in, absent=" if gone else ""))
     return model
 
 def audit(
@@ -611,19 +636,23 @@ def audit(
 )->Audit:
     "Measure modality competition and say what to do. A model is audited as it is, with companions on its split; a recipe is trained on splits of its own."
     if budget not in SEEDS: raise ValueError(f"unknown budget {budget!r}; known: {', '.join(SEEDS)}")
-    learner = model if isinstance(model, Learner) else None
+    learner, extra = model if isinstance(model, Learner) else None, ""
     if learner is not None:
         data, model = learner.dls if data is None else data, learner.model
         training = training or Budget(epochs=max(getattr(learner, "n_epoch", 0), 1) if hasattr(learner, "recorder") and getattr(learner.recorder, "values", None) and not hasattr(learner, "lr_finder") else Budget().epochs)
     training = training or Budget()
-    if isinstance(data, DataLoaders): training = replace(training, bs=data.train.bs)
-    training.check()
     if data is None: raise ValueError("no data given: loaders of multimodal_dls, a MultimodalData or the name of a data set")
     source = parse_dataset(data) if isinstance(data, str) else data
     if not isinstance(source, (MultimodalData, DataLoaders)): raise ValueError(f"expected loaders of multimodal_dls, a MultimodalData or the name of a data set, got {type(source).__name__}")
-    if isinstance(source, DataLoaders) and not hasattr(source, "split"): raise ValueError("the loaders do not say how they were split: make them with multimodal_dls")
+    if isinstance(source, DataLoaders):
+        if not hasattr(source, "split"): raise ValueError("the loaders do not say how they were split: make them with multimodal_dls")
+        training = replace(training, bs=source.train.bs)
+    training.check()
+    if learner is not None and learner.loss_func is not source.loss_func:          # a weighted loss, say: the companions minimise it too
+        source = copy.copy(source)
+        source.loss_func, extra = learner.loss_func, joblib.hash(cloudpickle.dumps(learner.loss_func))[:10]
     if model is not None and not isinstance(source, DataLoaders): raise ValueError("a trained model is audited on the split it was trained on: pass its loaders, not the whole data set")
-    seeds, fixed = list(range(SEEDS[budget]) if seeds is None else map(int, seeds)), isinstance(source, DataLoaders)
+    seeds, fixed = list(range(SEEDS[budget]) if seeds is None else dict.fromkeys(map(int, seeds))), isinstance(source, DataLoaders)
     if not seeds: raise ValueError("no seed given: at least one is needed")
     if not fixed:
         for seed in seeds: loaders(source, seed, training.bs)                      # every split is checked before anything is trained
@@ -639,7 +668,14 @@ def audit(
         unimodal, runs, seeds = [_check_model(u if getattr(u, "n_modalities", 1) == len(modalities) else SelectModalities(as_fusion(u, 1), [i], len(modalities)), dls) for i, u in enumerate(unimodal)], {}, [0]
     else:
         if model is not None and encoders is None and not hasattr(model, "encoders"): notes.append("mmlit cannot tell the model's encoders: its companions use default encoders by kind, so differences between them and the model are also differences of architecture. Name its submodules, as_fusion(model, M, encoders=[...]), or pass encoders=.")
-        runs = companion_runs(modalities, model, encoders, training.head)
+        like = model
+        if model is not None:
+            try: _check_reset(model)
+            except ValueError as error:
+                if encoders is None: raise
+                like = None
+                notes.append(f"The companions pretrained and multi_loss have the head {training.head!r} and not the model's own: {str(error).split(', so')[0]}.")
+        runs = companion_runs(modalities, like, encoders, training.head, extra)
         if model is None: runs["joint"] = joint_run("joint", *([ModalityMonitor] if classes else []), tag="watched", encoders=encoders)
     store = RunStore(out)
     train_missing([Job(source, run, seed) for seed in seeds for run in runs.values()], store, training, workers, progress)
@@ -748,7 +784,7 @@ def conflicts(found:Audit, k=6):
     name = lambda v: str(found.data.classes[int(v)]) if found.data.classes else f"{float(v):.2f}"
     said = lambda model, i: name(found.first.logits[model][i].argmax() if found.data.classes else found.first.logits[model][i][0])
     titles = ["\n".join([f"truth: {name(found.first.y[i])}", *(f"{m}: {said(f'unimodal {m}', i)}" for m in found.modalities), f"joint: {said('joint', i)}"]) for i in at]
-    return found.first.rows[at], list(map(_plain, titles))
+    return found.first.rows[at], titles
 
 def plot_conflicts(found:Audit, k=6):
     "The samples on which modalities conflict most; a figure."
@@ -812,11 +848,11 @@ def print_audit(
 ):
     "The answer and the main numbers on a terminal."
     console = console or Console(width=None if Console().is_terminal else 90, force_jupyter=False)
-    table = Table(title=f"{found.subject} on {found.name}: {found.facts['n_test']} test samples, {_seeds(found)}", title_justify="left", title_style="bold")
+    table = Table(title=f"{escape(f'{found.subject} on {found.name}')}: {found.facts['n_test']} test samples, {_seeds(found)}", title_justify="left", title_style="bold")
     for name, justify in (("", "left"), ("", "left"), ("value [95 %]", "right")): table.add_column(name, justify=justify, no_wrap=True)
     for key, row in found.table.iterrows():
         if key[:2] in (("models", found.score), ("probes", "alone minus joint"), ("robustness", "permuted"), ("shapley", found.score)):
-            table.add_row({"models": "", "probes": "probe: ", "robustness": "score lost, ", "shapley": "Shapley value, "}[key[0]] + key[1], key[2], _text(row, key, found.score))
+            table.add_row({"models": "", "probes": "probe: ", "robustness": "score lost, ", "shapley": "Shapley value, "}[key[0]] + key[1], escape(key[2]), _text(row, key, found.score))
     console.print(table)
     for text in (*str(found.advice).splitlines(), *(f"Note: {n}" for n in found.notes)): console.print(f"* {text}", markup=False, highlight=False)
 
@@ -835,10 +871,11 @@ def mmlit_audit(
     "Does a model of these data suffer from modality competition, and what should be done? Finished runs are kept: interrupt and call again to go on."
     training = Budget(epochs, bs, lr, width, head)
     try: found = audit(data=data, budget=budget, training=training, out=out, workers=jobs or None)
-    except (ValueError, FloatingPointError) as error: raise SystemExit(f"mmlit_audit: {error}")
+    except (ValueError, FloatingPointError, ImportError, OSError) as error: raise SystemExit(f"mmlit_audit: {error}")
     except KeyboardInterrupt: raise SystemExit(f"\nstopped; finished runs are kept in {out}, the same command goes on from there")
-    print_audit(found)
     stem = Path(out)/("audit-" + "".join(c if c.isalnum() or c in "-_.=" else "_" for c in Path(found.name).name))
     found.to_json(stem.with_suffix(".json"))
-    command = f"mmlit_audit --data {data} --budget {budget} --head {head} --epochs {epochs} --bs {bs} --lr {lr} --width {width}"
-    print(f"report: {write_page(found, stem.with_suffix('.html'), command).resolve()}")
+    command = f"mmlit_audit --data {shlex.quote(data)} --budget {budget} --head {head} --epochs {epochs} --bs {bs} --lr {lr} --width {width}"
+    page = write_page(found, stem.with_suffix(".html"), command)
+    print_audit(found)
+    print(f"report: {page.resolve()}")

@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from .callbacks import FusionMethod, default_encoders, multimodal_learner
-from .fusion import AttentionHead, Fusion, FusionModel, SelectModalities, SumHead, feature_dims, mask_features
+from .fusion import AttentionHead, Fusion, FusionModel, SelectModalities, SumHead, feature_dims, in_units, mask_features
 from .shapley import eval_mode
 
 # %% ../nbs/11_baselines.ipynb #a4fe49de
@@ -33,7 +33,8 @@ def unimodal_learner(
     x = dls.valid.one_batch()[m].cpu()
     dims = feature_dims([encoder], [x])
     with torch.no_grad(), eval_mode(encoder): tokens = encoder(x[:2]).ndim == 3
-    return multimodal_learner(dls, SelectModalities(FusionModel([encoder], (AttentionHead if tokens else SumHead)(dims, dls.c)), [m], len(names)), **kwargs)
+    head = in_units((AttentionHead if tokens else SumHead)(dims, dls.c), getattr(dls, "units", None))
+    return multimodal_learner(dls, SelectModalities(FusionModel([encoder], head), [m], len(names)), **kwargs)
 
 # %% ../nbs/11_baselines.ipynb #8c6be116
 def ensemble_log_probabilities(
@@ -53,7 +54,7 @@ class MultiLoss(FusionMethod):
     def __init__(self, weight:float=1.): self.weight = weight
     def attach(self):
         super().attach()
-        self.add_part("multi_loss_heads", lambda: nn.ModuleList([nn.Linear(d, self.dls.c) for d in self.feature_dims()]))
+        self.add_part("multi_loss_heads", lambda: nn.ModuleList([in_units(nn.Linear(d, self.dls.c), getattr(self.dls, "units", None)) for d in self.feature_dims()]))
     def after_loss(self):
         heads = self.model.parts["multi_loss_heads"]
         term = sum(self.loss_func(head(z.mean(1) if z.ndim == 3 else z), *self.yb) for head, z in zip(heads, self.zs))

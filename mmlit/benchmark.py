@@ -10,6 +10,7 @@ import difflib
 import html
 import math
 import platform
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 import torch
 from fastcore.script import Param, call_parse
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
@@ -111,10 +113,13 @@ def compare(
     registry = METHODS if registry is None else registry
     methods = check_methods(list(dict.fromkeys(methods)), registry)
     if reference in registry and reference not in methods: methods[reference] = registry[reference]
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if not list(datasets): raise ValueError("no data set given: at least one is needed")
     if not seeds: raise ValueError("no seed given: at least one is needed")
     budget.check()
     datasets = [d if isinstance(d, MultimodalData) else parse_dataset(d) for d in datasets]
+    rows = {*registry, "best unimodal", *(f"unimodal {m}" for d in datasets for m in d.modalities)}
+    if registry is METHODS and reference not in rows: raise ValueError(f"unknown reference {reference!r}; known: {', '.join(sorted(rows))}")
     names = [d.name for d in datasets]
     if len(set(names)) < len(names): raise ValueError(f"data sets need different names, got {names}")
     for data in datasets:
@@ -170,6 +175,8 @@ class Comparison:
     def plot(self, data, axes=None):
         "Scores with intervals (left) and paired differences to the reference (right)."
         import matplotlib.pyplot as plt
+        with plt.rc_context({"text.parse_math": False}): return self._plot(plt, data, axes)       # a dollar sign in a name starts no formula
+    def _plot(self, plt, data, axes):
         intervals = self.intervals(data)
         if axes is None: _, axes = plt.subplots(1, 2, figsize=(8, .9 + .32*len(intervals)), sharey=True, layout="constrained")
         scale = 100 if self.score(data) == "accuracy" else 1
@@ -236,9 +243,9 @@ def print_comparison(
     console = console or Console(width=None if Console().is_terminal else 120, force_jupyter=False)
     for data in comparison.datasets:
         header, cells = _cells(comparison, data)
-        table = Table(title=f"{data}: {comparison.runs.seed.nunique()} seeds, mean and 95 % interval", title_justify="left", title_style="bold")
-        for name in header: table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-        for row in cells: table.add_row(*row, style="bold" if row[0] == comparison.reference else None)
+        table = Table(title=f"{escape(data)}: {comparison.runs.seed.nunique()} seeds, mean and 95 % interval", title_justify="left", title_style="bold")
+        for name in header: table.add_column(escape(name), justify="left" if name == "method" else "right", no_wrap=True)
+        for row in cells: table.add_row(*map(escape, row), style="bold" if row[0] == comparison.reference else None)
         console.print(table)
         for method in dict.fromkeys(comparison.runs.method):
             if method != comparison.reference and not method.startswith(("unimodal ", "best ", "ensemble")): console.print(comparison.verdict(data, method), markup=False, highlight=False, soft_wrap=True)
@@ -265,10 +272,11 @@ def mmlit_compare(
     methods = ",".join(METHODS) if methods == "all" else methods
     budget = Budget(epochs, bs, lr, width, head)
     try: comparison = compare(names, [m.strip() for m in methods.split(",") if m.strip()], seeds, budget, out, jobs=jobs or None)
-    except (ValueError, FloatingPointError) as error: raise SystemExit(f"mmlit_compare: {error}")
+    except (ValueError, FloatingPointError, ImportError, OSError) as error: raise SystemExit(f"mmlit_compare: {error}")
     except KeyboardInterrupt: raise SystemExit(f"\nstopped; finished runs are kept in {out}, the same command goes on from there")
-    print_comparison(comparison)
-    command = f"mmlit_compare --data {data} --methods {methods} --seeds {seeds} --epochs {epochs} --bs {bs} --lr {lr} --width {width} --head {head}"
+    command = f"mmlit_compare --data {shlex.quote(data)} --methods {methods} --seeds {seeds} --epochs {epochs} --bs {bs} --lr {lr} --width {width} --head {head}"
     comparison.table().to_csv(Path(out)/"table.csv", index=False)
     comparison.runs.to_csv(Path(out)/"scores.csv", index=False)
-    print(f"report: {report(comparison, Path(out)/'report.html', command).resolve()}")
+    page = report(comparison, Path(out)/"report.html", command)
+    print_comparison(comparison)
+    print(f"report: {page.resolve()}")

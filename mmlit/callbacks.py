@@ -20,12 +20,12 @@ from fastai.optimizer import average_sqr_grad
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from .fusion import HEADS, Fusion, FusionModel, as_fusion, encoder_for, feature_dims, mask_features, unimodal_logits
+from .fusion import HEADS, Fusion, FusionModel, as_fusion, encoder_for, feature_dims, in_units, mask_features, unimodal_logits
 from .mcr import MCRHeads, mcr_loss
 from .modulation import modality_responses, modulation_coefficients, muted_logits, regression_scores, response_scores, routed_logits, update_history
 from .multimodal_loss import MultiProxyHead, use_head
 from .shapley import resampling_frequency, resampling_plan, draw_rows, valuate
-from .tcmax import class_log_prior, tcmax_model_loss
+from .tcmax import tcmax_model_loss
 
 # %% ../nbs/10_callbacks.ipynb #f8710100
 def default_encoders(
@@ -38,7 +38,7 @@ def default_encoders(
 def build_model(
     dls,                                               # loaders of `multimodal_dls`
     model:nn.Module|Sequence[nn.Module]|None=None,     # a whole model, or one encoder a modality; None: `default_encoders`
-    head:str|nn.Module|type="concat",                  # a name in `HEADS`, a class called as `head(dims, n_classes)`, or a module; for encoders only
+    head:str|nn.Module|type="concat",                  # a name in `HEADS`, a class called as `head(dims, n_classes)` (for a regression in the units of the targets), or a module; for encoders only
     width:int=64,                                      # D of the default encoders
 ):
     "A model under the encode / fuse protocol for these loaders."
@@ -50,7 +50,7 @@ def build_model(
         if head not in HEADS: raise ValueError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
         head = HEADS[head]
     if not isinstance(head, nn.Module):
-        head = head(feature_dims(encoders, [x.cpu() for x in dls.valid.one_batch()[:M]]), dls.c)
+        head = in_units(head(feature_dims(encoders, [x.cpu() for x in dls.valid.one_batch()[:M]]), dls.c), getattr(dls, "units", None))
     return FusionModel(encoders, head)
 
 # %% ../nbs/10_callbacks.ipynb #c7d636a2
@@ -93,12 +93,16 @@ class FusionMethod(Callback):
                 raise ValueError(f"{type(self).__name__} cannot be combined with {type(other).__name__}, which this learner has already")
         if not isinstance(self.model, Fusion):
             raise ValueError(f"{type(self).__name__} needs a model in two parts, encode and fuse; got {type(self.model).__name__}. Wrap it: as_fusion(model, n_modalities), or use multimodal_learner")
+        if not hasattr(self.dls.valid, "one_batch"): raise ValueError(f"{type(self).__name__} needs fastai loaders, such as those of multimodal_dls; got {type(self.dls.valid).__name__}")
+        self.classes = not torch.is_floating_point(self.dls.valid.one_batch()[-1])             # classification?
 
     def feature_dims(self):
-        "Width of the features of each modality, measured on one batch."
+        "Width of the features of each modality, measured on one batch; ValueError where a linear layer cannot read them."
         training, device = self.model.training, next(self.model.parameters()).device
         with torch.no_grad(): zs = self.model.eval().encode(*(x[:2].to(device) for x in self.dls.valid.one_batch()[:self.model.n_modalities]))
         self.model.train(training)
+        if any(not z.is_floating_point() or z.ndim not in (2, 3) for z in zs):
+            raise ValueError(f"{type(self).__name__} puts a linear layer on the features of each modality, (B, D) or (B, T, D) of floats; got {[f'{z.dtype} {tuple(z.shape)}' for z in zs]}. Without encoders the features are the inputs: name the encoders, as_fusion(model, M, encoders=[...])")
         return [z.shape[-1] for z in zs]
 
     def add_part(self, name, make):
@@ -110,15 +114,14 @@ class FusionMethod(Callback):
 
     @property
     def modalities(self): return list(getattr(self.dls, "modalities", range(self.model.n_modalities)))
-    @property
-    def classes(self): return not torch.is_floating_point(self.dls.valid.one_batch()[-1])       # classification?
 
     def edit_features(self, zs): return None       # to replace the features on their way to the head, return them
 
     def _hook(self, zs):
         if not (self.learn.training and self.run): return None
-        self.zs = zs
-        return self.edit_features(zs)
+        edited = self.edit_features(zs)
+        self.zs = zs if edited is None else edited
+        return edited
 
     # fastai sends before_fit and after_fit around validate() and get_preds() too, with create_mbar off; those are no training
     def before_fit(self):
@@ -130,9 +133,9 @@ class FusionMethod(Callback):
 
     def begin_training(self):
         "Called when training starts."
-        self._release()
+        if self._handle is not None: self.end_training()             # a fit that Ctrl-C ended: fastai says nothing then
         self.history, self._sums = {c: [] for c in self.columns}, {c: [0., 0] for c in self.columns}
-        self._handle = self.model.register_feature_hook(self._hook)
+        self._handle = self.model.register_feature_hook(self._hook, first=type(self).edit_features is not FusionMethod.edit_features)
         self._added_metrics = [ValueMetric(lambda c=c: self.history[c][-1] if self.history[c] else float("nan"), c) for c in self.columns]
         self.learn.metrics = list(self.learn.metrics) + self._added_metrics
     def begin_epoch(self):
@@ -171,36 +174,30 @@ class MultiModal(FusionMethod):
     def attach(self):
         super().attach()
         if not self.classes: raise ValueError("MultiModal needs classes: its proxies are patterns of class probabilities; the targets are numbers")
-        if not isinstance(self.model.head if isinstance(self.model, FusionModel) else None, MultiProxyHead):
+        head = self.model.head if isinstance(self.model, FusionModel) else None
+        if isinstance(head, MultiProxyHead):
+            has = dict(k=head._init[0], init=head._init[1], gamma=head.gamma, axis=head.axis)
+            if has | self.options != has: raise ValueError(f"the model has a MultiProxyHead with {has} already, and MultiModal was given {self.options}: build the model anew")
+        else:
             use_head(self.model, MultiProxyHead, **self.options)
             self.learn.opt = None                                       # the next fit makes an optimiser that knows the proxies
 
 # %% ../nbs/10_callbacks.ipynb #f6be9bbc
 class TCMax(FusionMethod):
     "TCMax: back-propagate the total correlation bound instead of the cross-entropy."
-    order, run_valid = FusionMethod.order - 2, True        # replaces the loss, so before any penalty is added; corrects predictions in validation
+    order = FusionMethod.order - 2                         # replaces the loss, so before any penalty is added
     columns, excludes = ("tcmax",), ("GradientModulation",)
     def __init__(self,
-        prior:str="uniform",  # "uniform", or "empirical": the class frequencies of the training set
         seed:int=0,           # of the sampled pairings of heads without structure
         **options,            # of `tcmax_model_loss`: alignment, form, pairings, memory
     ):
-        if prior not in ("uniform", "empirical"): raise ValueError(f"unknown prior {prior!r}; known: uniform, empirical")
-        self.prior, self.seed, self.options, self.log_prior = prior, seed, options, None
+        if "prior" in options: raise ValueError("TCMax trains logits whose softmax is the prediction, which is the uniform prior; with another the same training ends in logits that lack ln p(y): see 06_tcmax")
+        self.seed, self.options = seed, options
     def attach(self):
         super().attach()
         if not self.classes: raise ValueError("TCMax needs classes: it sums over all labels, and the targets are numbers")
-    def begin_training(self):
-        super().begin_training()
-        if self.prior == "empirical":
-            data = self.dls.train.dataset
-            self.log_prior = class_log_prior(data.y[data.index], self.dls.c, smoothing=1.).to(self.dls.device)
-    def after_pred(self):
-        if not self.training and self.log_prior is not None: self.learn.pred = self.pred + self.log_prior
     def after_loss(self):
-        if not self.training: return
-        prior = self.prior if self.log_prior is None else self.log_prior
-        self.learn.loss_grad = tcmax_model_loss(self.model, self.zs, self.y, prior=prior, generator=self.generator, **self.options)
+        self.learn.loss_grad = tcmax_model_loss(self.model, self.zs, self.y, generator=self.generator, **self.options)
         self.record(tcmax=self.loss_grad)
 
 # %% ../nbs/10_callbacks.ipynb #5a9b582e
@@ -217,7 +214,11 @@ class MCR(FusionMethod):
         super().attach()
         if not self.classes and (self.options.get("contrastive_weight", 1.) or self.options.get("distance", "jensen_shannon") == "jensen_shannon"):
             raise ValueError('MCR on numbers needs contrastive_weight=0 (it contrasts classes) and distance="bounded_squared_error" or "squared_error"')
-        self.add_part("mcr_heads", lambda: MCRHeads(self.feature_dims(), self.dls.c))
+        self.add_part("mcr_heads", self._heads)
+    def _heads(self):
+        heads = MCRHeads(self.feature_dims(), self.dls.c)
+        heads.unimodal = nn.ModuleList([in_units(u, getattr(self.dls, "units", None)) for u in heads.unimodal])
+        return heads
     def after_loss(self):
         terms = mcr_loss(self.model, self.zs, self.y, self.model.parts["mcr_heads"], logits=self.pred, task_loss=self.loss_func, generator=self.generator, **self.options)
         self.record(**{c: getattr(terms, c).mean() for c in self.columns})
@@ -243,7 +244,7 @@ class ModalityResampling(FusionMethod):
         super().attach()
         if not self.classes: raise ValueError("ModalityResampling needs classes: it values right and wrong answers, and the targets are numbers")
         if not hasattr(self.dls.train, "plan"): raise ValueError(f"ModalityResampling needs the loaders of multimodal_dls, which can walk a plan; got {type(self.dls.train).__name__}")
-        self.columns = (*(f"phi {m}" for m in self.modalities), "extra rows")
+        self.columns, self.plan = (*(f"phi {m}" for m in self.modalities), "extra rows"), None
 
     def make_plan(self):
         "Value the training samples and say which rows the epoch shows, and what of them."
@@ -257,17 +258,22 @@ class ModalityResampling(FusionMethod):
 
     def begin_epoch(self):
         super().begin_epoch()
+        self.plan = None
         skip = getattr(self.learn, "skip_to_epoch", None)
         if self.epoch < self.warmup or (skip is not None and self.epoch < skip._skip_to) or hasattr(self.learn, "lr_finder"): return
-        train = self.dls.train
-        train.plan = self.make_plan()
-        self.record(**{"extra rows": train.n - len(train.dataset)})
+        self.plan = self.make_plan()
+        self.record(**{"extra rows": len(self.plan[0]) - len(self.dls.train.dataset)})
+    def before_train(self):
+        if self.plan is None: return
+        train = self.dls.train                                 # the plan goes on a loader of this epoch: that of the learner stays as it is, however the epoch ends
+        self.learn.dl = train.new()
+        self.learn.dl.rng, self.learn.dl.plan = train.rng, self.plan
     def edit_features(self, zs):
-        keep = self.dls.train.batch_keep
+        keep = self.learn.dl.batch_keep
         return None if keep.all() else mask_features(zs, keep)
-    def end_training(self):
-        super().end_training()
-        self.dls.train.plan = None
+    def after_train(self):
+        super().after_train()
+        if self.plan is not None: self.dls.train.rng, self.plan = self.learn.dl.rng, None
 
 # %% ../nbs/10_callbacks.ipynb #de456d71
 class ResponseHistory(nn.Module):
@@ -275,7 +281,11 @@ class ResponseHistory(nn.Module):
     def __init__(self, n_modalities):
         super().__init__()
         self.register_buffer("mean", torch.zeros(n_modalities)); self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-    def reset(self): self.mean.zero_(); self.steps.zero_()
+        self.register_buffer("spread", torch.zeros(()))              # of real targets: their mean absolute deviation
+    def reset(self): self.mean.zero_(); self.steps.zero_(); self.spread.zero_()
+    def unit(self, y):
+        "The unit of scores: the running mean deviation of the targets, this batch included."
+        return self.spread.copy_(update_history(self.spread, (y - y.mean(0)).abs().mean(), int(self.steps) + 1)).clamp(min=1e-8)
     def update(self, score):
         self.steps += 1
         self.mean.copy_(update_history(self.mean, score, int(self.steps)))
@@ -295,7 +305,10 @@ class GradientModulation(FusionMethod):
         self.alpha, self.cap, self.start, self.end, self.mode, self.absent = alpha, cap, start, end, mode, absent
     def attach(self):
         super().attach()
-        if self.mode == "lr" and not isinstance(self.model, FusionModel): raise ValueError(f'mode="lr" scales the steps of the encoders, and {type(self.model).__name__} has none: use mode="grad"')
+        if self.mode == "lr":
+            if not hasattr(self.model, "encoders"): raise ValueError(f'mode="lr" scales the steps of the encoders, and {type(self.model).__name__} has none: use mode="grad"')
+            owned = [p for e in self.model.encoders for p in set(e.parameters())]
+            if len(set(owned)) < len(owned): raise ValueError('mode="lr" scales the step of each encoder by a factor of its own, and these encoders share parameters: use mode="grad"')
         self.columns = tuple(f"kappa {m}" for m in self.modalities)
         self.add_part("response_history", lambda: ResponseHistory(self.model.n_modalities))
     def begin_training(self):
@@ -314,7 +327,7 @@ class GradientModulation(FusionMethod):
         else:
             y = self.y.view(len(self.y), -1)
             alone = v.detach()[[2**m for m in range(len(history.mean))]]
-            score = regression_scores(alone, y, (v[-1].detach() - y).abs().mean().clamp(min=1e-8))
+            score = regression_scores(alone, y, history.unit(y))
         self.kappa = modulation_coefficients(score, history.mean, self.alpha, self.cap)
         history.update(score)
         self.record(**{f"kappa {m}": k for m, k in zip(self.modalities, self.kappa)})

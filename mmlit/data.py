@@ -7,11 +7,11 @@ __all__ = ['DATASETS', 'PictureFiles', 'as_column', 'encode_labels', 'Multimodal
            'parity_information', 'GaussianTask', 'easy_hard_task', 'random_modality_task', 'shared_unique_task',
            'CompetitionTask', 'competition_task', 'MemorableTask', 'memorable_task', 'package_dir', 'DatasetInfo',
            'register', 'load_dataset', 'Split', 'split_hash', 'grouped_split', 'check_split', 'Standardize',
-           'Vocabulary', 'TokenIds', 'fit_encoder', 'Coding', 'Rows', 'MultimodalDL', 'show_samples',
-           'MultimodalDataLoaders', 'multimodal_dls', 'multimodal_data']
+           'Vocabulary', 'TokenIds', 'fit_encoder', 'RelativeSquaredError', 'Coding', 'Rows', 'MultimodalDL',
+           'show_samples', 'MultimodalDataLoaders', 'multimodal_dls', 'multimodal_data']
 
 # %% ../nbs/01_data.ipynb #b2a7aad2
-import difflib, hashlib, importlib.util, inspect, itertools, re, zipfile
+import difflib, hashlib, importlib.util, inspect, itertools, re, warnings, zipfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.losses import CrossEntropyLossFlat, MSELossFlat
+from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.torch_core import default_device, to_device
 from fastcore.basics import GetAttr
 from scipy.optimize import brentq
@@ -93,6 +93,7 @@ def _as_array(values, name):
     if all(isinstance(v, (str, Path)) for v in x.ravel()):
         if x.ndim != 1: raise ValueError(f"modality {name!r} holds text of shape {x.shape}, expected one string a row")
         return np.array([str(v) for v in x], dtype=object)
+    if x.dtype == object and all(isinstance(v, (int, float, np.number, np.bool_)) for v in x.ravel()): return x.astype(np.float64)     # columns of several types
     if x.ndim == 1 and all(isinstance(v, (np.ndarray, list, tuple, Tensor)) for v in x): return _stack(x, name)
     wrong = next(v for v in x.ravel() if not isinstance(v, str))
     raise ValueError(f"modality {name!r} holds {type(wrong).__name__} ({wrong!r}), expected numbers, strings or paths to pictures")
@@ -162,12 +163,17 @@ class MultimodalData:
 
     def __post_init__(self):
         if not self.xs: raise ValueError(f"{self.name} has no modality")
+        odd = [m for m in self.xs if not isinstance(m, str)]
+        if odd: raise ValueError(f"modality names are strings, got {odd[0]!r}")
         given = {m: None for m in self.xs} | dict(self.kinds or {})
         if set(given) != set(self.xs): raise ValueError(f"kinds are given for {sorted(given)}, the modalities are {list(self.xs)}")
         self.xs = {m: as_column(x, m, given[m]) for m, x in self.xs.items()}
         self.kinds = {m: _kind(x, m, given[m]) for m, x in self.xs.items()}
         self.y, self.classes = encode_labels(self.y, self.classes)
-        if self.groups is not None: self.groups = np.unique(np.asarray(self.groups), return_inverse=True)[1]
+        if self.groups is not None:
+            unknown = np.asarray(pd.isna(self.groups))
+            if unknown.any(): raise ValueError(f"groups are missing in {unknown.sum()} of {unknown.size} rows: give each row a group, rows that belong to nobody each one of their own")
+            self.groups = np.unique(np.asarray(self.groups), return_inverse=True)[1]
         self._check_lengths()
 
     def _check_lengths(self):
@@ -199,7 +205,9 @@ class MultimodalData:
     def save(self, path):
         "Write an npz file that `load_dataset` reads."
         if any(isinstance(x, PictureFiles) for x in self.xs.values()): raise ValueError("pictures in files cannot be saved in an npz file; read them first: xs['picture'][:]")
-        extra = {k: v for k, v in dict(groups=self.groups, classes=self.classes or None).items() if v is not None}
+        extra = {k: v for k, v in dict(groups=self.groups, classes=self.classes or None, kinds=[self.kinds[m] for m in self.xs]).items() if v is not None}
+        taken = [m for m in self.xs if m in (*extra, "y", "file")]
+        if taken: raise ValueError(f"an npz file keeps its own things under the name {taken[0]!r}: rename the modality")
         np.savez_compressed(path, **{m: x.astype(str) if x.dtype == object else x for m, x in self.xs.items()}, y=self.y, **extra)
 
 # %% ../nbs/01_data.ipynb #46cfb9ed
@@ -554,7 +562,7 @@ def register(
 
 # %% ../nbs/01_data.ipynb #20bb0178
 def load_dataset(
-    name:str,   # a name in `DATASETS`, or the path of an .npz file: one array a modality, `y`, perhaps `groups` and `classes`
+    name:str,   # a name in `DATASETS`, or the path of an .npz file: one array a modality, `y`, perhaps `groups`, `classes` and `kinds`
     **options,  # the set's own options, see `DATASETS[name].load`
 )->MultimodalData:
     "A data set by name; nothing is downloaded. ValueError for an unknown name or option, ImportError with the pip command for a package that is not there."
@@ -580,7 +588,9 @@ def _load_npz(path, kinds=None):
         with np.load(path, allow_pickle=False) as f: arrays = {k: f[k] for k in f.files}
     except (ValueError, zipfile.BadZipFile) as e: raise ValueError(f"{path} cannot be loaded: it is no npz file or holds pickled objects, which are refused; save arrays of numbers and strings only ({e})") from e
     if "y" not in arrays: raise ValueError(f"{path} has no array 'y', only {sorted(arrays)}")
-    y, groups, classes = (arrays.pop(k, None) for k in ("y", "groups", "classes"))
+    y, groups, classes, own = (arrays.pop(k, None) for k in ("y", "groups", "classes", "kinds"))
+    if own is not None and len(own) != len(arrays): raise ValueError(f"{path} has {len(own)} kinds for the modalities {list(arrays)}")
+    kinds = dict(zip(arrays, own.tolist())) if kinds is None and own is not None else kinds
     return MultimodalData(path.stem, arrays, y, None if classes is None else classes.tolist(), groups, kinds)
 
 def _embedded(name):
@@ -750,6 +760,7 @@ def grouped_split(
     if groups is not None and groups.shape != y.shape: raise ValueError(f"groups has shape {groups.shape}, y has {y.shape}")
     if not (0 < test <= .5 and 0 < valid < 1 - test): raise ValueError(f"test must lie in (0, 0.5] and valid in (0, 1 - test), got {test} and {valid}")
     strata = np.digitize(y, np.quantile(y, [.2, .4, .6, .8])) if y.dtype.kind == "f" else y
+    if y.dtype.kind == "f" and groups is None and len(y) < 10*max(5, round(1/test)): raise ValueError(f"{len(y)} rows are too few to split by fifths of the target: at least {10*max(5, round(1/test))} are needed")
     folds, inner = round(1/test), max(2, round((1 - test)/valid))
     rest, held = _fold(strata, groups, folds, seed % folds, seed//folds)
     train, val = _fold(strata[rest], None if groups is None else groups[rest], inner, 0, seed)
@@ -830,6 +841,7 @@ class Vocabulary:
     ):
         counts = Counter(w for t in texts for w in self.split(t))
         self.words = ["<pad>", "<unknown>"] + sorted(w for w, c in counts.items() if c >= min_count)
+        if len(self.words) == 2: warnings.warn(f"no word occurs {min_count} times in the {len(texts)} training texts, so all are unknown. Words are told apart by spaces and punctuation: segment other scripts first, or pass word ids")
         self.ids = {w: i for i, w in enumerate(self.words)}
         self.length = max(1, min(max_words, max(len(self.split(t)) for t in texts)))
 
@@ -876,6 +888,13 @@ def fit_encoder(
 _FIT_FILES = 512  # at most so many files are opened for the statistics of three channels
 
 # %% ../nbs/01_data.ipynb #757814eb
+class RelativeSquaredError(torch.nn.MSELoss):
+    "The squared error in units of the variance of the training targets: 1 is what their mean scores, whatever they are measured in."
+    def __init__(self, variance:float=1., reduction:str="mean"):
+        super().__init__(reduction=reduction)
+        self.variance = variance
+    def forward(self, prediction, y): return super().forward(prediction, y)/self.variance
+
 class Coding:
     "How rows become tensors: the fitted encoders and the names."
     def __init__(self,
@@ -889,7 +908,8 @@ class Coding:
         self.shapes = {m: tuple(e.encode(data.xs[m][split.train[:1]]).shape[1:]) for m, e in self.encoders.items()}
         self.words = {m: self.encoders[m].words for m, kind in self.kinds.items() if kind == "tokens"}
         self.n_inp, self.c, self.vocab = len(data.xs), len(data.classes) or 1, np.array(data.classes)   # an array: fastai takes the last item of a list
-        self.loss_func = CrossEntropyLossFlat() if data.classes else MSELossFlat()
+        self.units = None if data.classes else (float(data.y[split.train].mean()), float(data.y[split.train].std()) or 1.)   # of the targets: mean and deviation
+        self.loss_func = CrossEntropyLossFlat() if data.classes else BaseLoss(RelativeSquaredError, self.units[1]**2, floatify=True, is_2d=False)
 
 # %% ../nbs/01_data.ipynb #0811473e
 class Rows(GetAttr):
@@ -1021,6 +1041,11 @@ def show_samples(
 def _draw_samples(samples, modalities, kinds, titles):
     "A line of axes for each sample, a column for each modality."
     import matplotlib.pyplot as plt
+    with plt.rc_context({"text.parse_math": False}):                   # a dollar sign is a dollar sign
+        return _draw_lines(samples, modalities, kinds, titles)
+
+def _draw_lines(samples, modalities, kinds, titles):
+    import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(samples), len(modalities), figsize=(2.4*len(modalities), 1.1*len(samples) + .4), squeeze=False, layout="constrained")
     for line, sample, title in zip(axes, samples, titles):
         for ax, m, x in zip(line, modalities, sample): _draw(ax, kinds[m], x)
@@ -1040,7 +1065,7 @@ def _draw(ax, kind, x):
 
 # %% ../nbs/01_data.ipynb #efcf0a18
 class MultimodalDataLoaders(DataLoaders):
-    "Train, validation and test loaders. `modalities`, `kinds`, `shapes`, `vocab`, `classes`, `c`, `n_inp`, `split`, `data` and `loss_func` say what a model needs to know."
+    "Train, validation and test loaders. `modalities`, `kinds`, `shapes`, `vocab`, `classes`, `c`, `n_inp`, `units`, `split`, `data` and `loss_func` say what a model needs to know."
     @property
     def vocab(self):
         "Words by modality, for the modalities that are tokens: modality's name -> list."

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'ABSENT', 'MEMORY', 'Fusion', 'check_features', 'Head', 'SumHead', 'ConcatHead', 'ConditionalHead',
-           'FiLMHead', 'GatedHead', 'mlp', 'MLPHead', 'AttentionHead', 'VectorEncoder', 'PictureEncoder',
-           'SequenceEncoder', 'TokenEncoder', 'encoder_for', 'SelectOutput', 'feature_dims', 'FusionModel',
-           'EarlyFusion', 'JoinedMLP', 'WrappedFusion', 'NamedEncoders', 'as_fusion', 'SelectModalities', 'coalitions',
-           'absent_features', 'mask_features', 'coalition_logits', 'unimodal_logits', 'pairing_logits']
+           'FiLMHead', 'GatedHead', 'mlp', 'MLPHead', 'AttentionHead', 'InUnits', 'in_units', 'VectorEncoder',
+           'PictureEncoder', 'SequenceEncoder', 'TokenEncoder', 'encoder_for', 'SelectOutput', 'feature_dims',
+           'FusionModel', 'EarlyFusion', 'JoinedMLP', 'WrappedFusion', 'NamedEncoders', 'as_fusion', 'SelectModalities',
+           'coalitions', 'absent_features', 'mask_features', 'coalition_logits', 'unimodal_logits', 'pairing_logits']
 
 # %% ../nbs/02_fusion.ipynb #95733d5b
 import math
@@ -41,10 +41,12 @@ class Fusion(nn.Module):
     def register_feature_hook(
         self,
         hook:Callable, # called with the tuple of M features; what it returns, if not None, goes to the head instead
+        first:bool=False, # before the hooks that are there already? For those that replace features, so that the others see what the head sees
     )->RemovableHandle: # `handle.remove()` takes the hook away
         "Look at the features, or replace them, on their way to the head in `forward`."
         handle = RemovableHandle(self._feature_hooks)
         self._feature_hooks[handle.id] = hook
+        if first: self._feature_hooks.move_to_end(handle.id, last=False)
         return handle
 
 # %% ../nbs/02_fusion.ipynb #ea517cf9
@@ -221,6 +223,38 @@ class AttentionHead(Head):
 # %% ../nbs/02_fusion.ipynb #6808bd4b
 HEADS = dict(sum=SumHead, concat=ConcatHead, film=FiLMHead, gated=GatedHead, mlp=MLPHead, attention=AttentionHead)
 
+# %% ../nbs/02_fusion.ipynb #44c89c7e
+class InUnits(nn.Module):
+    "A head, or any module of numbers, whose answers are scaled and shifted: `shift + scale*head(z)`."
+    def __init__(self,
+        head:nn.Module,
+        shift:float,     # e.g. mean of the training targets
+        scale:float,     # e.g. their standard deviation
+    ):
+        super().__init__()
+        self.head = head
+        self.register_buffer("shift", torch.tensor(float(shift))); self.register_buffer("scale", torch.tensor(float(scale)))
+    def forward(self, zs): return self.shift + self.scale*self.head(zs)
+    def _contributions(self, zs):
+        c = self.head.contributions(zs)
+        return self.shift/len(c) + self.scale*c
+    def _conditional_contributions(self, zs):
+        g, terms = self.head.conditional_contributions(zs)
+        return g, [self.scale*t + (self.shift if m == g else 0.) for m, t in enumerate(terms)]
+    def __getattr__(self, name):
+        if name in ("contributions", "conditional_contributions"):
+            getattr(self.head, name)                           # exists exactly when the head has it
+            return getattr(self, f"_{name}")
+        if name in ("dims", "n_classes"): return getattr(self.head, name)
+        return super().__getattr__(name)
+
+def in_units(
+    head:nn.Module,
+    units:tuple|None,   # mean and standard deviation of the training targets, `dls.units`; None: class labels
+)->nn.Module:
+    "The head in the units of the targets; as it is for classes."
+    return head if units is None else InUnits(head, *units)
+
 # %% ../nbs/02_fusion.ipynb #46b04df4
 class VectorEncoder(nn.Sequential):
     "A multilayer perceptron on vectors (B, D); inputs of more axes are flattened."
@@ -356,6 +390,8 @@ class WrappedFusion(Fusion):
         if name in ("contributions", "conditional_contributions"): return getattr(super().__getattr__("module"), name)
         return super().__getattr__(name)
 
+class _Encoded(Exception): "All encoders have answered."
+
 class _Given(nn.Module):
     "Stands where an encoder stood and returns features that are there already."
     def __init__(self, z): super().__init__(); self.z = z
@@ -378,8 +414,12 @@ class NamedEncoders(Fusion):
 
     def encode(self, *xs):
         out = {n: [] for n in self.names}
-        handles = [e.register_forward_hook(lambda module, args, z, n=n: out[n].append(z)) for n, e in zip(self.names, self.encoders)]
+        def note(n, z):
+            out[n].append(z)
+            if self.training and all(out.values()): raise _Encoded             # what comes after runs in `fuse`; twice would count twice in running averages
+        handles = [e.register_forward_hook(lambda module, args, z, n=n: note(n, z)) for n, e in zip(self.names, self.encoders)]
         try: self.module(*xs)
+        except _Encoded: pass
         finally:
             for handle in handles: handle.remove()
         for n, zs in out.items():

@@ -86,7 +86,7 @@ def owned_parameters(
     with torch.enable_grad():
         parts = model.contributions([z.detach() for z in zs])
         if not params or not parts.requires_grad: return {}
-        uneven = torch.arange(1., parts.shape[1] + 1, device=parts.device)[:, None]       # else features of mean 0 would hide what they use
+        uneven = torch.arange(1., parts.shape[1] + 1, device=parts.device).sqrt()[:, None]       # else features that cancel in the sum would hide what they use
         grads = [torch.autograd.grad((part*uneven).sum(), list(params.values()), retain_graph=True, allow_unused=True) for part in parts]
     users = [sum((g != 0).int() for g in used if g is not None) for used in zip(*grads)]
     return {n: torch.where(u > 1, p.detach(), p) for (n, p), u in zip(params.items(), users) if torch.is_tensor(u)}
@@ -267,7 +267,9 @@ def supervised_nt_xent(
     if y.shape != (len(zs[0]),) or y.is_floating_point(): raise ValueError(f"y must hold {len(zs[0])} integers, got {y.dtype} {tuple(y.shape)}; for a regression give sample numbers, or leave the term out")
     if not temperature > 0: raise ValueError(f"temperature must be positive, got {temperature}")
     with torch.autocast(zs[0].device.type, enabled=False):
-        z = torch.cat([F.normalize(_full(z), dim=1) for z in zs])
+        z = torch.cat([_full(z) for z in zs])
+        length = z.norm(dim=1, keepdim=True)
+        z = z/torch.where(length > 0, length, 1.)              # a row of zeros (an absent modality) stays zero, with a bounded gradient
         s, same = z @ z.T/temperature, torch.eq(*torch.meshgrid(y.repeat(len(zs)), y.repeat(len(zs)), indexing="ij"))
         negatives = s.masked_fill(same, torch.finfo(s.dtype).min).logsumexp(1, keepdim=True)
         pairs = same & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
@@ -322,7 +324,7 @@ class MCRTerms(NamedTuple):
 def mcr_loss(
     model:nn.Module,                    # has `fuse`; additive or conditional models also say so
     zs:Sequence[Tensor],                # M features, each (B, ...)
-    y:Tensor,                           # targets, (B,)
+    y:Tensor,                           # targets, (B,); of a regression also (B, 1)
     heads:MCRHeads|None=None,           # for the unimodal and the bottleneck term, and features of different widths
     strategy:str="greedy",              # one of STRATEGIES
     mipd_weight:float=0.1,              # of the game; defaults are those published for CREMA-D with ResNets
@@ -345,6 +347,7 @@ def mcr_loss(
         mipd=lambda: mipd(model, zs, strategy=strategy, y=y, **options).mean(1),
         contrastive=lambda: supervised_nt_xent(embed(), y if labels is None else labels, temperature),
         ceb=lambda: conditional_entropy_bottleneck(zs, heads.reconstruct(logits)).mean())
+    if logits.shape[1:] == (1,) and y.ndim == 1 and y.is_floating_point(): y = y[:, None]      # else a loss would compare every prediction with every target
     task = task_loss(_full(logits), y)
     _check_game(zs, model, strategy, mipd_weight)
     parts = {name: term() if weights[name] else torch.full((), math.nan, device=task.device) for name, term in terms.items()}

@@ -104,7 +104,7 @@ def response_scores(
 def regression_scores(
     alone:Tensor,        # (M, B, ...) predictions of each modality with all others muted: rows 1, 2, 4, ... of the game
     y:Tensor,            # (B, ...) targets
-    scale:float|Tensor,  # b > 0, a running mean absolute error, say
+    scale:float|Tensor,  # b > 0, the mean absolute deviation of the targets, say; not the error of the joint model, which shrinks as it learns and makes any lead look large
 )->Tensor:               # (M,), no gradient
     "Minus the mean absolute error of each modality alone, in units of `scale` (our extension; not in the paper)."
     if alone.shape[1:] != y.shape: raise ValueError(f"expected predictions (M, B, ...) and targets (B, ...), got {tuple(alone.shape)} and {tuple(y.shape)}")
@@ -118,7 +118,7 @@ def modulation_coefficients(
     history:Tensor,    # (M,) mean of the scores so far; zeros at the first step
     alpha:float=1.,    # strength; 0 switches modulation off
     cap:float=10.,     # largest tau - r; math.inf: none
-)->Tensor:             # (M,), positive, no gradient
+)->Tensor:             # (M,), at least 0 (a large lead underflows), no gradient
     "AGM's factor on each response's gradient, `exp(alpha*min(tau - r, cap))`: below 1 for a modality that is further ahead of the others than in its history."
     if score.ndim != 1 or score.shape != history.shape: raise ValueError(f"expected score and history of shape (M,), got {tuple(score.shape)} and {tuple(history.shape)}")
     if alpha < 0 or cap < 0: raise ValueError(f"alpha and cap must not be negative, got {alpha} and {cap}")

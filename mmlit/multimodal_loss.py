@@ -147,8 +147,8 @@ def use_head(
     old = model.head
     if not hasattr(old, "dims") or not hasattr(old, "n_classes"):
         raise ValueError(f"the head {type(old).__name__} does not say its dims and n_classes: build FusionModel(encoders, {make.__name__}(dims, n_classes)) yourself")
-    at = next(old.parameters(), torch.zeros(())).device
-    model.head = make(old.dims, old.n_classes, **options).to(at)
+    like = next(old.parameters(), torch.zeros(()))
+    model.head = make(old.dims, old.n_classes, **options).to(like.device, like.dtype)
     return model
 
 # %% ../nbs/05_multimodal_loss.ipynb #95b1701a

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
-from fastai.torch_core import set_seed
+from fastai.torch_core import get_random_states, set_random_states, set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -51,7 +51,7 @@ class Budget:
 
     def check(self):
         "ValueError for what cannot be trained."
-        if self.epochs < 1 or self.bs < 2 or not self.lr > 0: raise ValueError(f"a budget needs epochs >= 1, bs >= 2 and lr > 0, got {self}")
+        if self.epochs < 1 or self.bs < 2 or self.width < 1 or not self.lr > 0: raise ValueError(f"a budget needs epochs >= 1, bs >= 2, width >= 1 and lr > 0, got {self}")
         if self.head not in HEADS: raise ValueError(f"unknown head {self.head!r}; known: {', '.join(HEADS)}")
 
 # %% ../nbs/11a_runs.ipynb #ad1708e3
@@ -116,7 +116,8 @@ def parse_dataset(
         else:
             try: options[key] = ast.literal_eval(value)
             except (ValueError, SyntaxError): options[key] = value
-    data = load_dataset(name, **options)
+    try: data = load_dataset(name, **options)
+    except TypeError as error: raise ValueError(f"{text!r}: {error}") from error                # an option of the wrong sort
     data.name = text.strip() if query else data.name
     return data
 
@@ -190,7 +191,7 @@ class RunStore:
 
 # %% ../nbs/11a_runs.ipynb #bde7010b
 # apart from train_run: a function that names both torch and `.classes` cannot be sent to other processes from a notebook (cloudpickle takes it for torch.classes)
-def _monitor(dls): return "accuracy" if dls.classes else "valid_loss"
+def _monitor(dls): return "accuracy" if dls.classes and dls.loss_func is dls.train.loss_func else "valid_loss"      # a loss of the user's own says what is wanted
 def _curves(learn): return [m.history for m in learn.cbs if type(m).__name__ == "ModalityMonitor"]
 
 def train_run(
@@ -223,9 +224,11 @@ class Job(NamedTuple):
     seed:int
 
 def _train_and_store(store, path, job, budget, needed):
-    threads = torch.get_num_threads()
+    threads, random_states = torch.get_num_threads(), get_random_states()
     try: answer, model = train_run(job.run, job.source, job.seed, budget, {n: store.model(p) for n, p in needed.items()})
-    finally: torch.set_num_threads(threads)
+    finally:                                                   # the caller's own, as they were
+        torch.set_num_threads(threads)
+        set_random_states(**random_states)
     store.save(path, answer, model)
 
 def train_missing(
@@ -236,10 +239,11 @@ def train_missing(
     progress:bool=True,        # a progress bar on stderr
 ):
     "Train what is not stored yet; interrupted, it goes on where it stopped when called again."
+    store.out.mkdir(parents=True, exist_ok=True)               # a folder that cannot be written is an error before training
     workers = workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     path = lambda job, run: store.path(job.source, run, job.seed, budget)
     todo = {path(job, r): (Job(job.source, r, job.seed), {n.name: path(job, n) for n in r.needs}) for job in jobs for r in (*job.run.needs, job.run) if not path(job, r).exists()}
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True, force_jupyter=False), disable=not progress or not todo) as bar:
         task = bar.add_task("training runs", total=len(todo))
         for wave in ({p: t for p, t in todo.items() if bool(t[1]) == has_needs} for has_needs in (False, True)):

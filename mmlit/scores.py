@@ -36,6 +36,8 @@ def classification_scores(
     "The scores of probabilistic predictions."
     logp, y = np.asarray(logp, dtype=np.float64), np.asarray(y)
     if logp.ndim != 2 or y.shape != logp.shape[:1]: raise ValueError(f"expected log-probabilities (N, C) and labels (N,), got {logp.shape} and {y.shape}")
+    if not np.allclose(np.exp(logp).sum(1), 1, atol=1e-3): raise ValueError("the rows of logp are no log-probabilities: their exponentials do not sum to 1; take log_softmax of logits")
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= logp.shape[1]: raise ValueError(f"expected integer labels in 0 to {logp.shape[1] - 1}, got {y.dtype} from {y.min()} to {y.max()}")
     answer = logp.argmax(1)
     return dict(accuracy=float((answer == y).mean()),
                 balanced_accuracy=float(np.mean([(answer[y == c] == c).mean() for c in np.unique(y)])),
@@ -43,12 +45,13 @@ def classification_scores(
                 log_loss=float(-logp[np.arange(len(y)), y].mean()), ece=expected_calibration_error(logp, y))
 
 def regression_scores(
-    prediction, # (N,)
-    y,          # (N,)
+    prediction, # (N,) or (N, 1)
+    y,          # (N,) or (N, 1)
 )->dict:        # r2, mae, rmse
     "The scores of point predictions."
-    prediction, y = np.asarray(prediction, dtype=np.float64).reshape(-1), np.asarray(y, dtype=np.float64).reshape(-1)
-    if prediction.shape != y.shape: raise ValueError(f"expected one prediction a target, got {prediction.shape} and {y.shape}")
+    prediction, y = (np.asarray(v, dtype=np.float64) for v in (prediction, y))
+    prediction, y = (v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for v in (prediction, y))
+    if prediction.shape != y.shape or y.ndim != 1: raise ValueError(f"expected one prediction a target, got {prediction.shape} and {y.shape}")
     return dict(r2=float(metrics.r2_score(y, prediction)), mae=float(np.abs(prediction - y).mean()), rmse=float(np.sqrt(((prediction - y)**2).mean())))
 
 # %% ../nbs/04a_scores.ipynb #2866b87c
@@ -108,6 +111,8 @@ def paired_table(
     return pd.DataFrame(out).set_index(["data", "method"])
 
 # %% ../nbs/04a_scores.ipynb #4d493407
+_WEIGHTS = 2**23      # weights of the bootstrap that are drawn at a time
+
 def bootstrap_interval(
     values,               # per-sample values, (N,) or (N, K) for K quantities on the same draws
     groups=None,          # group id of each sample, (N,): whole groups are drawn
@@ -126,8 +131,11 @@ def bootstrap_interval(
     sums = np.stack([np.bincount(ids, column, G) for column in table.T], 1)          # a group's total and size: all that a draw needs
     sizes = np.bincount(ids, minlength=G)
     rng, statistic = np.random.default_rng(seed), statistic or (lambda mean: mean)
-    weight = rng.multinomial(G, np.full(G, 1/G), size=draws)                         # how often each group is drawn
-    drawn = statistic(weight @ sums/(weight @ sizes)[:, None])
+    def means(draws):
+        weight = rng.multinomial(G, np.full(G, 1/G), size=draws)                     # how often each group is drawn
+        return weight @ sums/(weight @ sizes)[:, None]
+    chunk = max(1, int(_WEIGHTS//G))
+    drawn = statistic(np.concatenate([means(min(chunk, draws - i)) for i in range(0, draws, chunk)]))
     value = statistic(table.mean(0, keepdims=True))[0]
     low, high = np.quantile(drawn, [(1 - level)/2, (1 + level)/2], axis=0)
     out = [Interval(float(v), float(a), float(b)) for v, a, b in zip(np.atleast_1d(value), np.atleast_1d(low), np.atleast_1d(high))]

@@ -120,7 +120,7 @@ def shapley_values_sampled(
     game = value_fn(present)
     if len(game) != len(present): raise ValueError(f"value_fn was given {len(present)} coalitions and returned {len(game)} values")
     values = combine_coalitions(weights, game)
-    return ShapleyEstimate(values, _standard_errors(orders, steps, game.detach(), values.detach(), draws), present, game)
+    return ShapleyEstimate(values, _standard_errors(orders, steps, game.detach().to(values.dtype), values.detach(), draws), present, game)
 
 def _standard_errors(orders, steps, game, values, draws):
     "Deviation of the mean over `draws` independent groups of orders."
@@ -192,6 +192,7 @@ def _outcomes(model, batches, present, absent, memory):
             logits = coalition_logits(model, zs, present, absent_features(model, xs, absent, zs), memory)
             if logits.ndim != 3 or y.shape != logits.shape[1:2] or y.is_floating_point():
                 raise ValueError(f"valuation needs class labels (B,) and logits (S, B, C), got {y.dtype} {tuple(y.shape)} and {tuple(logits.shape)}")
+            if logits.shape[2] < 2 or y.min() < 0 or y.max() >= logits.shape[2]: raise ValueError(f"valuation needs labels in 0 to {logits.shape[2] - 1}, one logit for each of at least two classes; got labels from {y.min()} to {y.max()}")
             correct.append((logits.argmax(-1) == y).cpu())
             log_likelihood.append(logits.float().log_softmax(-1).gather(-1, y.expand(len(logits), -1)[..., None])[..., 0].cpu().double())
     if not correct: raise ValueError("there were no batches to value")

@@ -202,13 +202,13 @@ def tcmax_model_loss(
     zs = check_features(zs)
     if hasattr(model, "contributions"): return tcmax_loss(model.contributions(zs), y, **options)
     own, batch, n = _wide(model.fuse(zs)), len(zs[0]), len(zs)
-    conditional = hasattr(model, "conditional_contributions") and n*batch*own.numel()*own.element_size() <= memory
     exact = batch**n <= pairings
+    conditional = hasattr(model, "conditional_contributions") and n*batch*own.numel()*own.element_size() <= memory
     def log_sum(log_prior):
         if conditional: return _conditional_log_sum(model.conditional_contributions(zs)[1], log_prior)
         index = torch.cartesian_prod(*[torch.arange(batch)]*n).view(-1, n) if exact else draw_pairings(batch, n, pairings, generator=generator)
         rows = pairing_log_sums(model, zs, index, log_prior, memory)
-        return rows.logsumexp(0) if exact else _sampled_log_sum((own + log_prior).logsumexp(1), rows, index, "exact")
+        return _sampled_log_sum((own + log_prior).logsumexp(1), rows, index, "exact")      # the true pairings as they were scored once: a head with dropout would answer twice
     return _tcmax(own, y, log_sum, n, **options)
 
 # %% ../nbs/06_tcmax.ipynb #e2ef009c

@@ -1,4 +1,5 @@
 "The audit as a user meets it: on foreign models, on own data, resumed, for regression, with groups, and with wrong input."
+import copy
 import json
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
-from mmlit.audit import Audit, answer_information, audit, coalition_outcomes, coalition_plan, feature_information, fresh_copy, hold, measure, tabulate, write_page
+from mmlit.audit import Audit, answer_information, audit, coalition_outcomes, coalition_plan, feature_information, fresh_copy, hold, measure, print_audit, tabulate, write_page
 from mmlit.callbacks import multimodal_learner
 from mmlit.data import MultimodalData, load_dataset, multimodal_dls
 from mmlit.fusion import HEADS, AttentionHead, ConcatHead, FusionModel, SelectModalities, SequenceEncoder, SumHead, as_fusion
@@ -49,7 +51,8 @@ def test_the_command_prints_writes_and_resumes(tmp_path):
     assert json.loads((tmp_path/"audit-digits.json").read_text()) == told       # the same digits
 
 
-@pytest.mark.parametrize("args, message", [(["--data", "mfaet"], "mfeat"), (["--budget", "quick"], "unknown budget"), (["--data", "digits", "--epochs", "0"], "epochs >= 1"), (["--head", "concta"], "concat")])
+@pytest.mark.parametrize("args, message", [(["--data", "mfaet"], "mfeat"), (["--budget", "quick"], "unknown budget"), (["--data", "digits", "--epochs", "0"], "epochs >= 1"), (["--head", "concta"], "concat"),
+                                          (["--width", "0"], "width >= 1"), (["--data", "competition?n=abc"], "competition"), (["--data", "watch?width=a"], "watch")])
 def test_wrong_input_is_said_before_training(tmp_path, args, message):
     done = run(*args, "--out", tmp_path/"runs")
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -269,3 +272,83 @@ def test_a_data_set_read_in_another_way_is_another_data_set():
     ids = np.random.default_rng(0).integers(0, 9, (40, 6))
     read = lambda kind: data_digest(MultimodalData("ids", dict(a=ids, b=ids), np.arange(40) % 2, ["p", "q"], kinds=dict(a=kind)))
     assert read("vector") != read("tokens")
+
+
+class Clip(nn.Module):
+    "Two towers with a parameter of its own, and a division by the length of the features."
+    def __init__(self, floor=1e-6):
+        super().__init__()
+        self.left, self.right, self.scale, self.out, self.floor = nn.Linear(32, 8), nn.Linear(32, 8), nn.Parameter(torch.ones(())), nn.Linear(16, 10), floor
+    def forward(self, a, b):
+        unit = lambda z: z/z.norm(dim=-1, keepdim=True).clamp(min=self.floor)
+        return self.out(torch.cat([unit(self.left(a)), unit(self.right(b))], 1))*self.scale
+
+
+def test_answers_that_are_not_finite_without_a_modality_are_said_before_training(tmp_path):
+    dls = multimodal_dls(load_dataset("digits"), seed=0)
+    with pytest.raises(ValueError, match="not finite where .* zero feature"): audit(as_fusion(Clip(floor=0.), 2, encoders=["left", "right"]), dls, encoders=lambda: [nn.Linear(32, 8) for _ in range(2)], out=tmp_path/"runs", progress=False)
+    assert not (tmp_path/"runs").exists()
+
+
+def test_a_model_that_cannot_be_reset_is_audited_with_encoders(tmp_path):
+    dls = multimodal_dls(load_dataset("digits"), seed=0)
+    model = as_fusion(Clip(), 2, encoders=["left", "right"])
+    with pytest.raises(ValueError, match="pass encoders="): audit(model, dls, out=tmp_path/"runs", progress=False)
+    assert not (tmp_path/"runs").exists()
+    found = audit(model, dls, training=SMALL, encoders=lambda: [nn.Linear(32, 8) for _ in range(2)], out=tmp_path/"runs", progress=False)
+    assert "have the head 'concat'" in found.notes[0] and ("models", "accuracy", "pretrained") in found.table.index
+
+
+def test_weights_that_encoders_come_with_tell_stored_runs_apart(tmp_path):
+    dls, found = multimodal_dls(load_dataset("digits"), seed=0), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        kept = [nn.Linear(32, 8) for _ in range(2)]
+        model = FusionModel(copy.deepcopy(kept), ConcatHead((8, 8), 10))
+        found.append(audit(model, dls, training=SMALL, encoders=lambda: copy.deepcopy(kept), out=tmp_path, progress=False).get("models", "log loss", "ensemble").mean)
+    assert found[0] != found[1]
+
+
+def test_what_fuse_leaves_out_is_said():
+    class Turned(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.out = nn.Linear(32, 4), nn.Linear(32, 4), nn.Linear(8, 10)
+        def encode(self, a, b): return self.a(a), self.b(b)
+        def fuse(self, zs): return self.out(torch.cat(zs, 1))
+        def forward(self, a, b): return -self.fuse(self.encode(a, b))
+    with pytest.raises(ValueError, match="not what its forward answers"): audit(Turned(), multimodal_dls(load_dataset("digits")), progress=False)
+
+
+def test_companions_minimise_the_loss_of_the_learner(tmp_path):
+    "With a loss that punishes one class only, everybody always answers the other."
+    rng = np.random.default_rng(0)
+    y = (rng.random(400) < .3).astype(int)
+    data = MultimodalData("skewed", dict(a=rng.normal(size=(400, 3)) + y[:, None]/2, b=rng.normal(size=(400, 3))), y)
+    learn = multimodal_learner(multimodal_dls(data, seed=0), width=8, loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1., 200.])))
+    with learn.no_bar(), learn.no_logging(): learn.fit(10, 1e-2)
+    found = learn.audit(out=tmp_path, progress=False)
+    share = np.mean(found.first.y.numpy() == 1)
+    assert "competition" not in found.advice.findings and all(abs(found.get("models", "accuracy", m).mean - share) < .15 for m in ("joint", "unimodal a", "unimodal b", "ensemble"))
+
+
+def test_an_audit_leaves_the_random_state_alone_and_equal_seeds_count_once(tmp_path):
+    data, state = mixed(groups=False), torch.get_rng_state()
+    found = audit(data=data, training=SMALL, seeds=[0, 0], out=tmp_path, workers=1, progress=False)
+    assert torch.equal(state, torch.get_rng_state()) and not torch.backends.cudnn.deterministic
+    assert found.facts["seeds"] == [0]
+
+
+def test_a_regression_far_from_zero_is_audited_fairly(tmp_path):
+    data = mixed(n=400, regression=True, groups=False)
+    found, near = (audit(data=MultimodalData(f"shifted {shift}", data.xs, data.y*scale + shift, []), training=Budget(epochs=8, width=8, lr=1e-2), out=tmp_path, progress=False) for shift, scale in ((1000, 14), (0, 1)))
+    for name in ("joint", "ensemble", "pretrained", "multi_loss"): assert abs(found.get("models", "r2", name).mean - near.get("models", "r2", name).mean) < .1
+    assert found.advice.use == near.advice.use
+
+
+def test_brackets_and_dollars_in_names_are_names(tmp_path):
+    data = load_dataset("digits")
+    odd = MultimodalData("digits [/b] $x_1$", {"left [red]": data.xs["left"], "cost $_1_2$": data.xs["right"]}, data.y, [f"{c} [/i] $" for c in data.classes])
+    found = audit(data=odd, training=SMALL, out=tmp_path)
+    write_page(found, tmp_path/"page.html")
+    console = Console(width=200, record=True, file=open(tmp_path/"log", "w"))
+    print_audit(found, console)
+    assert "left [red]" in (text := console.export_text()) and "digits [/b]" in text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmlit.baselines import MultiLoss
-from mmlit.benchmark import METHODS, compare, joint, report
+from mmlit.benchmark import METHODS, compare, joint, print_comparison, report
 from mmlit.data import MultimodalData, load_dataset
 from mmlit.runs import Budget
 
@@ -100,3 +100,23 @@ def test_help_explains_every_option():
     for option in ("--data", "--methods", "--seeds", "--epochs", "--lr", "--head", "--out", "--jobs"): assert option in text
     listed = run("--methods", "list").stdout
     assert all(name in listed for name in METHODS)
+
+
+def test_an_unknown_reference_and_no_data_are_said_before_training(tmp_path):
+    with pytest.raises(ValueError, match="unknown reference 'ensembel'"): compare(["digits"], ["joint"], 1, SMALL, tmp_path/"runs", reference="ensembel", progress=False)
+    with pytest.raises(ValueError, match="no data set"): compare([], ["joint"], 1, SMALL, tmp_path/"runs", progress=False)
+    assert not (tmp_path/"runs").exists()
+
+
+def test_a_folder_that_is_a_file_is_said_without_a_traceback(tmp_path):
+    (tmp_path/"file").write_text("")
+    done = run("--data", "digits", "--methods", "joint", "--seeds", 1, "--epochs", 1, "--out", tmp_path/"file")
+    assert done.returncode != 0 and "Traceback" not in done.stderr and "file" in done.stderr
+
+
+def test_brackets_and_dollars_in_names_are_names(tmp_path, capsys):
+    data = load_dataset("digits")
+    found = compare([MultimodalData("d [/b] $x_1$", {"a [red]": data.xs["left"], "b $_1_2$": data.xs["right"]}, data.y)], ["unimodal", "joint"], 2, SMALL, tmp_path)
+    report(found, tmp_path/"report.html")
+    print_comparison(found)
+    assert "a [red]" in (text := capsys.readouterr().out) and "d [/b]" in text

@@ -240,13 +240,78 @@ def test_adam_is_warned_about_and_sgd_is_not():
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
 
 
-def test_empirical_prior_corrects_predictions():
-    learn = fit(learner(TCMax(prior="empirical")), 3)
-    assert learn.recorder.values[-1][2] > .8
-    with learn.no_bar(): with_prior = learn.get_preds(ds_idx=1)[0]
-    *xs, y = learn.dls.valid.one_batch()
-    logits = learn.model.eval()(*xs)
-    assert_close((logits + learn.tc_max.log_prior).softmax(1), with_prior[:len(y)], rtol=1e-4, atol=1e-5)
+def test_what_is_masked_is_masked_for_every_method():
+    class Seen(TCMax):
+        def begin_training(self): super().begin_training(); self.dropped, self.nonzero = 0, 0
+        def after_loss(self):
+            keep = self.learn.dl.batch_keep
+            for z, k in zip(self.zs, keep.T): self.dropped, self.nonzero = self.dropped + int((~k).sum()), self.nonzero + int(z[~k].abs().sum(1).count_nonzero())
+            super().after_loss()
+    for cbs in ([Seen(), ModalityResampling(warmup=0)], [ModalityResampling(warmup=0), Seen()]):
+        seen = next(c for c in fit(learner(*cbs), 1).cbs if isinstance(c, Seen))
+        assert seen.dropped > 20 and seen.nonzero == 0
+    either = [weights(fit(learner(*cbs), 1)) for cbs in ([MCR(), ModalityDropout(.5)], [ModalityDropout(.5), MCR()])]
+    same(*either)                                                                # the order in which they were added does not matter
+
+
+class Stop(Callback):
+    "Ctrl-C in the middle of an epoch."
+    def __init__(self, epoch): self.at = epoch
+    def before_batch(self):
+        if self.training and self.epoch == self.at and self.iter == 3: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["resampling", "mcr"])
+def test_an_interrupted_fit_leaves_nothing_to_the_next(name):
+    learn = learner(METHODS[name](), Stop(1))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt): fit(learn, 3)
+    assert learn.dls.train.plan is None
+    fit(learn, 1)                                                                # ends before the epoch of the interruption
+    assert not learn.model._feature_hooks and len(learn.metrics) == 1 and len(set(learn.recorder.metric_names)) == len(learn.recorder.metric_names)
+    fresh = multimodal_learner(learn.dls, width=16)
+    rows = []
+    class Count(Callback):
+        def before_batch(self):
+            if self.training: rows.append(len(self.y))
+    fit(fresh, 1, cbs=[Count()])
+    assert len(rows) == len(learn.dls.train) and sum(rows) <= len(learn.dls.split.train)
+
+
+def test_options_that_could_not_act_are_refused():
+    learn = learner(MultiModal(k=5))
+    learn.remove_cb(learn.multi_modal)
+    learn.add_cb(MultiModal(k=5))                                                # the same head goes on
+    learn.remove_cb(learn.multi_modal)
+    with pytest.raises(ValueError, match="already"): learn.add_cb(MultiModal(k=3))
+    with pytest.raises(ValueError, match="lack ln p"): TCMax(prior="empirical")
+    encoder = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU())
+    with pytest.raises(ValueError, match="share parameters"): multimodal_learner(learn.dls, [encoder]*3, method=GradientModulation(mode="lr"))
+    pictures = multimodal_dls(load_dataset("emoji"), device="cpu")
+    network = torch.nn.Linear(1, 9)
+    for method in (MultiLoss(), MCR()):
+        with pytest.raises(ValueError, match="name the encoders"): multimodal_learner(pictures, network, method=method)
+
+
+def test_modulation_of_a_regression_lets_every_encoder_learn():
+    rng = torch.Generator().manual_seed(0)
+    xs = torch.randn(2, 600, 3, generator=rng)
+    dls = multimodal_dls({"a": xs[0], "b": xs[1]}, (xs[0, :, 0] + .8*xs[1, :, 0]).numpy(), device="cpu", seed=0)
+    torch.manual_seed(0)
+    learn = fit(multimodal_learner(dls, method=GradientModulation(mode="lr"), width=16), 15)
+    kappa = torch.tensor(list(learn.gradient_modulation.history.values()))
+    assert .3 < kappa.min() and kappa.max() < 3 and learn.validate(ds_idx=1)[0] < .05
+
+
+@pytest.mark.parametrize("shift, scale", [(1000., 14.), (0., 1e-3)])
+def test_a_regression_does_not_depend_on_the_unit_of_its_target(shift, scale):
+    x = torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(0))
+    y = x.sum((0, 2))
+    def predictions(target, method):
+        torch.manual_seed(0)
+        learn = fit(multimodal_learner(multimodal_dls({"a": x[0], "b": x[1]}, target.numpy(), device="cpu", seed=0), method=method(), width=8), 3)
+        with learn.no_bar(): return learn.get_preds(ds_idx=2)[0]
+    for method in (MultiLoss, ModalityDropout): assert_close((predictions(shift + scale*y, method) - shift)/scale, predictions(y, method), rtol=.05, atol=.05)
 
 
 @EVERY

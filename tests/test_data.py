@@ -26,7 +26,7 @@ matplotlib.use("agg")
 
 from mmlit import data as module
 from mmlit.data import (DATASETS, CompetitionTask, FiniteTask, GaussianTask, MultimodalData, PictureFiles, Split, check_split, competition_task, easy_hard_task,
-                        grouped_split, load_dataset, multimodal_data, multimodal_dls, package_dir, random_modality_task, shared_unique_task, split_hash)
+                        grouped_split, load_dataset, multimodal_data, multimodal_dls, package_dir, random_modality_task, shared_unique_task, show_samples, split_hash)
 
 ROOT = Path(__file__).resolve().parent.parent
 LAWS = [n for n, i in DATASETS.items() if i.source == "mmlit"]
@@ -496,3 +496,36 @@ def test_laws_go_through_the_door(name):
     dls = multimodal_dls(load_dataset(name, n=200), device="cpu")
     assert dls.c == len(DATASETS[name].classes) and len(dls.one_batch()) == dls.n_inp + 1
     assert isinstance(competition_task(), CompetitionTask)
+
+
+def test_kinds_are_saved_and_names_must_be_names(tmp_path):
+    rng = np.random.default_rng(0)
+    MultimodalData("ids", dict(text=rng.integers(0, 9, (20, 8)), sound=rng.normal(size=(20, 2))), [0, 1]*10, kinds=dict(text="tokens")).save(tmp_path/"ids.npz")
+    assert load_dataset(tmp_path/"ids.npz").kinds == dict(text="tokens", sound="vector")
+    for name in ("y", "file", "groups", "kinds"):
+        with pytest.raises(ValueError, match="rename"): MultimodalData("bad", {name: rng.normal(size=(4, 2))}, [0, 1, 0, 1], groups=[0, 1, 2, 3]).save(tmp_path/"bad.npz")
+    with pytest.raises(ValueError, match="strings"): MultimodalData("bad", {0: rng.normal(size=(4, 2))}, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("groups", [[1., np.nan, 2., np.nan], ["a", None, "b", "c"]])
+def test_rows_without_a_group_are_refused(groups):
+    with pytest.raises(ValueError, match="groups are missing"): MultimodalData("bad", dict(a=np.zeros((4, 2))), [0, 1, 0, 1], groups=groups)
+
+
+def test_columns_of_several_types_are_numbers():
+    frame = pd.DataFrame(dict(age=[41, 52, 63, 74], smoker=[True, False, True, False], bmi=[20.5, 21., 30., 25.])).astype(dict(age="Int64"))
+    x = MultimodalData("frame", dict(a=frame.to_numpy()), [0, 1, 0, 1]).xs["a"]
+    assert x.dtype.kind == "f" and x[0].tolist() == [41, 1, 20.5]
+
+
+def test_small_regressions_and_vocabularies_without_words_are_said():
+    with pytest.raises(ValueError, match="20 rows are too few"): grouped_split(np.linspace(0, 1, 20))
+    with pytest.warns(UserWarning, match="segment"): module.Vocabulary(["今天天气很好", "我们去公园", "他在看书"])
+
+
+def test_dollars_are_drawn_as_dollars(tmp_path):
+    data = MultimodalData("shop", {"text $_1_2$": ["was $53 now $7", "a $_a^ b $", "c", "d"], "b": np.zeros((4, 2))}, [0, 1, 0, 1])
+    fig = show_samples(data, range(4))
+    fig.savefig(tmp_path/"fig.png")
+    assert fig.axes[0].texts[0].get_text() == "was $53 now $7" and not fig.axes[0].texts[0].get_parse_math()
+    plt.close(fig)

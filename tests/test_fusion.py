@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmlit.fusion import (HEADS, EarlyFusion, FusionModel, JoinedMLP, PictureEncoder, SequenceEncoder, TokenEncoder, VectorEncoder,
-                          absent_features, coalition_logits, coalitions, mask_features, pairing_logits, unimodal_logits)
+from mmlit.fusion import (HEADS, EarlyFusion, FusionModel, JoinedMLP, PictureEncoder, SequenceEncoder, SumHead, TokenEncoder, VectorEncoder,
+                          absent_features, as_fusion, coalition_logits, coalitions, mask_features, pairing_logits, unimodal_logits)
 
 HEAD = pytest.mark.parametrize("name", HEADS)
 MODALITIES = pytest.mark.parametrize("M", [2, 3, 4])
@@ -105,3 +105,25 @@ def test_early_fusion_masks_its_inputs_tokens_included():
     logits = coalition_logits(early, early.encode(*xs))
     assert_close(logits[1], early(xs[0], torch.zeros_like(xs[1])))
     assert_close(logits[2], early(torch.zeros_like(xs[0]), xs[1]))
+
+
+def test_the_head_of_a_foreign_module_runs_once_in_training():
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.norm, self.out = nn.Linear(3, 4), nn.Linear(2, 4), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        def forward(self, a, b): return self.out(self.norm(torch.cat([self.left(a), self.right(b)], 1)))
+    model = as_fusion(Foreign(), 2, encoders=["left", "right"])
+    xs = torch.randn(6, 3), torch.randn(6, 2)
+    model(*xs)[:, 0].sum().backward()
+    assert model.module.norm.num_batches_tracked == 1 and model.module.left.weight.grad is not None
+    twin = Foreign(); twin.load_state_dict(model.module.state_dict())
+    assert_close(model.eval()(*xs), twin.eval()(*xs))
+
+
+def test_hooks_that_replace_features_may_go_first():
+    model, seen = FusionModel([nn.Identity()]*2, SumHead((3, 3), 2)), []
+    model.register_feature_hook(lambda zs: seen.append([z.sum().item() for z in zs]))
+    model.register_feature_hook(lambda zs: tuple(0*z for z in zs), first=True)
+    model(torch.ones(2, 3), torch.ones(2, 3))
+    assert seen == [[0, 0]]

@@ -453,3 +453,25 @@ def test_rejected_input():
     with pytest.raises(ValueError, match="unknown stand-in"): stand_ins(zs, "blur")
     with pytest.raises(ValueError, match="integers"): stand_ins([torch.zeros(3, 2).long()], "noise")
     with pytest.raises(ValueError, match="widths"): heads(features((4, 4)))
+
+
+def test_a_row_of_zeros_has_a_bounded_gradient():
+    z = [torch.randn(6, 4, generator=torch.Generator().manual_seed(m)) for m in range(2)]
+    z[0][2] = 0
+    z = [v.requires_grad_() for v in z]
+    grads = torch.autograd.grad(supervised_nt_xent(z, torch.tensor([0, 0, 1, 1, 2, 2])), z)
+    assert grads[0].isfinite().all() and grads[0][2].norm() < 10*grads[1].norm()
+
+
+def test_features_that_cancel_are_still_used():
+    head, signs = SumHead((1, 1), 2, shared=True), torch.tensor([1., -1, -1, 1])[:, None]
+    owned = owned_parameters(head, (signs, signs))
+    owned["linears.0.weight"].sum().backward() if owned["linears.0.weight"].requires_grad else None
+    assert head.linears[0].weight.grad is None or not head.linears[0].weight.grad.any()
+
+
+def test_targets_of_a_regression_may_be_flat():
+    head, zs, y = SumHead((3, 3), 1), torch.randn(2, 8, 3), torch.randn(8)
+    loss = lambda y: mcr_loss(head_model(head), zs, y, mipd_weight=0., unimodal_weight=0., contrastive_weight=0., task_loss=F.l1_loss).task
+    assert_close(loss(y), loss(y[:, None])); assert_close(loss(y), F.l1_loss(head(zs)[:, 0], y))
+def head_model(head): return FusionModel([nn.Identity()]*len(head.dims), head)

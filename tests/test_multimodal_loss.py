@@ -242,3 +242,9 @@ def test_pull_of_the_proxies_beats_the_plain_sum_of_probabilities():
     tool, seeds = ablation(), [100, 101, 102]                                # seeds that the table does not hold
     published, plain = (tool.run("one_easy", head, seeds) for head in ("as published", "sum p"))
     assert all(a["accuracy"] > b["accuracy"] + .1 for a, b in zip(published, plain))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_new_head_has_the_precision_of_the_old(dtype):
+    model = FusionModel([nn.Linear(3, 4), nn.Linear(2, 4)], SumHead((4, 4), 3)).to(dtype)
+    assert use_head(model)(torch.randn(5, 3, dtype=dtype), torch.randn(5, 2, dtype=dtype)).isfinite().all()

@@ -507,3 +507,16 @@ def test_dropped_encoders_get_no_gradient():
 ])
 def test_resampling_rejects(bad, match):
     with pytest.raises(ValueError, match=match): bad()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_sampled_values_of_a_table_of_right_and_wrong(dtype):
+    def estimate(kind): return shapley_values_sampled(lambda present: (present.sum(1)[:, None] > torch.arange(3)).to(kind), 4, 32, generator=torch.Generator().manual_seed(0))
+    one, other = estimate(dtype), estimate(torch.float64)
+    assert_close(one.values, other.values, check_dtype=False); assert_close(one.standard_errors, other.standard_errors, check_dtype=False)
+
+
+def test_labels_that_the_model_does_not_have_are_refused():
+    model = FusionModel([nn.Identity()]*2, HEADS["sum"]((3, 3), 2))
+    for y in (torch.tensor([0, 2]), torch.tensor([0, -100])):
+        with pytest.raises(ValueError, match="labels in 0 to 1"): valuate(model, [(torch.randn(2, 3), torch.randn(2, 3), y)])

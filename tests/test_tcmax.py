@@ -518,3 +518,14 @@ def test_two_pass_accumulation_has_the_gradient_of_the_whole_batch():
 ], ids=lambda v: v if isinstance(v, str) else "")
 def test_rejected(call, match):
     with pytest.raises(ValueError, match=match): call(normal(2, 3, 4), torch.tensor([0, 3, 1]))
+
+
+def test_a_head_that_draws_still_has_an_alignment_that_is_not_negative():
+    torch.manual_seed(0)
+    head = MLPHead((3, 3), 4, dropout=.5)
+    for batch in (1, 2, 3):
+        for _ in range(30):
+            zs, y = tuple(torch.randn(batch, 3) for _ in range(2)), torch.randint(4, (batch,))
+            torch.manual_seed(1); plain = tcmax_model_loss(FusionModel([torch.nn.Identity()]*2, head), zs, y, alignment=0.)
+            torch.manual_seed(1); full = tcmax_model_loss(FusionModel([torch.nn.Identity()]*2, head), zs, y)
+            assert full >= plain - 1e-5
