@@ -175,8 +175,6 @@ class Comparison:
     def plot(self, data, axes=None):
         "Scores with intervals (left) and paired differences to the reference (right)."
         import matplotlib.pyplot as plt
-        with plt.rc_context({"text.parse_math": False}): return self._plot(plt, data, axes)       # a dollar sign in a name starts no formula
-    def _plot(self, plt, data, axes):
         intervals = self.intervals(data)
         if axes is None: _, axes = plt.subplots(1, 2, figsize=(8, .9 + .32*len(intervals)), sharey=True, layout="constrained")
         scale = 100 if self.score(data) == "accuracy" else 1
@@ -186,9 +184,9 @@ class Comparison:
                 if value is None: continue
                 if not math.isnan(value.low): ax.plot([scale*value.low, scale*value.high], [row, row], color=colour, lw=2)
                 ax.plot(scale*value.mean, row, "o", color=colour)
-        axes[0].set_yticks(range(len(intervals)), list(intervals)); axes[0].invert_yaxis()
-        axes[0].set_xlabel(f"test {self.score(data)}" + (" (%)" if scale == 100 else "")); axes[1].set_xlabel(f"minus {self.reference}" + (" (points)" if scale == 100 else ""))
-        axes[1].axvline(0, color="#0b5394", lw=1); axes[0].set_title(data, loc="left")
+        axes[0].set_yticks(range(len(intervals)), list(intervals), parse_math=False); axes[0].invert_yaxis()      # a dollar sign in a name starts no formula
+        axes[0].set_xlabel(f"test {self.score(data)}" + (" (%)" if scale == 100 else "")); axes[1].set_xlabel(f"minus {self.reference}" + (" (points)" if scale == 100 else ""), parse_math=False)
+        axes[1].axvline(0, color="#0b5394", lw=1); axes[0].set_title(data, loc="left", parse_math=False)
         for ax in axes: ax.grid(axis="x", alpha=.3)
         return axes
 

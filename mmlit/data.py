@@ -1041,22 +1041,17 @@ def show_samples(
 def _draw_samples(samples, modalities, kinds, titles):
     "A line of axes for each sample, a column for each modality."
     import matplotlib.pyplot as plt
-    with plt.rc_context({"text.parse_math": False}):                   # a dollar sign is a dollar sign
-        return _draw_lines(samples, modalities, kinds, titles)
-
-def _draw_lines(samples, modalities, kinds, titles):
-    import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(samples), len(modalities), figsize=(2.4*len(modalities), 1.1*len(samples) + .4), squeeze=False, layout="constrained")
     for line, sample, title in zip(axes, samples, titles):
         for ax, m, x in zip(line, modalities, sample): _draw(ax, kinds[m], x)
-        line[0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
-    for ax, m in zip(axes[0], modalities): ax.set_title(m, fontsize=9)
+        line[0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center", parse_math=False)             # a dollar sign is a dollar sign
+    for ax, m in zip(axes[0], modalities): ax.set_title(m, fontsize=9, parse_math=False)
     return fig
 
 def _draw(ax, kind, x):
     "One input of one sample."
     ax.set(xticks=[], yticks=[])
-    if kind == "tokens": return ax.text(.5, .5, x if isinstance(x, str) else " ".join(str(int(i)) for i in x if i > 0), ha="center", va="center", wrap=True, fontsize=8)
+    if kind == "tokens": return ax.text(.5, .5, x if isinstance(x, str) else " ".join(str(int(i)) for i in x if i > 0), ha="center", va="center", wrap=True, fontsize=8, parse_math=False)
     x = np.asarray(x)
     if kind == "sequence": return ax.plot(x.T, lw=.8)
     if kind == "vector": return ax.bar(range(len(x)), x, width=1.)

@@ -42,6 +42,9 @@ def marginal(
     *axes:int, # the variables to keep
 )->Tensor:     # their law, axes in the order of p
     "The law of the variables `axes`: `p` summed over all others."
+    p = torch.as_tensor(p)
+    outside = [a for a in axes if not -p.ndim <= a < p.ndim]
+    if outside: raise ValueError(f"the law has {p.ndim} variables, numbered from 0; there is no variable {outside[0]}")
     others = [k for k in range(p.ndim) if k not in {a % p.ndim for a in axes}]
     return p.sum(others) if others else p
 
@@ -166,6 +169,7 @@ def pairwise_laws(
     p:Tensor, # law of M modalities and, on the last axis, the label
 )->list:      # M laws p(x_m, y), each of shape (n_m, C)
     "What each modality alone knows of the label: the laws that late fusion can learn, and that the union information keeps."
+    p = torch.as_tensor(p)
     return [marginal(p, m, -1) for m in range(p.ndim - 1)]
 
 def _lift(x, m, M):

@@ -9,6 +9,7 @@ __all__ = ['MEMORY', 'js_divergence_with_logits', 'random_permutations', 'derang
 
 # %% ../nbs/04_permutation.ipynb #c9add80f
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,14 +20,16 @@ from torch.utils.checkpoint import checkpoint
 # %% ../nbs/04_permutation.ipynb #06f5f6e5
 def _log_softmax(logits): return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)   # half precision cannot hold a sum of exponentials
 
+_RULED_OUT = -1e4      # log of a probability that is 0 in every precision, and whose differences are finite
+
 def js_divergence_with_logits(
-    logits_p:Tensor, # shape (..., C), finite
+    logits_p:Tensor, # shape (..., C); minus infinity is a class that is ruled out
     logits_q:Tensor, # shape (..., C), may broadcast against `logits_p`
 )->Tensor:           # divergence in nats, between 0 and ln 2, shape (...)
     "Jensen-Shannon divergence between the softmax of two sets of logits, sample by sample (MCR, equation 8)."
     if logits_p.shape[-1] != logits_q.shape[-1]:
         raise ValueError(f"expected logits of as many classes, got shapes {tuple(logits_p.shape)} and {tuple(logits_q.shape)}")
-    log_p, log_q = _log_softmax(logits_p), _log_softmax(logits_q)
+    log_p, log_q = (_log_softmax(l).clamp(min=_RULED_OUT) for l in (logits_p, logits_q))
     d = log_q - log_p
     zero = torch.zeros_like(d)
     return .5*(log_p.exp()*(math.log(2) - torch.logaddexp(d, zero)) + log_q.exp()*(math.log(2) - torch.logaddexp(-d, zero))).sum(-1)
@@ -70,7 +73,7 @@ def cyclic_shifts(
 # %% ../nbs/04_permutation.ipynb #b73b336f
 def _modalities(zs, m):
     "`zs` and `m` as checked tuples."
-    zs, ms = tuple(zs), (m,) if isinstance(m, int) else tuple(m)
+    zs, ms = tuple(zs), (m,) if isinstance(m, numbers.Integral) else tuple(m)
     if not zs or any(not torch.is_tensor(z) or z.ndim < 1 for z in zs): raise ValueError(f"expected one feature tensor per modality, got {[type(z).__name__ for z in zs]}")
     if len({len(z) for z in zs}) > 1: raise ValueError(f"the modalities differ in batch size: shapes {[tuple(z.shape) for z in zs]}")
     if not ms or len(set(ms)) < len(ms) or not set(ms) <= set(range(len(zs))): raise ValueError(f"m must name distinct modalities among 0..{len(zs)-1}, got {m}")
@@ -84,9 +87,9 @@ def permute_modality(
     "The features with modality m of sample `index[i]` at sample i; ValueError when the index does not fit the batch."
     zs, ms = _modalities(zs, m)
     n = len(zs[0])
-    if tuple(index.shape) not in ((n,), (len(ms), n)) or index.is_floating_point() or ((index < 0) | (index >= n)).any():
+    if tuple(index.shape) not in ((n,), (len(ms), n)) or index.is_floating_point() or index.dtype == torch.bool or ((index < 0) | (index >= n)).any():
         raise ValueError(f"index must hold integers below {n} in shape ({n},) or ({len(ms)}, {n}), got {index.dtype} {tuple(index.shape)}")
-    rows = dict(zip(ms, index.to(zs[0].device).expand(len(ms), n)))
+    rows = dict(zip(ms, index.long().to(zs[0].device).expand(len(ms), n)))
     return tuple(z[rows[i]] if i in rows else z for i, z in enumerate(zs))
 
 # %% ../nbs/04_permutation.ipynb #93cee313
@@ -99,10 +102,10 @@ def _permutation_index(permutations, n, ms, shared, generator):
     "Rows to pair, (K, S, B), or (K, 1, B) where all of `ms` move together."
     if isinstance(permutations, Tensor):
         index = permutations if permutations.ndim == 3 else permutations[:, None] if permutations.ndim == 2 else None
-        if index is None or index.is_floating_point() or index.shape[1] not in (1, len(ms)) or index.shape[2] != n or not len(index):
+        if index is None or index.is_floating_point() or index.dtype == torch.bool or index.shape[1] not in (1, len(ms)) or index.shape[2] != n or not len(index):
             raise ValueError(f"permutations must hold integers in shape (K, {n}) or (K, {len(ms)}, {n}), got {permutations.dtype} {tuple(permutations.shape)}")
         if index.min() < 0 or index.max() >= n: raise ValueError(f"permutations must lie in 0..{n-1}, got {index.min()}..{index.max()}")
-        return index
+        return index.long()
     if isinstance(permutations, int) and permutations is not True:
         parts = 1 if shared else len(ms)
         return random_permutations(n, permutations*parts, generator).view(permutations, parts, n)
@@ -187,8 +190,9 @@ def _rest_kernels(rest):
     "Eigenvalues and vectors of the centred kernels of `rest`, one for each width; without columns only the intercept is left."
     n = len(rest)
     if not rest.shape[1]: return [(torch.zeros(n).double(), torch.eye(n).double())]
-    kernels = [_gaussian_kernel(rest, rest, width) + rest@rest.T for width in _WIDTHS]
-    return [torch.linalg.eigh(k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()) for k in kernels]
+    return _decomposed(_gaussian_kernel(rest, rest, width) + rest@rest.T for width in _WIDTHS)
+
+def _decomposed(kernels): return [torch.linalg.eigh(k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()) for k in kernels]
 
 def _smoother(kernels, target):
     "Hat matrix (n, n) of the kernel ridge regression with the smallest leave-one-out error for `target`, (n, k)."
@@ -246,7 +250,7 @@ def conditional_permutation_cmi(
         lowest = torch.minimum(lowest, answers.amin(0))
     log_q = mean.maximum(lowest.clamp_min(torch.finfo(own.dtype).tiny)).log()
     gain = own - (log_q - log_q.logsumexp(-1, keepdim=True))
-    per_sample = (own.exp()*gain).sum(-1) if y is None else gain[torch.arange(n), y]
+    per_sample = torch.where(own.isfinite(), own.exp()*gain, 0.).sum(-1) if y is None else gain[torch.arange(n), y]
     return PermutationCMI(per_sample.mean(), per_sample)
 
 def _check_weights(weights, n):
@@ -288,6 +292,7 @@ def permutation_test(
         keep = torch.randperm(len(y), generator=generator)[:max_samples]
         zs, y = tuple(z[keep.to(z.device)] for z in zs), y[keep.to(y.device)]
     own, rest = _target_and_rest(zs, ms)
+    if rest.shape[1]: rest = torch.cat([rest, _smoother(_decomposed([rest@rest.T]), own)@own], 1)      # step 1
     kernels, labels, features = _rest_kernels(rest), _label_features(y, generator), _kernel_features(torch.cat([own, rest], 1), generator)
     hat = _smoother(kernels, labels)
     residual_maker = torch.eye(len(y)).double() - hat

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import binom
@@ -270,3 +271,58 @@ def test_every_claim_of_the_table_holds():
         if row["kind"] == "lower bound":                                                  # consistent with 95 % or more, at the 0.1 % level
             repeats = int(row["repeats"])
             assert binom.sf(round((1 - float(row["low_holds"]))*repeats) - 1, repeats, .05) > 1e-3, row
+
+
+@pytest.mark.parametrize("constant", [np.zeros(400, int), np.array(["a"]*400), np.full(400, 3.)])
+def test_a_constant_changes_nothing(constant):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3))
+    y = x + .5*rng.normal(size=(400, 3))
+    small = NeuralEstimator(folds=2, steps=50)
+    with_it, without = (estimate_tc(xs, method="neural", neural=small) for xs in ([x, y, constant], [x, y]))
+    if constant.dtype.kind != "f": assert with_it.value == without.value > 1
+    label = estimate_mi(np.hstack([x, y]), np.zeros(400, int))
+    assert label.value == label.low == label.high == 0
+
+
+@pytest.mark.parametrize("classes", [2, 20])
+def test_features_without_content_inform_about_nothing(classes):
+    y = np.random.default_rng(0).integers(0, classes, 800)
+    found = estimate_mi(np.zeros((800, 6)), y, method="classifier")
+    assert found.low == 0 and abs(found.value) < 1e-6
+
+
+def test_as_many_codes_as_samples_do_not_make_information():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        found = estimate_mi((rng.normal(size=(600, 6)), rng.integers(0, 9, (600, 4))), rng.integers(0, 2, 600))
+        assert found.low == 0 and any("features" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize("sizes, rare", [((8, 2), .03), ((12, 2), .05)])
+def test_tables_with_a_rare_label_are_covered_or_warned_about(sizes, rare, runs=300, n=300):
+    rng = np.random.default_rng(0)
+    found = [estimate_mi(rng.integers(0, sizes[0], n), rng.random(n) < rare) for _ in range(runs)]
+    quiet = [e.low == 0 for e in found if e.covers]
+    assert len(quiet) < runs/4 or np.mean(quiet) > .9
+
+
+def test_a_table_has_columns_of_several_types():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(dict(a=rng.normal(size=500), b=rng.random(500) < .5))
+    frame["c"] = np.where(frame.b, "x", "y")
+    y = frame.a.to_numpy() + .5*rng.normal(size=500)
+    assert estimate_mi(frame, y).value < 2 and estimate_mi(frame, y).method == "knn"
+    assert as_variable(frame).columns.shape == (500, 1) and as_variable(torch.ones(5, dtype=torch.bfloat16)).columns.shape == (5, 1)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: estimate_tc(pd.DataFrame({"a": x, "b": x})), "DataFrame"),
+    (lambda x: estimate_mi((x, x[:50]), x), "different numbers"),
+    (lambda x: estimate_mi(np.where(np.arange(100) < 3, None, "a"), x), "missing"),
+    (lambda x: estimate_mi(pd.Series(pd.date_range("2020", periods=100)), x), "dates"),
+    (lambda x: estimate_mi(x, x, discrete=True), "one entry a variable"),
+    (lambda x: estimate_mi(x, x, method="knn", neighbours=0), "at least one neighbour"),
+    (lambda x: estimate_mi(x, x, method="neural", neural=NeuralEstimator(folds=1)), "at least 2 folds")])
+def test_input_that_cannot_be_meant_is_refused(call, message):
+    with pytest.raises(ValueError, match=message): call(np.random.default_rng(0).normal(size=100))

@@ -303,3 +303,10 @@ def test_a_coordinate_that_is_a_sum_of_others_is_refused_although_rounding_hides
         x = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
         x = torch.cat([x, x.sum(0, keepdim=True)])
         with pytest.raises(ValueError, match="coordinate 3"): gaussian_mutual_information(x@x.T, (2, 2))
+
+
+def test_marginals_of_variables_that_are_not_there_are_refused():
+    p = np.full((2, 3, 4), 1/24)
+    assert marginal(p, 0, -1).shape == (2, 4)
+    for axis in (3, -4):
+        with pytest.raises(ValueError, match="no variable"): marginal(p, axis)

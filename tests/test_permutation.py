@@ -354,7 +354,17 @@ def xor_of_three(n, g, effect):
     bits = torch.randint(0, 2, (3, n), generator=g)
     y = bits[1] ^ bits[0] if effect else bits[1] ^ bits[2]
     return list(bits), torch.where(uniform(n, g) < .8, y, 1 - y)
-LAWS = [gaussian, gaussian_5, sine, real_target, discrete, mixed, heavy_tails, unequal_variance, xor_of_three]
+def index(n, g, effect):
+    "One direction of sixteen says what x_m and the label share."
+    z, e = normal((n, 16), g), normal((n, 1), g)
+    a = z.sum(1, keepdim=True)/4
+    return [a + .3*e, z], binary(3*a[:, 0] + effect*e[:, 0], g)
+def index_of_a_real_target(n, g, effect):
+    (x, z), _ = index(n, g, 0.)
+    a = z.sum(1, keepdim=True)/4
+    return [x, z], a + effect*(x - a) + .5*normal((n, 1), g)
+
+LAWS = [gaussian, gaussian_5, sine, real_target, discrete, mixed, heavy_tails, unequal_variance, xor_of_three, index, index_of_a_real_target]
 
 def pvalues(law, effect, runs, n, reps=99):
     return torch.tensor([permutation_test(*first_of(law(n, generator(s), effect)), reps=reps, generator=generator(s+10**6)).pvalue for s in range(runs)])
@@ -440,3 +450,19 @@ def test_rejected_tests(case):
     change, message = BAD_TESTS[case]
     zs, y = gaussian(40, generator(), 0.)
     with pytest.raises(ValueError, match=message): permutation_test(**(dict(zs=zs, m=0, y=y) | change))
+
+
+def test_heads_may_rule_classes_out():
+    table = torch.eye(2, dtype=torch.float64).log()                              # certain: minus infinity elsewhere
+    def fuse(zs): return table[zs[0] ^ zs[1]]
+    bits = torch.randint(0, 2, (2, 200), generator=generator())
+    assert_close(permutation_cmi(fuse, bits, 0, form="jsd").mean, torch.tensor(.5*math.log(2), dtype=torch.float64), atol=.02, rtol=0)
+    with_labels, without = (conditional_permutation_cmi(fuse, bits, 0, y).mean for y in (bits[0] ^ bits[1], None))
+    assert_close(with_labels, without, atol=1e-6, rtol=0)
+
+
+def test_indices_are_numbers_and_not_masks():
+    zs = [torch.arange(6.)[:, None], torch.arange(6.)[:, None]]
+    index = torch.tensor([1, 0, 1, 0, 0, 0])
+    assert torch.equal(permute_modality(zs, 0, index.to(torch.uint8))[0], permute_modality(zs, 0, index)[0])
+    with pytest.raises(ValueError, match="integers"): permute_modality(zs, 0, index.bool())

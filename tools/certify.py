@@ -165,6 +165,11 @@ def redundant_table(agree=.99, right=.9):
     p = np.zeros((2, 2, 2))
     for a, y, b in product(range(2), repeat=3): p[a, y, b] = .5*(right if y == a else 1 - right)*(agree if b == a else 1 - agree)
     return p
+def chain_table(flip=.1):
+    "x and y are noisy copies of z and nothing more (axes x, y, z)."
+    p = np.zeros((2, 2, 2))
+    for a, y, z in product(range(2), repeat=3): p[a, y, z] = .5*(1 - flip if a == z else flip)*(1 - flip if y == z else flip)
+    return p
 RANDOM = np.random.default_rng(7).dirichlet(np.ones(24))
 
 LAWS = [
@@ -172,8 +177,10 @@ LAWS = [
     FiniteLaw("table 2x2, weak", "mi", [[.27, .23], [.23, .27]]),
     FiniteLaw("table 4x6, random", "mi", RANDOM.reshape(4, 6)),
     FiniteLaw("table 10x10, noisy copy", "mi", np.eye(10)*.8/10 + .2/100),
+    FiniteLaw("table 8x2, rare label, independent", "mi", np.outer(np.ones(8), [.97, .03])),
     FiniteLaw("table 2x4x3, random", "cmi", RANDOM.reshape(2, 4, 3)),
     FiniteLaw("table, redundant", "cmi", redundant_table()),
+    FiniteLaw("table 2x2x2, chain", "cmi", chain_table()),
     FiniteLaw("XOR, exact", "tc", xor_table(0.)),
     FiniteLaw("XOR, 10 % flipped", "tc", xor_table(.1)),
     FiniteLaw("XOR, 10 % flipped", "cmi", np.moveaxis(xor_table(.1), 2, 1)),
