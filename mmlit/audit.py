@@ -50,13 +50,14 @@ from . import __version__
 from .baselines import MultiLoss, ensemble_log_probabilities
 from .callbacks import ModalityMonitor, multimodal_learner
 from .data import MultimodalData, members, show_samples, split_hash
+from .estimators import classifier_log_likelihood
 from .fusion import EarlyFusion, Fusion, FusionModel, MLPHead, NamedEncoders, SelectModalities, absent_features, as_fusion, coalition_logits, coalitions
 from .information import partial_information
 from .modulation import competition_strength, penultimate_features
 from .permutation import js_divergence_with_logits
-from .runs import Budget, Job, Run, RunStore, figure_html, headline, joint_run, loaders, page_html, parse_dataset, table_html, train_missing, unimodal_run
+from .runs import Budget, Job, Run, RunStore, facts_html, figure_html, headline, joint_run, loaders, parse_dataset, safe_name, save_page, table_html, train_missing, unimodal_run
 from .scores import Interval, bootstrap_interval, corrected_interval
-from .shapley import combine_coalitions, eval_mode, permutation_coalitions, random_orders, shapley_matrix
+from .shapley import batch_parts, combine_coalitions, eval_mode, permutation_coalitions, random_orders, shapley_matrix
 
 # %% ../nbs/12_audit.ipynb #88bcbe36
 def fresh_copy(
@@ -86,10 +87,10 @@ def _architecture(module):
     plain = [{k: v if isinstance(v, (int, float, str, bool, tuple)) else code(v) for k, v in vars(m).items() if not k.startswith("_") and k != "training" and (callable(v) or isinstance(v, (int, float, str, bool, tuple)))} for m in parts]
     return f"{module!r}{plain}{[code(t) for t in dict.fromkeys(map(type, parts)) if not t.__module__.startswith('torch.')]}"
 
-def _kept_weights(encoders):
-    "The weights that encoders come with, as bytes: those that are the same when they are made twice, and so were not drawn."
+def _kept_weights(made, again):
+    "The weights that encoders come with, as bytes: those that are the same when they are made again, and so were not drawn."
     digest = hashlib.sha256()
-    for one, other in zip(encoders(), encoders()):
+    for one, other in zip(made, again):
         for (name, p), q in zip(one.state_dict().items(), other.state_dict().values()):
             if torch.equal(p, q): digest.update(name.encode() + p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.digest()
@@ -108,8 +109,8 @@ def companion_runs(
 )->dict:                             # name -> `Run`; the first M are the unimodal ones
     "The runs that the joint model is compared with."
     if encoders is None and hasattr(joint, "encoders"): encoders = lambda: [fresh_copy(e) for e in joint.encoders]
-    tag = "" if encoders is None else hashlib.sha256("".join(map(_architecture, [*encoders(), joint])).encode() + _kept_weights(encoders)).hexdigest()[:10]
-    tag += extra
+    made = encoders and encoders()
+    tag = extra if encoders is None else hashlib.sha256("".join(map(_architecture, [*made, joint])).encode() + _kept_weights(made, encoders())).hexdigest()[:10] + extra
     def whole(dls, budget, parts, method=None, head=None):
         "An untrained joint model on these encoders, with the head of the model under audit."
         if isinstance(joint, NamedEncoders) and head is None:
@@ -227,7 +228,6 @@ def _flat(z): return (z.mean(1) if z.ndim == 3 else z.flatten(1)).float().numpy(
 # %% ../nbs/12_audit.ipynb #0b229986
 _CELLS = 2000       # cells of the quantised table at most
 _DECOMPOSED = 4     # modalities at most
-_RAREST = 1e-6     # the smallest probability a read-out may give: one wrong certainty would decide the mean
 _JACKKNIFE = 10     # parts of the samples that are left out in turn for a standard error
 
 def _read_out(x, y, x_test, y_test):
@@ -239,9 +239,7 @@ def _read_out(x, y, x_test, y_test):
         mean, sd = BayesianRidge().fit(same_scale(x), scores).predict(same_scale(x_test), return_std=True)
         return stats.norm.logpdf(normal(y_test), mean, sd) - stats.norm.logpdf(normal(y_test))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(x, y)
-    logq = np.full((len(x_test), max(y.max(), y_test.max()) + 1), np.log(_RAREST))
-    logq[:, model.classes_] = model.predict_log_proba(x_test).clip(np.log(_RAREST))
-    return logq[np.arange(len(y_test)), y_test] - np.log(np.bincount(y_test)/len(y_test), where=np.bincount(y_test) > 0, out=np.zeros(y_test.max() + 1))[y_test]
+    return classifier_log_likelihood(model, x_test, y_test) - np.log(np.bincount(y_test)[y_test]/len(y_test))
 
 def answer_information(
     valid:Sequence[np.ndarray], # (N, C) log-probabilities of each unimodal model on the validation part, or (N, 1) predictions: the read-out is fitted on these
@@ -328,8 +326,8 @@ def hold(
     device, M, parts = _device(model), model.n_modalities, []
     with torch.no_grad(), eval_mode(model):
         for batch in batches:
-            xs = tuple(x.to(device) for x in batch[:M])
-            parts.append((tuple(x.cpu() for x in xs), tuple(z.cpu() for z in model.encode(*xs)), batch[M].cpu()))
+            xs, y = batch_parts(batch, M, device)
+            parts.append((tuple(x.cpu() for x in xs), tuple(z.cpu() for z in model.encode(*xs)), y.cpu()))
     return Held(*(tuple(map(torch.cat, zip(*p))) for p in list(zip(*parts))[:2]), torch.cat([p[2] for p in parts]))
 
 def answers(
@@ -603,22 +601,23 @@ def _check_model(model, dls, absent="zero_feature"):
     model = as_fusion(model, M)
     if model.n_modalities != M: raise ValueError(f"the model takes {model.n_modalities} modalities, the loaders have {M}: {list(dls.modalities)}")
     batch = dls.valid.one_batch()
+    xs = [x.to(_device(model)) for x in batch[:M]]
     with torch.no_grad(), eval_mode(model):
-        try: logits = model(*(x.to(_device(model)) for x in batch[:M]))
-        except Exception as error: raise ValueError(f"{type(model).__name__} does not take the inputs of the loaders, of shapes {[tuple(x.shape) for x in batch[:M]]}: {error}") from error
+        try: logits = model(*xs)
+        except Exception as error: raise ValueError(f"{type(model).__name__} does not take the inputs of the loaders, of shapes {[tuple(x.shape) for x in xs]}: {error}") from error
         if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != len(batch[0]): raise ValueError(f"expected logits (B, C) from the model, got {tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__}")
         if logits.shape[1] != dls.c: raise ValueError(f"the model has {logits.shape[1]} outputs for {dls.c} classes" if dls.classes else f"the model has {logits.shape[1]} outputs for one number")
-        xs = [x.to(_device(model)) for x in batch[:M]]
         if hasattr(model, "module") and type(model.module).forward is not nn.Module.forward and not torch.allclose(logits, model.module(*xs), atol=1e-4):
             raise ValueError("the model uses its inputs outside of the named encoders: name submodules that every path from an input passes" if isinstance(model, NamedEncoders) else
                              f"fuse(encode(x)) of {type(model.module).__name__} is not what its forward answers: what comes before or after belongs into the two")
         if absent == "mean_feature": raise ValueError("the mean feature of the test part would make a sample's value depend on the others: use zero_feature, zero_input or learned")
-        few = Held(tuple(x[:8].cpu() for x in xs), tuple(z[:8].cpu() for z in model.encode(*xs)), batch[M][:8].cpu())
-        for row in coalition_plan(M)[0] if len(few.zs) == M else ():           # a unimodal model has one feature
-            stand_in = absent_features(model, [x[:1] for x in xs], absent, [z.to(_device(model)) for z in few.zs])
-            if not coalition_logits(model, tuple(z.to(_device(model)) for z in few.zs), row[None], stand_in).isfinite().all():
-                gone = [m for m, there in zip(dls.modalities, row) if not there]
-                raise ValueError(f"the model's answer is not finite" + (f" where {', '.join(gone)} is a {absent.replace('_', ' ')}: let it answer finitely (clamp what it divides by), or choose another stand-in, absent=" if gone else ""))
+        zs = model.encode(*xs)
+        if len(zs) == M:                                                       # a unimodal model has one feature
+            present, stand_in = coalition_plan(M)[0], absent_features(model, xs, absent, zs)
+            odd = present[~coalition_logits(model, [z[:8] for z in zs], present, stand_in).isfinite().all(-1).all(-1).cpu()]
+            if len(odd):
+                gone = [m for m, there in zip(dls.modalities, odd[0]) if not there]
+                raise ValueError("the model's answer is not finite" + (f" where {', '.join(gone)} is a {absent.replace('_', ' ')}: let it answer finitely (clamp what it divides by), or choose another stand-in, absent=" if gone else ""))
     return model
 
 def audit(
@@ -712,13 +711,11 @@ Learner.audit = _audit_learner
 # %% ../nbs/12_audit.ipynb #15e12f30
 _BLUE, _ORANGE, _GREY = "#0b5394", "#b45f06", "#666666"
 
-def _plain(name): return name.replace("$", r"\$")      # no formula
-
 def _dots(ax, intervals, colour=_ORANGE, scale=1., at=0.):
     "Values with their intervals, one a line, named on the axis."
     for line, i in enumerate(intervals.values()):
         ax.plot([scale*i.low, scale*i.high], [line + at]*2, color=colour, lw=2); ax.plot(scale*i.mean, line + at, "o", color=colour, ms=5)
-    ax.set_yticks(range(len(intervals)), list(map(_plain, intervals))); ax.grid(axis="x", alpha=.3)
+    ax.set_yticks(range(len(intervals)), list(intervals), parse_math=False); ax.grid(axis="x", alpha=.3)
 
 def _unit(score): return (100, "accuracy (%)", "points of accuracy") if score == "accuracy" else (1, "R2", "R2")
 
@@ -765,8 +762,8 @@ def plot_shapley(found:Audit, limit=2000):
         else:
             jitter = np.random.default_rng(0).uniform(-.3, .3, phi.shape)
             for m in range(len(phi)): ax.scatter(phi[m, mask], m + jitter[m][mask.numpy()], s=6, alpha=.4, color=colour, label=label if m == 0 else None, lw=0)
-    if len(phi) == 2: ax.axhline(0, color=_GREY, lw=.8); ax.set(xlabel=f"{_plain(found.modalities[0])} ({unit})", ylabel=f"{_plain(found.modalities[1])} ({unit})")
-    else: ax.set_yticks(range(len(phi)), list(map(_plain, found.modalities))); ax.invert_yaxis(); ax.set_xlabel(f"Shapley value ({unit})")
+    if len(phi) == 2: ax.axhline(0, color=_GREY, lw=.8); ax.set_xlabel(f"{found.modalities[0]} ({unit})", parse_math=False); ax.set_ylabel(f"{found.modalities[1]} ({unit})", parse_math=False)
+    else: ax.set_yticks(range(len(phi)), found.modalities, parse_math=False); ax.invert_yaxis(); ax.set_xlabel(f"Shapley value ({unit})")
     ax.axvline(0, color=_GREY, lw=.8); ax.legend(fontsize=8)
     return fig
 
@@ -774,8 +771,8 @@ def plot_curves(found:Audit):
     "Validation accuracy of each modality inside the joint model, epoch by epoch; a figure."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-    for (name, values), style in zip(found.curves.items(), ("-", "--", ":", "-.")*9): ax.plot(range(1, len(values) + 1), [100*v for v in values], style, label=_plain(name))
-    ax.set(xlabel="epoch", ylabel="validation accuracy (%)"); ax.legend(fontsize=8); ax.grid(alpha=.3)
+    for (name, values), style in zip(found.curves.items(), ("-", "--", ":", "-.")*9): ax.plot(range(1, len(values) + 1), [100*v for v in values], style, label=name)
+    ax.set(xlabel="epoch", ylabel="validation accuracy (%)"); plt.setp(ax.legend(fontsize=8).get_texts(), parse_math=False); ax.grid(alpha=.3)
     return fig
 
 def conflicts(found:Audit, k=6):
@@ -836,11 +833,7 @@ def write_page(
                Rule="the advice follows from the table by the rule in the chapter `audit` of the documentation; validation scores choose the best unimodal model; the advice is read off the test part, so measure what you switch to on other data",
                Software=f"mmlit {f['version']}, torch {f['torch']}, Python {platform.python_version()}, {platform.machine()}")
     if command: how["Command"] = command
-    parts.append("<h2>How this was measured</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in how.items()) + "</dl>")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page_html("Does this model suffer from modality competition?", "".join(parts)), encoding="utf8")
-    return path
+    return save_page(path, "Does this model suffer from modality competition?", "".join(parts) + facts_html(how))
 
 def print_audit(
     found:Audit,
@@ -873,7 +866,7 @@ def mmlit_audit(
     try: found = audit(data=data, budget=budget, training=training, out=out, workers=jobs or None)
     except (ValueError, FloatingPointError, ImportError, OSError) as error: raise SystemExit(f"mmlit_audit: {error}")
     except KeyboardInterrupt: raise SystemExit(f"\nstopped; finished runs are kept in {out}, the same command goes on from there")
-    stem = Path(out)/("audit-" + "".join(c if c.isalnum() or c in "-_.=" else "_" for c in Path(found.name).name))
+    stem = Path(out)/f"audit-{safe_name(Path(found.name).name)}"
     found.to_json(stem.with_suffix(".json"))
     command = f"mmlit_audit --data {shlex.quote(data)} --budget {budget} --head {head} --epochs {epochs} --bs {bs} --lr {lr} --width {width}"
     page = write_page(found, stem.with_suffix(".html"), command)

@@ -33,7 +33,7 @@ def unimodal_learner(
     x = dls.valid.one_batch()[m].cpu()
     dims = feature_dims([encoder], [x])
     with torch.no_grad(), eval_mode(encoder): tokens = encoder(x[:2]).ndim == 3
-    head = in_units((AttentionHead if tokens else SumHead)(dims, dls.c), getattr(dls, "units", None))
+    head = in_units((AttentionHead if tokens else SumHead)(dims, dls.c), dls)
     return multimodal_learner(dls, SelectModalities(FusionModel([encoder], head), [m], len(names)), **kwargs)
 
 # %% ../nbs/11_baselines.ipynb #8c6be116
@@ -54,7 +54,7 @@ class MultiLoss(FusionMethod):
     def __init__(self, weight:float=1.): self.weight = weight
     def attach(self):
         super().attach()
-        self.add_part("multi_loss_heads", lambda: nn.ModuleList([in_units(nn.Linear(d, self.dls.c), getattr(self.dls, "units", None)) for d in self.feature_dims()]))
+        self.add_part("multi_loss_heads", lambda: nn.ModuleList([in_units(nn.Linear(d, self.dls.c), self.dls) for d in self.feature_dims()]))
     def after_loss(self):
         heads = self.model.parts["multi_loss_heads"]
         term = sum(self.loss_func(head(z.mean(1) if z.ndim == 3 else z), *self.yb) for head, z in zip(heads, self.zs))

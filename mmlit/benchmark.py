@@ -27,7 +27,7 @@ from .baselines import ModalityDropout, MultiLoss, ensemble_log_probabilities
 from .callbacks import MCR, GradientModulation, ModalityResampling, MultiModal, TCMax, multimodal_learner
 from .data import MultimodalData, multimodal_dls
 from .multimodal_loss import ScaledSumHead
-from .runs import Budget, Job, Run, RunStore, best_on_validation, figure_html, headline, joint_run, page_html, parse_dataset, pretrained_run, table_html, train_missing, unimodal_run
+from .runs import Budget, Job, Run, RunStore, best_on_validation, facts_html, figure_html, headline, joint_run, parse_dataset, pretrained_run, save_page, table_html, train_missing, unimodal_run
 from .scores import Interval, paired_intervals
 
 # %% ../nbs/13_benchmark.ipynb #53f0434d
@@ -226,11 +226,7 @@ def report(
                Intervals="95 %, over seeds, t with the Nadeau–Bengio correction for overlapping training parts. Differences are paired by seed. Each interval stands for itself: among twenty comparisons of equals, one is expected to exclude zero.",
                Software=f"mmlit {__version__}, torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}")
     if command: how["Command"] = command
-    parts.append("<h2>How this was measured</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in how.items()) + "</dl>")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page_html("Does the joint model beat the ensemble of its unimodal parts?", "".join(parts)), encoding="utf8")
-    return path
+    return save_page(path, "Does the joint model beat the ensemble of its unimodal parts?", "".join(parts) + facts_html(how))
 
 # %% ../nbs/13_benchmark.ipynb #a4207f03
 def print_comparison(

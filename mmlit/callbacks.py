@@ -24,7 +24,7 @@ from .fusion import HEADS, Fusion, FusionModel, as_fusion, encoder_for, feature_
 from .mcr import MCRHeads, mcr_loss
 from .modulation import modality_responses, modulation_coefficients, muted_logits, regression_scores, response_scores, routed_logits, update_history
 from .multimodal_loss import MultiProxyHead, use_head
-from .shapley import resampling_frequency, resampling_plan, draw_rows, valuate
+from .shapley import draw_rows, eval_mode, resampling_frequency, resampling_plan, valuate
 from .tcmax import tcmax_model_loss
 
 # %% ../nbs/10_callbacks.ipynb #f8710100
@@ -50,7 +50,7 @@ def build_model(
         if head not in HEADS: raise ValueError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
         head = HEADS[head]
     if not isinstance(head, nn.Module):
-        head = in_units(head(feature_dims(encoders, [x.cpu() for x in dls.valid.one_batch()[:M]]), dls.c), getattr(dls, "units", None))
+        head = in_units(head(feature_dims(encoders, [x.cpu() for x in dls.valid.one_batch()[:M]]), dls.c), dls)
     return FusionModel(encoders, head)
 
 # %% ../nbs/10_callbacks.ipynb #c7d636a2
@@ -98,9 +98,8 @@ class FusionMethod(Callback):
 
     def feature_dims(self):
         "Width of the features of each modality, measured on one batch; ValueError where a linear layer cannot read them."
-        training, device = self.model.training, next(self.model.parameters()).device
-        with torch.no_grad(): zs = self.model.eval().encode(*(x[:2].to(device) for x in self.dls.valid.one_batch()[:self.model.n_modalities]))
-        self.model.train(training)
+        device = next(self.model.parameters()).device
+        with torch.no_grad(), eval_mode(self.model): zs = self.model.encode(*(x[:2].to(device) for x in self.dls.valid.one_batch()[:self.model.n_modalities]))
         if any(not z.is_floating_point() or z.ndim not in (2, 3) for z in zs):
             raise ValueError(f"{type(self).__name__} puts a linear layer on the features of each modality, (B, D) or (B, T, D) of floats; got {[f'{z.dtype} {tuple(z.shape)}' for z in zs]}. Without encoders the features are the inputs: name the encoders, as_fusion(model, M, encoders=[...])")
         return [z.shape[-1] for z in zs]
@@ -217,7 +216,7 @@ class MCR(FusionMethod):
         self.add_part("mcr_heads", self._heads)
     def _heads(self):
         heads = MCRHeads(self.feature_dims(), self.dls.c)
-        heads.unimodal = nn.ModuleList([in_units(u, getattr(self.dls, "units", None)) for u in heads.unimodal])
+        heads.unimodal = nn.ModuleList([in_units(u, self.dls) for u in heads.unimodal])
         return heads
     def after_loss(self):
         terms = mcr_loss(self.model, self.zs, self.y, self.model.parts["mcr_heads"], logits=self.pred, task_loss=self.loss_func, generator=self.generator, **self.options)

@@ -6,8 +6,9 @@
 __all__ = ['PRIORS', 'SEEN_ONCE', 'EXPECTED', 'PARTS', 'DRIFT_LEFT', 'KNN_SAMPLES', 'KNN_COLUMNS', 'CLASSIFIERS',
            'MAXIMUM_LIKELIHOOD', 'PRODUCT_FEATURES', 'COLUMNS', 'RAREST', 'ESTIMATORS', 'log_mean_exp',
            'donsker_varadhan', 'nwj', 'info_nce', 'matched_logits', 'tcne', 'tcne_additive', 'Estimate', 'Variable',
-           'as_variable', 'Quantity', 'plugin_jackknife', 'knn_terms', 'cross_fitted_log_likelihood',
-           'gaussian_log_ratio', 'ScoreNetwork', 'NeuralEstimator', 'estimate_mi', 'estimate_cmi', 'estimate_tc']
+           'as_variable', 'Quantity', 'plugin_jackknife', 'knn_terms', 'classifier_log_likelihood',
+           'cross_fitted_log_likelihood', 'gaussian_log_ratio', 'ScoreNetwork', 'NeuralEstimator', 'estimate_mi',
+           'estimate_cmi', 'estimate_tc']
 
 # %% ../nbs/03_estimators.ipynb #a54be152
 import math
@@ -349,8 +350,13 @@ def _features(v):
     codes = v.codes[:, None] == np.arange(1, v.codes.max() + 1)
     return np.hstack([v.columns, codes.astype(np.float64)])
 
-def _log_likelihood(model, x, y):
-    probabilities = np.zeros((len(x), y.max() + 1))
+def classifier_log_likelihood(
+    model,        # fitted, with `predict_proba`
+    x:np.ndarray, # (N, D)
+    y:np.ndarray, # codes of the labels, (N,)
+)->np.ndarray:    # (N,)
+    "log q(y|x) of each sample in nats, at least that of `RAREST`; a label that the model has not seen has probability 0."
+    probabilities = np.zeros((len(x), max(y.max(), model.classes_.max()) + 1))
     probabilities[:, model.classes_] = model.predict_proba(x)
     return np.log(probabilities[np.arange(len(x)), y].clip(RAREST))
 
@@ -370,11 +376,11 @@ def cross_fitted_log_likelihood(
         warnings.simplefilter("ignore", ConvergenceWarning)
         for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
             fit, select = train_test_split(train, test_size=.2, stratify=y[train], random_state=seed)
-            score = {k: _log_likelihood(c().fit(x[fit], y[fit]), x[select], y[select]).mean() for k, c in candidates.items()}
+            score = {k: classifier_log_likelihood(c().fit(x[fit], y[fit]), x[select], y[select]).mean() for k, c in candidates.items()}
             best = max(score, key=score.get)
             model = candidates[best]().fit(x[train], y[train])
-            out[held_out] = _log_likelihood(model, x[held_out], y[held_out])
-            optimism = _log_likelihood(model, x[train], y[train]).mean() - out[held_out].mean()
+            out[held_out] = classifier_log_likelihood(model, x[held_out], y[held_out])
+            optimism = classifier_log_likelihood(model, x[train], y[train]).mean() - out[held_out].mean()
             if best in MAXIMUM_LIKELIHOOD and x.shape[1] <= COLUMNS*len(y): out[held_out] += max(optimism, 0)/2
     return out
 

@@ -250,9 +250,10 @@ class InUnits(nn.Module):
 
 def in_units(
     head:nn.Module,
-    units:tuple|None,   # mean and standard deviation of the training targets, `dls.units`; None: class labels
+    dls,                # loaders whose `units` are the mean and standard deviation of the training targets; None, or none: class labels
 )->nn.Module:
     "The head in the units of the targets; as it is for classes."
+    units = getattr(dls, "units", None)
     return head if units is None else InUnits(head, *units)
 
 # %% ../nbs/02_fusion.ipynb #46b04df4

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Budget', 'Run', 'unimodal_run', 'joint_run', 'pretrained_run', 'Answer', 'headline', 'best_on_validation',
-           'parse_dataset', 'data_digest', 'KeepBest', 'loaders', 'RunStore', 'train_run', 'Job', 'train_missing',
-           'figure_html', 'table_html', 'page_html']
+           'parse_dataset', 'data_digest', 'KeepBest', 'loaders', 'safe_name', 'RunStore', 'train_run', 'Job',
+           'train_missing', 'figure_html', 'table_html', 'facts_html', 'page_html', 'save_page']
 
 # %% ../nbs/11a_runs.ipynb #dd4f7c6f
 import ast
@@ -166,6 +166,12 @@ def _facts(source, seed):
 def _data(source): return source.data if isinstance(source, DataLoaders) else source
 
 # %% ../nbs/11a_runs.ipynb #ea704241
+def safe_name(
+    name:str,
+)->str:
+    "A name as part of a path: what is no letter, digit or one of -_.= becomes an underscore."
+    return "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name)
+
 class RunStore:
     "A folder of finished runs: `<out>/<data>/<run>/seed<k>-<key>.npz`, with the weights beside it."
     def __init__(self, out): self.out, self.facts = Path(out), {}
@@ -175,8 +181,7 @@ class RunStore:
         digest, split = self.facts[name, seed]
         facts = dict(data=digest, split=split, run=run.name, tag=run.tag, needs=[n.tag for n in run.needs], seed=seed, budget=asdict(budget), version=__version__)
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-        safe = lambda s: "".join(c if c.isalnum() or c in "-_.=" else "_" for c in s)
-        return self.out/safe(Path(name).name)/safe(run.name)/f"seed{seed}-{key}.npz"
+        return self.out/safe_name(Path(name).name)/safe_name(run.name)/f"seed{seed}-{key}.npz"
     def save(self, path, answer, model):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -284,9 +289,26 @@ def table_html(
     body = "".join(f'<tr{" class=reference" if r[0] == strong else ""}>{cell("td", r)}</tr>' for r in rows)
     return f'<div class="scroll"><table><thead><tr>{cell("th", header)}</tr></thead><tbody>{body}</tbody></table></div>'
 
+def facts_html(
+    facts:dict,   # name -> what
+)->str:
+    "How something was measured, as the last part of a page."
+    return "<h2>How this was measured</h2><dl>" + "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()) + "</dl>"
+
 def page_html(
     title:str,
     body:str,   # HTML
 )->str:
     "A self-contained page."
     return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>'
+
+def save_page(
+    path:str|Path,
+    title:str,
+    body:str,   # HTML
+)->Path:
+    "Write a self-contained page, and the folders above it."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page_html(title, body), encoding="utf8")
+    return path

@@ -472,6 +472,6 @@ def test_features_that_cancel_are_still_used():
 
 def test_targets_of_a_regression_may_be_flat():
     head, zs, y = SumHead((3, 3), 1), torch.randn(2, 8, 3), torch.randn(8)
-    loss = lambda y: mcr_loss(head_model(head), zs, y, mipd_weight=0., unimodal_weight=0., contrastive_weight=0., task_loss=F.l1_loss).task
+    model = FusionModel([nn.Identity()]*2, head)
+    loss = lambda y: mcr_loss(model, zs, y, mipd_weight=0., unimodal_weight=0., contrastive_weight=0., task_loss=F.l1_loss).task
     assert_close(loss(y), loss(y[:, None])); assert_close(loss(y), F.l1_loss(head(zs)[:, 0], y))
-def head_model(head): return FusionModel([nn.Identity()]*len(head.dims), head)
