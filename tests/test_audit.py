@@ -11,14 +11,22 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mmlit.audit import Audit, answer_information, audit, coalition_outcomes, coalition_plan, feature_information, fresh_copy, hold, measure, print_audit, tabulate, write_page
-from mmlit.callbacks import multimodal_learner
-from mmlit.data import MultimodalData, load_dataset, multimodal_dls
-from mmlit.fusion import HEADS, AttentionHead, ConcatHead, FusionModel, SelectModalities, SequenceEncoder, SumHead, as_fusion
-from mmlit.modulation import competition_strength_of
-from mmlit.multimodal_loss import MultiProxyHead, ScaledSumHead
-from mmlit.runs import Budget, data_digest
-from mmlit.shapley import valuate
+from mmlit.audits.audit import audit
+from mmlit.audits.companions import fresh_copy
+from mmlit.audits.measure import coalition_outcomes, measure, tabulate
+from mmlit.audits.quantities import answer_information, coalition_plan, feature_information, hold
+from mmlit.audits.report import Audit, print_audit, write_page
+from mmlit.learner import multimodal_learner
+from mmlit.data.catalogue import load_dataset
+from mmlit.data.columns import MultimodalData
+from mmlit.data.loaders import multimodal_dls
+from mmlit.fusion.heads import AttentionHead, ConcatHead, HEADS, SequenceEncoder, SumHead
+from mmlit.fusion.models import FusionModel, SelectModalities, as_fusion
+from mmlit.audits.strength import competition_strength_of
+from mmlit.methods.multimodal_loss import MultiProxyHead, ScaledSumHead
+from mmlit.data.catalogue import data_digest
+from mmlit.learner import Budget
+from mmlit.methods.shapley import valuate
 
 SMALL = Budget(epochs=2, width=8)
 COMMAND = Path(sys.executable).parent/"mmlit_audit"

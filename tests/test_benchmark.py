@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmlit.baselines import MultiLoss
-from mmlit.benchmark import METHODS, compare, joint, print_comparison, report
-from mmlit.data import MultimodalData, load_dataset
-from mmlit.runs import Budget
+from mmlit.methods.baselines import MultiLoss
+from mmlit.benchmark.comparison import compare
+from mmlit.benchmark.results import print_comparison, report
+from mmlit.learner import METHODS, joint
+from mmlit.data.catalogue import load_dataset
+from mmlit.data.columns import MultimodalData
+from mmlit.learner import Budget
 
 SMALL = Budget(epochs=1, width=16)
 COMMAND = Path(sys.executable).parent/"mmlit_compare"

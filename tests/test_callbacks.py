@@ -13,12 +13,18 @@ from fastai.learner import load_learner
 from fastai.optimizer import SGD, Adam
 from torch.testing import assert_close
 
-from mmlit.baselines import ModalityDropout, MultiLoss
-from mmlit.callbacks import MCR, FusionMethod, GradientModulation, ModalityMonitor, ModalityResampling, MultiModal, TCMax, multimodal_learner
-from mmlit.data import load_dataset, multimodal_dls
-from mmlit.fusion import HEADS
-from mmlit.mcr import mcr_loss
-from mmlit.tcmax import tcmax_model_loss
+from mmlit.methods.baselines import ModalityDropout, MultiLoss
+from mmlit.learner import FusionMethod, ModalityMonitor, multimodal_learner
+from mmlit.methods.mcr import MCR
+from mmlit.methods.modulation import GradientModulation
+from mmlit.methods.multimodal_loss import MultiModal
+from mmlit.methods.shapley import ModalityResampling
+from mmlit.methods.tcmax import TCMax
+from mmlit.data.catalogue import load_dataset
+from mmlit.data.loaders import multimodal_dls
+from mmlit.fusion.heads import HEADS
+from mmlit.methods.mcr import mcr_loss
+from mmlit.methods.tcmax import tcmax_model_loss
 
 DATA = load_dataset("breast_cancer")                        # three modalities, two classes, 569 samples
 METHODS = dict(multimodal=MultiModal, tcmax=TCMax, mcr=MCR, resampling=lambda: ModalityResampling(warmup=1),

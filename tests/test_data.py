@@ -25,8 +25,12 @@ from torch import nn
 matplotlib.use("agg")
 
 from mmlit import data as module
-from mmlit.data import (DATASETS, CompetitionTask, FiniteTask, GaussianTask, MultimodalData, PictureFiles, Split, check_split, competition_task, easy_hard_task,
-                        grouped_split, load_dataset, multimodal_data, multimodal_dls, package_dir, random_modality_task, shared_unique_task, show_samples, split_hash)
+from mmlit.data.catalogue import DATASETS, load_dataset, package_dir
+from mmlit.data.columns import MultimodalData, PictureFiles
+from mmlit.data.loaders import multimodal_data, multimodal_dls, show_samples
+from mmlit.data.splits import Split, check_split, grouped_split, split_hash
+from mmlit.data.tasks import CompetitionTask, FiniteTask, GaussianTask, competition_task, easy_hard_task
+from mmlit.data.tasks import random_modality_task, shared_unique_task
 
 ROOT = Path(__file__).resolve().parent.parent
 LAWS = [n for n, i in DATASETS.items() if i.source == "mmlit"]

@@ -11,9 +11,12 @@ from scipy.stats import binom
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
 from torch.testing import assert_close
 
-from mmlit.estimators import (Estimate, NeuralEstimator, as_variable, donsker_varadhan, estimate_cmi, estimate_mi, estimate_tc, info_nce, log_mean_exp,
-                              matched_logits, nwj, tcne, tcne_additive)
-from mmlit.information import conditional_mutual_information, gaussian_mutual_information, gaussian_total_correlation, kl_divergence, mutual_information, total_correlation
+from mmlit.bounds import donsker_varadhan, info_nce, log_mean_exp, matched_logits, nwj, tcne, tcne_additive
+from mmlit.estimators.direct import Estimate, as_variable
+from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
+from mmlit.estimators.learned import NeuralEstimator
+from mmlit.information import conditional_mutual_information, gaussian_mutual_information
+from mmlit.information import gaussian_total_correlation, kl_divergence, mutual_information, total_correlation
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("certify", ROOT/"tools"/"certify.py")

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmlit.fusion import (HEADS, EarlyFusion, FusionModel, JoinedMLP, PictureEncoder, SequenceEncoder, SumHead, TokenEncoder, VectorEncoder,
-                          absent_features, as_fusion, coalition_logits, coalitions, mask_features, pairing_logits, unimodal_logits)
+from mmlit.fusion.coalitions import absent_features, coalition_logits, coalitions, mask_features, pairing_logits
+from mmlit.fusion.coalitions import unimodal_logits
+from mmlit.fusion.heads import HEADS, PictureEncoder, SequenceEncoder, SumHead, TokenEncoder, VectorEncoder
+from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, as_fusion
 
 HEAD = pytest.mark.parametrize("name", HEADS)
 MODALITIES = pytest.mark.parametrize("M", [2, 3, 4])

@@ -12,8 +12,11 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import mutual_info_score
 from torch.testing import assert_close
 
-from mmlit.information import (check_law, conditional_mutual_information, dual_total_correlation, entropy, gaussian_conditional_mutual_information, gaussian_mutual_information, gaussian_total_correlation,
-    guaranteed_information, information_decomposition, interaction_information, js_divergence, kl_divergence, marginal, mutual_information, pairwise_laws, partial_information, total_correlation, union_information)
+from mmlit.information import check_law, conditional_mutual_information, dual_total_correlation, entropy
+from mmlit.information import gaussian_conditional_mutual_information, gaussian_mutual_information
+from mmlit.information import gaussian_total_correlation, guaranteed_information, information_decomposition
+from mmlit.information import interaction_information, js_divergence, kl_divergence, marginal, mutual_information
+from mmlit.information import pairwise_laws, partial_information, total_correlation, union_information
 
 F64 = torch.float64
 ONE_TABLE = dict(entropy=entropy, total_correlation=total_correlation, dual_total_correlation=dual_total_correlation, interaction_information=interaction_information)

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from mmlit.fusion import (AttentionHead, ConcatHead, EarlyFusion, FiLMHead, FusionModel, GatedHead, JoinedMLP, MLPHead,
-                          SumHead, VectorEncoder)
-from mmlit.mcr import (DISTANCES, STRATEGIES, MCRHeads, as_vectors, bounded_squared_error, conditional_entropy_bottleneck,
-                       mcr_loss, mipd, owned_parameters, partners, player_scales, proper_subsets, scale_grad,
-                       squared_error, stand_ins, supervised_nt_xent)
+from mmlit.fusion.heads import AttentionHead, ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead, VectorEncoder
+from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
+from mmlit.core import scale_grad
+from mmlit.methods.mcr import DISTANCES, MCRHeads, STRATEGIES, as_vectors, bounded_squared_error
+from mmlit.methods.mcr import conditional_entropy_bottleneck, mcr_loss, mipd, owned_parameters, partners
+from mmlit.methods.mcr import player_scales, proper_subsets, squared_error, stand_ins, supervised_nt_xent
 from mmlit.permutation import js_divergence_with_logits
 
 ADDITIVE, OTHER = (SumHead, ConcatHead), (FiLMHead, GatedHead, MLPHead)

@@ -10,11 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mmlit.fusion import HEADS, EarlyFusion, FusionModel, JoinedMLP, SequenceEncoder, VectorEncoder, coalitions
-from mmlit.modulation import (SCORE_FLOOR, competition_strength, competition_strength_of, depends_on_mode, modality_responses, modulated_logits,
-                              modulation_coefficients, muted_logits, penultimate_features, regression_scores, response_scores, response_weights,
-                              routed_logits, routing_coefficients, scale_grad, train_concepts, update_history)
-from mmlit.shapley import random_orders, shapley_values, shapley_values_sampled
+from mmlit.fusion.coalitions import coalitions
+from mmlit.fusion.heads import HEADS, SequenceEncoder, VectorEncoder
+from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
+from mmlit.audits.strength import competition_strength, competition_strength_of, penultimate_features, train_concepts
+from mmlit.core import scale_grad
+from mmlit.methods.modulation import SCORE_FLOOR, depends_on_mode, modality_responses, modulated_logits
+from mmlit.methods.modulation import modulation_coefficients, muted_logits, response_scores, response_weights
+from mmlit.methods.modulation import routed_logits, routing_coefficients, update_history
+from mmlit.methods.modulation! import regression_scores
+from mmlit.methods.shapley import random_orders, shapley_values, shapley_values_sampled
 
 F64 = torch.float64
 DIMS = (3, 4, 5, 6, 7)

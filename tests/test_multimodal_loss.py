@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from mmlit.fusion import AttentionHead, EarlyFusion, FusionModel, JoinedMLP, SelectModalities, SumHead, VectorEncoder
-from mmlit.multimodal_loss import (AXES, INITS, MultiProxyHead, ScaledSumHead, init_proxies, multi_proxy_logits, multi_proxy_terms, unimodal_accuracy,
-                                   unit_proxies, use_head)
+from mmlit.fusion.heads import AttentionHead, SumHead, VectorEncoder
+from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, SelectModalities
+from mmlit.methods.multimodal_loss import AXES, INITS, MultiProxyHead, ScaledSumHead, init_proxies
+from mmlit.methods.multimodal_loss import multi_proxy_logits, multi_proxy_terms, unimodal_accuracy, unit_proxies
+from mmlit.methods.multimodal_loss import use_head
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(1, 4, 3, 2), (2, 5, 2, 4), (3, 1, 4, 3), (4, 6, 3, 1), (2, 7, 1, 5), (3, 3, 2, 20)]      # M, B, C, K

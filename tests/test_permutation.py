@@ -8,8 +8,9 @@ from scipy.stats import binom, chisquare
 from torch.testing import assert_close
 
 from mmlit.information import conditional_mutual_information
-from mmlit.permutation import (conditional_permutation_cmi, conditional_weights, cyclic_shifts, derangements, js_divergence_with_logits,
-                               permutation_cmi, permutation_test, permute_modality, random_permutations)
+from mmlit.permutation import conditional_permutation_cmi, conditional_weights, cyclic_shifts, derangements
+from mmlit.permutation import js_divergence_with_logits, permutation_cmi, permutation_test, permute_modality
+from mmlit.permutation import random_permutations
 
 
 def generator(seed=0): return torch.Generator().manual_seed(seed)

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmlit.fusion import HEADS, EarlyFusion, FusionModel, JoinedMLP, as_fusion, coalition_logits, coalitions, mask_features
-from mmlit.shapley import (EXACT_MODALITIES, batch_parts, combine_coalitions, draw_rows, eval_mode, keep_random_state, modality_valuation,
-                           permutation_coalitions, random_orders, resampling_frequency, resampling_plan, shapley_matrix, shapley_values,
-                           shapley_values_sampled, valuate)
+from mmlit.fusion.coalitions import coalition_logits, coalitions, mask_features
+from mmlit.fusion.heads import HEADS
+from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, as_fusion
+from mmlit.core import batch_parts, eval_mode, keep_random_state
+from mmlit.methods.shapley import EXACT_MODALITIES, combine_coalitions, draw_rows, modality_valuation
+from mmlit.methods.shapley import permutation_coalitions, random_orders, resampling_frequency, resampling_plan
+from mmlit.methods.shapley import shapley_matrix, shapley_values, shapley_values_sampled, valuate
 
 F64 = torch.float64
 

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mmlit.fusion import ConcatHead, EarlyFusion, FiLMHead, FusionModel, GatedHead, MLPHead, SumHead, VectorEncoder
-from mmlit.tcmax import (PAIRINGS, TANGENT_FROM, TCMaxLoss, class_log_prior, draw_pairings, pairing_log_sums, tcmax_loss, tcmax_loss_conditional,
-                         tcmax_loss_full, tcmax_loss_sampled, tcmax_model_loss, unimodal_losses)
+from mmlit.fusion.heads import ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead, VectorEncoder
+from mmlit.fusion.models import EarlyFusion, FusionModel
+from mmlit.methods.tcmax import PAIRINGS, TANGENT_FROM, TCMaxLoss, class_log_prior, draw_pairings, pairing_log_sums
+from mmlit.methods.tcmax import tcmax_loss, tcmax_loss_conditional, tcmax_loss_full, tcmax_loss_sampled
+from mmlit.methods.tcmax import tcmax_model_loss, unimodal_losses
 
 OPTIONS = [dict(prior=prior, alignment=alignment, form=form) for prior in ("uniform", "empirical", "given") for alignment in (0., .3, 1., 2.) for form in ("dv", "nwj")]
 GIVEN = torch.tensor([.1, .2, .3, .4], dtype=torch.float64).log()
@@ -429,7 +431,7 @@ def test_class_log_prior_counts_and_smooths():
     assert_close(class_log_prior(y, 4, smoothing=.5).exp(), torch.tensor([2.5, .5, .5, 1.5])/5)
 
 def test_loss_is_minus_the_bound():
-    from mmlit.estimators import tcne, tcne_additive
+    from mmlit.bounds import tcne, tcne_additive
     f, y = normal(3, 4, 5), labels(4, 5)
     assert_close(tcmax_loss(f, y), math.log(4**2*5) - tcne_additive(f, y))
     assert_close(tcmax_loss_full(table_of(f), y), math.log(4**2*5) - tcne(table_of(f), y))

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmlit.audit import CANDIDATES, audit
-from mmlit.benchmark import METHODS, Method, compare
-from mmlit.data import load_dataset
-from mmlit.runs import Budget, joint_run, parse_dataset
+from mmlit.audits.advice import CANDIDATES
+from mmlit.audits.audit import audit
+from mmlit.benchmark.comparison import compare
+from mmlit.learner import METHODS, Method
+from mmlit.data.catalogue import load_dataset
+from mmlit.data.catalogue import parse_dataset
+from mmlit.learner import Budget, joint_run
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERACTING = {"interacting": Method("joint training with an MLP head", lambda modalities: [joint_run("interacting", head="mlp")], lambda answers, data: {"interacting": answers[0]})}

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmlit.benchmark import METHODS, compare, print_comparison, report
-from mmlit.runs import Budget
+from mmlit.benchmark.comparison import compare
+from mmlit.benchmark.results import print_comparison, report
+from mmlit.learner import METHODS
+from mmlit.learner import Budget
 
 ROOT = Path(__file__).resolve().parent.parent
 LAW_METHODS = ["unimodal", "ensemble", "joint", "lr_control", "multi_loss", "multimodal", "tcmax", "mcr", "resampling", "agm", "agm_lr"]

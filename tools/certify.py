@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy.special import digamma, gammaln, logsumexp
 from scipy.stats import multivariate_t
 
-from mmlit.estimators import Estimate, estimate_cmi, estimate_mi, estimate_tc
+from mmlit.estimators.direct import Estimate
+from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
 from mmlit.permutation import conditional_permutation_cmi, permutation_cmi
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from mmlit.fusion import FusionModel, SumHead
-from mmlit.multimodal_loss import MultiProxyHead, ScaledSumHead, unimodal_accuracy
+from mmlit.fusion.heads import SumHead
+from mmlit.fusion.models import FusionModel
+from mmlit.methods.multimodal_loss import MultiProxyHead, ScaledSumHead, unimodal_accuracy
 
 OUT = Path(__file__).resolve().parent.parent/"results"/"multi_proxy_ablation.csv"
 D, N, N_TEST, WIDTHS, EPOCHS, PATIENCE, SEEDS = 40, 200, 2000, (16, 16, 16), 1500, 100, 20

@@ -28,7 +28,8 @@ def demo():
     import matplotlib.pyplot as plt
     from rich.console import Console
 
-    from mmlit.benchmark import compare, print_comparison
+    from mmlit.benchmark.comparison import compare
+    from mmlit.benchmark.results import print_comparison
     result = compare(["mfeat", "emoji"], ["unimodal", "ensemble", "joint"], seeds=5, out=ROOT/"runs")
     heights = [len(result.intervals(d)) for d in result.datasets]
     figure, axes = plt.subplots(2, 2, figsize=(8, 4.6), sharey="row", layout="constrained", height_ratios=heights)
