@@ -7,8 +7,9 @@ __all__ = ['PRIORS', 'log_mean_exp', 'donsker_varadhan', 'nwj', 'info_nce', 'mat
 
 # %% ../nbs/07_bounds.ipynb #a0fa3e97
 import math
-import torch
 from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 # %% ../nbs/07_bounds.ipynb #bde463a0

@@ -8,12 +8,14 @@ __all__ = ['mmlit_compare', 'mmlit_audit']
 # %% ../nbs/41_cli.ipynb #0473bb51
 import shlex
 from pathlib import Path
+
 from fastcore.script import call_parse
-from .learner import Budget, METHODS
+
 from .audits.audit import audit
-from .benchmark.comparison import compare
 from .audits.report import print_audit, write_page
+from .benchmark.comparison import compare
 from .benchmark.results import print_comparison, report
+from .learner import METHODS, Budget
 from .runs import safe_name
 
 # %% ../nbs/41_cli.ipynb #ee4aa692

@@ -31,22 +31,22 @@ class Model(Protocol):
 
 class Additive(Protocol):
     "A model or head whose logits are a sum of one term per modality: `contributions(zs).sum(0) == fuse(zs)`."
-    def contributions(self, zs:Sequence[Tensor])->Tensor: ...        # (M, B, C)
+    def contributions(self, zs:Sequence[Tensor])->Tensor: ...     # (M, B, C)
 
 class Conditional(Protocol):
-    "A model or head that is additive once the modality g is given."
-    def conditional_contributions(self, zs:Sequence[Tensor])->tuple[int, list[Tensor]]: ...   # g, and M terms (B, B, C), (B, 1, C) for g
+    "A model or head that is additive once the modality g is given: g, and M terms (B, B, C), for g (B, 1, C)."
+    def conditional_contributions(self, zs:Sequence[Tensor])->tuple[int, list[Tensor]]: ...
 
 class Task(Protocol):
     "A synthetic task: draws from a distribution that is known, and what is true of it."
     name:str
     @property
-    def truth(self)->dict: ...                                       # for each coalition: Bayes accuracy, information in nats
-    def sample(self, n:int, seed=0): ...                             # a `MultimodalData` of n rows
+    def truth(self)->dict: ...               # by coalition: Bayes accuracy, information in nats
+    def sample(self, n:int, seed=0): ...     # a `MultimodalData` of n rows
 
 class Estimator(Protocol):
     "A method that estimates a quantity of information from samples, in nats."
-    def __call__(self, quantity, level:float, **options): ...        # an `Estimate`
+    def __call__(self, quantity, level:float, **options): ...     # an `Estimate`
 
 # %% ../nbs/00_core.ipynb #5e221c4b
 def is_additive(
@@ -101,13 +101,13 @@ class _ScaleGrad(torch.autograd.Function):
 
 def scale_grad(
     x:Tensor,            # any shape
-    scale:float|Tensor,  # k: a number, or a tensor of a shape that broadcasts to that of x; itself gets no gradient
+    scale:float|Tensor,  # k: a number, or a tensor whose shape broadcasts to that of x; itself gets no gradient
 )->Tensor:               # x
     "`x` in the forward pass, bit for bit; its gradient times `scale` in the backward pass."
-    if torch.is_tensor(scale):
+    if isinstance(scale, Tensor):
         scale = scale.detach().to(device=x.device, dtype=x.dtype)
         if torch.broadcast_shapes(scale.shape, x.shape) != x.shape:
-            raise ValueError(f"scale of shape {tuple(scale.shape)} does not broadcast to the shape of x, {tuple(x.shape)}")
+            raise ValueError(f"scale of shape {tuple(scale.shape)} does not broadcast to that of x, {tuple(x.shape)}")
     return _ScaleGrad.apply(x, scale)
 
 # %% ../nbs/00_core.ipynb #ea517cf9
@@ -122,8 +122,12 @@ def check_features(
         raise ValueError(f"expected one feature tensor per modality, got {[type(z).__name__ for z in zs]}")
     shapes = [tuple(z.shape) for z in zs]
     if len({s[0] for s in shapes}) > 1: raise ValueError(f"the modalities differ in batch size: shapes {shapes}")
-    if dims is not None and len(zs) != len(dims): raise ValueError(f"the head fuses {len(dims)} modalities and was given {len(zs)}: shapes {shapes}")
-    if dims is not None and [s[-1] for s in shapes] != list(dims): raise ValueError(f"the head expects features of widths {list(dims)}, got shapes {shapes}")
+    if dims is None: return zs
+
+    if len(zs) != len(dims):
+        raise ValueError(f"the head fuses {len(dims)} modalities and was given {len(zs)}: shapes {shapes}")
+    if [s[-1] for s in shapes] != list(dims):
+        raise ValueError(f"the head expects features of widths {list(dims)}, got shapes {shapes}")
     return zs
 
 # %% ../nbs/00_core.ipynb #ce6040b8
@@ -134,7 +138,9 @@ def batch_parts(
 )->tuple[tuple[Tensor, ...], Tensor]: # inputs, labels
     "The inputs and labels of a batch, whichever of the two usual forms it has."
     batch = tuple(batch)
-    xs, rest = (tuple(batch[0]), batch[1:]) if batch and isinstance(batch[0], (tuple, list)) else (batch[:n_modalities], batch[n_modalities:])
+    paired = batch and isinstance(batch[0], (tuple, list))
+    xs, rest = (tuple(batch[0]), batch[1:]) if paired else (batch[:n_modalities], batch[n_modalities:])
+
     if len(xs) != n_modalities or not rest:
         raise ValueError(f"expected a batch of {n_modalities} inputs and labels, got {len(xs)} inputs and {len(rest)} more")
     return tuple(x.to(device) for x in xs), rest[0].to(device)
@@ -156,10 +162,10 @@ def keep_random_state(
     device:torch.device|str="cpu", # where the work happens; a cuda device's generator is kept too
 ):
     "Random draws inside the block (torch, numpy, python) do not move the states outside."
-    device = torch.device(device)
+    cuda = [where] if (where := torch.device(device)).type == "cuda" else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []): yield
+        with torch.random.fork_rng(devices=cuda): yield
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)

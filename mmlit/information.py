@@ -10,13 +10,14 @@ __all__ = ['check_law', 'marginal', 'entropy', 'kl_divergence', 'js_divergence',
            'gaussian_total_correlation', 'gaussian_mutual_information', 'gaussian_conditional_mutual_information']
 
 # %% ../nbs/01_information.ipynb #6b08269a
+import warnings
+from typing import NamedTuple
+
 import numpy as np
 import torch
-import warnings
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from typing import NamedTuple
-from torch import Tensor
 from scipy import sparse
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from torch import Tensor
 
 # %% ../nbs/01_information.ipynb #3ceffaaa
 def check_law(

@@ -7,23 +7,25 @@ __all__ = ['METHODS', 'default_encoders', 'build_model', 'multimodal_learner', '
            'joint_run', 'Method', 'joint', 'register_method']
 
 # %% ../nbs/16_learner.ipynb #b1bab2c7
-import fastai.callback.all    # its modules add fit_one_cycle, lr_find, no_bar, ... to Learner
 import importlib.util
 import pkgutil
-import torch
+from collections import UserDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import fastai.callback.all  # its modules add fit_one_cycle, lr_find, no_bar, ... to Learner
+import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
-from fastcore.foundation import L
 from fastai.learner import Learner
-from torch import Tensor, nn
-from collections import UserDict
 from fastai.metrics import ValueMetric, accuracy
-from dataclasses import dataclass
-from .fusion.models import Fusion, FusionModel, as_fusion
-from .fusion.heads import HEADS, encoder_for, feature_dims, in_units
+from fastcore.foundation import L
+from torch import Tensor, nn
+
 from .core import eval_mode
 from .fusion.coalitions import unimodal_logits
+from .fusion.heads import HEADS, encoder_for, feature_dims, in_units
+from .fusion.models import Fusion, FusionModel, as_fusion
 
 # %% ../nbs/16_learner.ipynb #f8710100
 def default_encoders(

@@ -9,8 +9,8 @@ __all__ = ['figure_html', 'table_html', 'facts_html', 'page_html', 'save_page']
 import base64
 import html
 import io
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 
 # %% ../nbs/31_pages.ipynb #b6393505
 _STYLE = """

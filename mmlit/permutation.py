@@ -10,11 +10,13 @@ __all__ = ['js_divergence_with_logits', 'random_permutations', 'derangements', '
 # %% ../nbs/08_permutation.ipynb #014a5afc
 import math
 import numbers
-import torch
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
 from .core import MEMORY
 
 # %% ../nbs/08_permutation.ipynb #06f5f6e5

@@ -6,30 +6,32 @@
 __all__ = ['KeepBest', 'loaders', 'safe_name', 'RunStore', 'train_run', 'Job', 'train_missing']
 
 # %% ../nbs/30_runs.ipynb #03c5f8d1
-import cloudpickle
 import hashlib
-import joblib
 import json
-import numpy as np
 import os
 import time
-import torch
 import warnings
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.console import Console
-from fastai.data.core import DataLoaders
-from typing import NamedTuple
-from pathlib import Path
 from collections.abc import Sequence
-from fastai.callback.tracker import TrackerCallback
-from . import __version__
 from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import cloudpickle
+import joblib
+import numpy as np
+import torch
+from fastai.callback.tracker import TrackerCallback
+from fastai.data.core import DataLoaders
 from fastai.torch_core import get_random_states, set_random_states, set_seed
-from .scores import Answer
-from .learner import Budget, Run
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from . import __version__
 from .data.catalogue import data_digest
-from .data.splits import grouped_split, split_hash
 from .data.loaders import multimodal_dls
+from .data.splits import grouped_split, split_hash
+from .learner import Budget, Run
+from .scores import Answer
 
 # %% ../nbs/30_runs.ipynb #4775cd34
 class KeepBest(TrackerCallback):

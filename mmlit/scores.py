@@ -8,14 +8,15 @@ __all__ = ['expected_calibration_error', 'classification_scores', 'regression_sc
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-from dataclasses import dataclass
-from sklearn import metrics
 from scipy import stats
+from sklearn import metrics
 
 # %% ../nbs/12_scores.ipynb #a24d195f
 def expected_calibration_error(

@@ -1,4 +1,5 @@
 "Information on tables and Gaussians: identities on random laws, known answers, other packages, proofs of the union information."
+
 import math
 import time
 import warnings
@@ -19,43 +20,63 @@ from mmlit.information import interaction_information, js_divergence, kl_diverge
 from mmlit.information import pairwise_laws, partial_information, total_correlation, union_information
 
 F64 = torch.float64
-ONE_TABLE = dict(entropy=entropy, total_correlation=total_correlation, dual_total_correlation=dual_total_correlation, interaction_information=interaction_information)
+ONE_TABLE = dict(
+    entropy=entropy,
+    total_correlation=total_correlation,
+    dual_total_correlation=dual_total_correlation,
+    interaction_information=interaction_information,
+)
 SHAPES = [(2, 2, 2), (3, 4, 2), (5, 2, 6), (2, 3, 2, 3), (2, 2, 2, 2, 2)]
 
-def law(*shape, seed=0, zeros=0.):
-    g = torch.Generator().manual_seed(seed)
-    p = torch.rand(shape, generator=g, dtype=F64).log().neg()*(torch.rand(shape, generator=g) >= zeros)
-    return p/p.sum()
 
-def concentrated(*shape, seed=0, spread=6.):
+def law(*shape, seed=0, zeros=0.0):
+    g = torch.Generator().manual_seed(seed)
+    p = torch.rand(shape, generator=g, dtype=F64).log().neg() * (torch.rand(shape, generator=g) >= zeros)
+    return p / p.sum()
+
+
+def concentrated(*shape, seed=0, spread=6.0):
     "Entries over many orders of magnitude."
-    p = (spread*torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)).flatten().softmax(0)
+    p = (spread * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)).flatten().softmax(0)
     return p.reshape(shape)
 
+
 def bits(n, f):
-    p = torch.zeros(*[2]*n, 1 + max(f(*x) for x in product((0, 1), repeat=n)), dtype=F64)
-    for x in product((0, 1), repeat=n): p[(*x, f(*x))] = .5**n
+    p = torch.zeros(*[2] * n, 1 + max(f(*x) for x in product((0, 1), repeat=n)), dtype=F64)
+    for x in product((0, 1), repeat=n):
+        p[(*x, f(*x))] = 0.5**n
     return p
 
-AND, XOR, UNQ = bits(2, lambda a, b: a & b), bits(2, lambda a, b: a ^ b), bits(2, lambda a, b: 2*a + b)
+
+AND, XOR, UNQ = bits(2, lambda a, b: a & b), bits(2, lambda a, b: a ^ b), bits(2, lambda a, b: 2 * a + b)
 RDN = torch.zeros(2, 2, 2, dtype=F64)
-RDN[0, 0, 0] = RDN[1, 1, 1] = .5
+RDN[0, 0, 0] = RDN[1, 1, 1] = 0.5
 
 # --- the table functions
 
-@pytest.mark.parametrize("zeros", [0., .5])
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_terms_are_sums_over_the_table(shape, zeros):
     p = law(*shape, zeros=zeros)
     cells = [(i, v) for i, v in zip(product(*map(range, shape)), p.flatten().tolist()) if v > 0]
     one = [p.sum([k for k in range(p.ndim) if k != m]) for m in range(p.ndim)]
-    assert math.isclose(total_correlation(p), sum(v*math.log(v/math.prod(float(o[j]) for o, j in zip(one, i))) for i, v in cells), abs_tol=1e-12)
+    assert math.isclose(
+        total_correlation(p),
+        sum(v * math.log(v / math.prod(float(o[j]) for o, j in zip(one, i))) for i, v in cells),
+        abs_tol=1e-12,
+    )
     three = p.sum(list(range(3, p.ndim))) if p.ndim > 3 else p
     xz, yz, z = three.sum(1), three.sum(0), three.sum((0, 1))
-    expected = sum(float(v)*math.log(float(v*z[k]/(xz[i, k]*yz[j, k]))) for i, j, k in product(*map(range, three.shape)) if (v := three[i, j, k]) > 0)
+    expected = sum(
+        float(v) * math.log(float(v * z[k] / (xz[i, k] * yz[j, k])))
+        for i, j, k in product(*map(range, three.shape))
+        if (v := three[i, j, k]) > 0
+    )
     assert math.isclose(conditional_mutual_information(three), expected, abs_tol=1e-12)
 
-@pytest.mark.parametrize("zeros", [0., .5])
+
+@pytest.mark.parametrize("zeros", [0.0, 0.5])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_decomposition_is_exact_and_its_terms_are_amounts(shape, zeros):
     for seed in range(10):
@@ -64,17 +85,27 @@ def test_decomposition_is_exact_and_its_terms_are_amounts(shape, zeros):
         x = p.sum(-1)
         assert_close(d.joint, mutual_information(p.reshape(-1, shape[-1])))
         assert_close(d.single, torch.stack([mutual_information(w) for w in pairwise_laws(p)]))
-        assert_close(d.given_rest, torch.stack([conditional_mutual_information(p.movedim(m, 0).reshape(shape[m], -1, shape[-1]).transpose(1, 2)) for m in range(M)]))
+        assert_close(
+            d.given_rest,
+            torch.stack(
+                [
+                    conditional_mutual_information(p.movedim(m, 0).reshape(shape[m], -1, shape[-1]).transpose(1, 2))
+                    for m in range(M)
+                ]
+            ),
+        )
         assert_close(d.total_correlation, total_correlation(x))
         assert_close(d.dual_total_correlation, dual_total_correlation(x))
-        given = [(float(w), p[..., y]/w) for y, w in enumerate(marginal(p, -1)) if w > 0]
-        assert_close(d.total_correlation_given_y, sum(w*total_correlation(q) for w, q in given))
-        assert_close(d.dual_total_correlation_given_y, sum(w*dual_total_correlation(q) for w, q in given))
+        given = [(float(w), p[..., y] / w) for y, w in enumerate(marginal(p, -1)) if w > 0]
+        assert_close(d.total_correlation_given_y, sum(w * total_correlation(q) for w, q in given))
+        assert_close(d.dual_total_correlation_given_y, sum(w * dual_total_correlation(q) for w, q in given))
         assert_close(d.joint, d.single.sum() - d.total_correlation + d.total_correlation_given_y)
         assert_close(d.joint, d.given_rest.sum() + d.shared)
         assert_close(total_correlation(p), d.total_correlation + d.joint)
         assert min(float(t.min()) for t in d) > -1e-12
-        if M == 2: assert_close(d.shared, interaction_information(p))
+        if M == 2:
+            assert_close(d.shared, interaction_information(p))
+
 
 def test_measures_do_not_depend_on_names():
     p = law(3, 4, 2, seed=1)
@@ -82,17 +113,19 @@ def test_measures_do_not_depend_on_names():
     for f in ONE_TABLE.values():
         assert_close(f(shuffled), f(p))
         assert_close(f(p.permute(2, 0, 1)), f(p))
-    assert_close(mutual_information(p[:, :, 0]/p[:, :, 0].sum()), mutual_information(p[:, :, 0].T/p[:, :, 0].sum()))
+    assert_close(mutual_information(p[:, :, 0] / p[:, :, 0].sum()), mutual_information(p[:, :, 0].T / p[:, :, 0].sum()))
+
 
 def test_values_are_those_of_scipy_and_scikit_learn():
     rng = np.random.default_rng(0)
     for _ in range(20):
         counts = rng.integers(0, 6, (4, 5))
-        p, q = torch.tensor(counts/counts.sum()), law(4, 5, seed=int(rng.integers(1000)))
+        p, q = torch.tensor(counts / counts.sum()), law(4, 5, seed=int(rng.integers(1000)))
         assert math.isclose(entropy(p), scipy_entropy(p.flatten()), rel_tol=1e-12)
         assert math.isclose(kl_divergence(p, q), scipy_entropy(p.flatten(), q.flatten()), rel_tol=1e-12)
-        assert math.isclose(js_divergence(p, q), jensenshannon(p.flatten(), q.flatten())**2, rel_tol=1e-10)
+        assert math.isclose(js_divergence(p, q), jensenshannon(p.flatten(), q.flatten()) ** 2, rel_tol=1e-10)
         assert math.isclose(mutual_information(p), mutual_info_score(None, None, contingency=counts), rel_tol=1e-10)
+
 
 @pytest.mark.parametrize("name", ONE_TABLE)
 def test_gradients_are_right_and_finite_at_zeros(name):
@@ -104,48 +137,85 @@ def test_gradients_are_right_and_finite_at_zeros(name):
     impossible[0, 1] = impossible[1, 2, 0] = impossible[:, 0, 1] = True
     kept = theta.detach()[~impossible].requires_grad_()
     full = lambda t: torch.full_like(theta, -math.inf).masked_scatter(~impossible, t)
-    assert torch.autograd.gradcheck(lambda t: f(soft(full(t))), kept)               # the chain rule through a softmax with impossible cells
+    assert torch.autograd.gradcheck(
+        lambda t: f(soft(full(t))), kept
+    )  # the chain rule through a softmax with impossible cells
     p = soft(full(kept.detach())).requires_grad_()
     assert torch.autograd.grad(f(p), p)[0].isfinite().all()
+
 
 def test_other_gradients_are_right_and_finite_at_zeros():
     soft = lambda t: t.flatten().softmax(0).reshape(t.shape)
     theta = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0), dtype=F64, requires_grad=True)
     other = law(2, 3, 2, seed=3)
-    for f in (conditional_mutual_information, lambda p: mutual_information(p.sum(2)), lambda p: js_divergence(p, other), lambda p: kl_divergence(p, other), lambda p: kl_divergence(other, p),
-              lambda p: torch.cat([t.reshape(-1) for t in information_decomposition(p)])):
+    for f in (
+        conditional_mutual_information,
+        lambda p: mutual_information(p.sum(2)),
+        lambda p: js_divergence(p, other),
+        lambda p: kl_divergence(p, other),
+        lambda p: kl_divergence(other, p),
+        lambda p: torch.cat([t.reshape(-1) for t in information_decomposition(p)]),
+    ):
         assert torch.autograd.gradcheck(lambda t: f(soft(t)), theta)
-    p = law(2, 3, 2, zeros=.5).requires_grad_()
-    for f in (conditional_mutual_information, lambda p: js_divergence(p, other), lambda p: information_decomposition(p).given_rest.sum()):
+    p = law(2, 3, 2, zeros=0.5).requires_grad_()
+    for f in (
+        conditional_mutual_information,
+        lambda p: js_divergence(p, other),
+        lambda p: information_decomposition(p).given_rest.sum(),
+    ):
         assert torch.autograd.grad(f(p), p)[0].isfinite().all()
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
 def test_any_precision_is_taken(dtype):
-    p = torch.full((4, 2, 2), 1/16, dtype=dtype)
+    p = torch.full((4, 2, 2), 1 / 16, dtype=dtype)
     assert entropy(p).dtype == (F64 if dtype == F64 else torch.float32)
-    assert_close(entropy(p).double(), torch.tensor(16., dtype=F64).log())
+    assert_close(entropy(p).double(), torch.tensor(16.0, dtype=F64).log())
     assert abs(union_information(p).information) < 1e-6 and union_information(p).information.dtype == entropy(p).dtype
 
-@pytest.mark.parametrize("bad, message", [
-    (torch.zeros(()), "one or more"), (torch.tensor([1, 0]), "counts"), (torch.tensor([.5, math.nan]), "1 of 2"), (torch.tensor([math.inf, 0.]), "NaN or infinity"),
-    (torch.tensor([1.1, -.1]), "negative entries, the smallest -0.1"), (torch.tensor([.3, .3]), "sums to 0.6"), (torch.zeros(2), "sums to 0")])
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (torch.zeros(()), "one or more"),
+        (torch.tensor([1, 0]), "counts"),
+        (torch.tensor([0.5, math.nan]), "1 of 2"),
+        (torch.tensor([math.inf, 0.0]), "NaN or infinity"),
+        (torch.tensor([1.1, -0.1]), "negative entries, the smallest -0.1"),
+        (torch.tensor([0.3, 0.3]), "sums to 0.6"),
+        (torch.zeros(2), "sums to 0"),
+    ],
+)
 def test_what_is_no_law_is_refused(bad, message):
     for f in (check_law, entropy, total_correlation, lambda p: kl_divergence(p, p)):
-        with pytest.raises(ValueError, match=message): f(bad)
+        with pytest.raises(ValueError, match=message):
+            f(bad)
+
 
 def test_wrong_number_of_axes_is_refused():
     for f, n in ((mutual_information, 2), (conditional_mutual_information, 3)):
-        with pytest.raises(ValueError, match=rf"{n} axes.*\(2, 2, 2, 2\)"): f(torch.full((2,)*4, 1/16))
+        with pytest.raises(ValueError, match=rf"{n} axes.*\(2, 2, 2, 2\)"):
+            f(torch.full((2,) * 4, 1 / 16))
     for f in (information_decomposition, union_information, partial_information):
-        with pytest.raises(ValueError, match=r"two or more modalities.*\(2, 2\)"): f(torch.full((2, 2), .25))
+        with pytest.raises(ValueError, match=r"two or more modalities.*\(2, 2\)"):
+            f(torch.full((2, 2), 0.25))
     for f in (dual_total_correlation, interaction_information):
-        with pytest.raises(ValueError, match="two or more axes"): f(torch.ones(1))
-    with pytest.raises(ValueError, match="same shape"): js_divergence(torch.full((2, 2), .25), torch.full((4,), .25))
+        with pytest.raises(ValueError, match="two or more axes"):
+            f(torch.ones(1))
+    with pytest.raises(ValueError, match="same shape"):
+        js_divergence(torch.full((2, 2), 0.25), torch.full((4,), 0.25))
+
 
 # --- union information and what follows from it
 
-TABLES = {f"{'x'.join(map(str, shape))} {kind}": make(shape) for shape in [(2, 2, 2), (3, 4, 2), (5, 5, 5), (8, 8, 8), (2, 2, 2, 2), (4, 3, 3, 4)]
-          for kind, make in dict(positive=lambda s: law(*s), sparse=lambda s: law(*s, zeros=.7), concentrated=lambda s: concentrated(*s)).items()}
+TABLES = {
+    f"{'x'.join(map(str, shape))} {kind}": make(shape)
+    for shape in [(2, 2, 2), (3, 4, 2), (5, 5, 5), (8, 8, 8), (2, 2, 2, 2), (4, 3, 3, 4)]
+    for kind, make in dict(
+        positive=lambda s: law(*s), sparse=lambda s: law(*s, zeros=0.7), concentrated=lambda s: concentrated(*s)
+    ).items()
+}
+
 
 @pytest.mark.parametrize("name", TABLES)
 def test_gap_closes_and_both_proofs_hold(name):
@@ -153,7 +223,8 @@ def test_gap_closes_and_both_proofs_hold(name):
     M, laws = p.ndim - 1, pairwise_laws(p)
     u = union_information(p)
     assert 0 <= u.gap <= 1e-8
-    for w, expected in zip(pairwise_laws(u.law), laws): assert_close(w, expected, atol=1e-14, rtol=0)
+    for w, expected in zip(pairwise_laws(u.law), laws):
+        assert_close(w, expected, atol=1e-14, rtol=0)
     assert (u.law >= 0).all()
     assert_close(information_decomposition(u.law).joint, u.information + u.gap, atol=1e-12, rtol=0)
     seen = torch.ones(p.shape, dtype=torch.bool)
@@ -163,26 +234,36 @@ def test_gap_closes_and_both_proofs_hold(name):
         seen &= (w > 0).reshape(shape)
         total = total + s.reshape(shape)
     assert total.masked_fill(~seen, -math.inf).logsumexp(-1).max() < 1e-12
-    assert_close(entropy(marginal(p, -1)) + sum((w*s).sum() for w, s in zip(laws, u.scores)), u.information)
+    assert_close(entropy(marginal(p, -1)) + sum((w * s).sum() for w, s in zip(laws, u.scores)), u.information)
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_union_lies_between_random_scores_and_random_couplings(seed):
     from mmlit.information import _match_laws
-    p = law(3, 4, 3, seed=seed, zeros=.3)
+
+    p = law(3, 4, 3, seed=seed, zeros=0.3)
     laws, u = pairwise_laws(p), union_information(p)
     for k in range(50):
         g = torch.Generator().manual_seed(k)
-        q = torch.tensor(_match_laws((u.law + .2*torch.rand(p.shape, generator=g, dtype=F64)/p.numel()).numpy(), [w.numpy() for w in laws]))
+        q = torch.tensor(
+            _match_laws(
+                (u.law + 0.2 * torch.rand(p.shape, generator=g, dtype=F64) / p.numel()).numpy(),
+                [w.numpy() for w in laws],
+            )
+        )
         assert information_decomposition(q).joint >= u.information - 1e-12
-        scores = [s + .1*torch.randn(s.shape, generator=g, dtype=F64) for s in u.scores]
+        scores = [s + 0.1 * torch.randn(s.shape, generator=g, dtype=F64) for s in u.scores]
         assert guaranteed_information(scores, laws)[0] <= u.information + u.gap + 1e-12
+
 
 @pytest.mark.parametrize("name", TABLES)
 def test_amounts_are_amounts_and_add_up(name):
     p = TABLES[name]
     a, d = partial_information(p), information_decomposition(p)
     assert a.gap < 1e-7
-    assert min(float(a.unique.min()), float(a.redundant), float(a.synergy)) > -a.gap - 1e-12       # redundant >= 0: proved for M <= 3
+    assert (
+        min(float(a.unique.min()), float(a.redundant), float(a.synergy)) > -a.gap - 1e-12
+    )  # redundant >= 0: proved for M <= 3
     assert_close(a.unique.sum() + a.redundant + a.synergy, a.joint)
     assert_close(a.joint, d.joint)
     assert d.single.max() - 1e-8 <= a.union <= min(d.single.sum(), d.joint) + 1e-12
@@ -190,15 +271,26 @@ def test_amounts_are_amounts_and_add_up(name):
         assert_close(a.unique + a.redundant, d.single)
         assert_close(a.unique + a.synergy, d.given_rest)
 
-@pytest.mark.parametrize("p, unique, redundant, synergy", [
-    (AND, (0, 0), .3112781244591328, .5), (XOR, (0, 0), 0, 1), (RDN, (0, 0), 1, 0), (UNQ, (1, 1), 0, 0),
-    (bits(2, lambda a, b: a), (1, 0), 0, 0), (bits(2, lambda a, b: a + b), (0, 0), .5, 1),
-    (bits(3, lambda a, b, c: a ^ b ^ c), (0, 0, 0), 0, 1), (bits(3, lambda a, b, c: 4*a + 2*b + c), (1, 1, 1), 0, 0)],
-    ids=["AND", "XOR", "RDN", "UNQ", "first bit", "SUM", "PARITY", "UNQ3"])
+
+@pytest.mark.parametrize(
+    "p, unique, redundant, synergy",
+    [
+        (AND, (0, 0), 0.3112781244591328, 0.5),
+        (XOR, (0, 0), 0, 1),
+        (RDN, (0, 0), 1, 0),
+        (UNQ, (1, 1), 0, 0),
+        (bits(2, lambda a, b: a), (1, 0), 0, 0),
+        (bits(2, lambda a, b: a + b), (0, 0), 0.5, 1),
+        (bits(3, lambda a, b, c: a ^ b ^ c), (0, 0, 0), 0, 1),
+        (bits(3, lambda a, b, c: 4 * a + 2 * b + c), (1, 1, 1), 0, 0),
+    ],
+    ids=["AND", "XOR", "RDN", "UNQ", "first bit", "SUM", "PARITY", "UNQ3"],
+)
 def test_known_answers_in_bits(p, unique, redundant, synergy):
     a = partial_information(p)
-    got = torch.cat([a.unique, a.redundant[None], a.synergy[None]])/math.log(2)
+    got = torch.cat([a.unique, a.redundant[None], a.synergy[None]]) / math.log(2)
     assert_close(got, torch.tensor([*unique, redundant, synergy], dtype=F64), atol=1e-7, rtol=0)
+
 
 def test_union_does_not_depend_on_names_and_swaps_with_the_modalities():
     p = law(3, 4, 2, seed=1)
@@ -206,22 +298,27 @@ def test_union_does_not_depend_on_names_and_swaps_with_the_modalities():
     assert_close(a.unique, b.unique.flip(0), atol=2e-8, rtol=0)
     assert_close(a.synergy, b.synergy, atol=2e-8, rtol=0)
 
+
 def test_a_modality_that_is_noise_or_a_copy_changes_nothing():
     p = law(3, 4, 2, seed=2)
-    noise = torch.einsum("ijy,k->ijky", p, torch.tensor([.3, .7], dtype=F64))
+    noise = torch.einsum("ijy,k->ijky", p, torch.tensor([0.3, 0.7], dtype=F64))
     copied = torch.einsum("ijy,ik->ijky", p, torch.eye(3, dtype=F64))
     a, n, c = partial_information(p), partial_information(noise), partial_information(copied)
     assert_close(torch.stack([n.union, c.union]), torch.stack([a.union, a.union]), atol=1e-7, rtol=0)
     assert n.unique[2] < 1e-7 and c.unique[[0, 2]].max() < 1e-7
     assert_close(torch.stack([n.synergy, c.synergy]), torch.stack([a.synergy, a.synergy]), atol=1e-7, rtol=0)
 
+
 def test_gradient_is_that_of_finite_differences():
     for seed in range(3):
         p, towards = law(3, 3, 2, seed=seed), law(3, 3, 2, seed=seed + 50) - law(3, 3, 2, seed=seed)
         q = p.clone().requires_grad_()
-        slope = (torch.autograd.grad(partial_information(q).synergy, q)[0]*towards).sum()
-        difference = (partial_information(p + 1e-3*towards).synergy - partial_information(p - 1e-3*towards).synergy)/2e-3
+        slope = (torch.autograd.grad(partial_information(q).synergy, q)[0] * towards).sum()
+        difference = (
+            partial_information(p + 1e-3 * towards).synergy - partial_information(p - 1e-3 * towards).synergy
+        ) / 2e-3
         assert_close(slope, difference, atol=1e-4, rtol=1e-3)
+
 
 @pytest.mark.parametrize("tiny", [1e-10, 1e-30, 1e-59, 1e-100, 1e-300])
 def test_tiny_cells_do_no_harm(tiny):
@@ -229,87 +326,145 @@ def test_tiny_cells_do_no_harm(tiny):
     p[0, 0, 1] = p[1, 0, 0] = tiny
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        a = partial_information(p/p.sum())
-    assert_close(a.synergy/math.log(2), torch.tensor(1., dtype=F64), atol=1e-7, rtol=0)
+        a = partial_information(p / p.sum())
+    assert_close(a.synergy / math.log(2), torch.tensor(1.0, dtype=F64), atol=1e-7, rtol=0)
+
 
 def test_large_tables_take_seconds():
     start = time.perf_counter()
-    assert union_information(law(20, 20, 10, zeros=.3)).gap <= 1e-8
+    assert union_information(law(20, 20, 10, zeros=0.3)).gap <= 1e-8
     assert time.perf_counter() - start < 30
+
 
 def test_too_few_steps_warn_and_still_tell_the_truth():
     p = law(5, 5, 5, seed=1)
     truth = union_information(p)
-    with pytest.warns(UserWarning, match="known within"): early = union_information(p, max_steps=3)
-    assert early.gap > 1e-8 and early.information <= truth.information + truth.gap and truth.information <= early.information + early.gap
+    with pytest.warns(UserWarning, match="known within"):
+        early = union_information(p, max_steps=3)
+    assert (
+        early.gap > 1e-8
+        and early.information <= truth.information + truth.gap
+        and truth.information <= early.information + early.gap
+    )
+
 
 def test_amounts_are_those_of_dit(tries=20):
     "dit's BROJA searches from a random start and sometimes stops early: each of its answers is an upper bound of the union, and some of them are the union."
     dit = pytest.importorskip("dit")
     from dit.pid import PID_BROJA
-    atoms = ((0,),), ((1,),), ((0,), (1,)), ((0, 1),)                         # unique to each, redundant, synergy
+
+    atoms = ((0,),), ((1,),), ((0,), (1,)), ((0, 1),)  # unique to each, redundant, synergy
     for seed, shape in enumerate([(2, 2, 2), (2, 3, 2), (2, 2, 3)]):
-        p = law(*shape, seed=seed, zeros=.2)
-        d, ours = dit.Distribution(["".join(map(str, i)) for i in product(*map(range, shape))], p.flatten().tolist()), partial_information(p)
+        p = law(*shape, seed=seed, zeros=0.2)
+        d, ours = (
+            dit.Distribution(["".join(map(str, i)) for i in product(*map(range, shape))], p.flatten().tolist()),
+            partial_information(p),
+        )
         for _ in range(tries):
             pid = PID_BROJA(d, [[0], [1]], [2])
-            theirs = np.array([float(pid[a])*math.log(2) for a in atoms])
-            assert theirs[:3].sum() >= float(ours.union) - 1e-4              # its constraints hold within about 1e-5
-            if np.allclose(theirs, [*ours.unique.tolist(), float(ours.redundant), float(ours.synergy)], rtol=0, atol=2e-4): break
-        else: pytest.fail(f"none of {tries} answers like ours on table {seed}")
-        for mine, their in (total_correlation, "total_correlation"), (dual_total_correlation, "dual_total_correlation"), (interaction_information, "coinformation"):
-            assert math.isclose(mine(p), getattr(dit.multivariate, their)(d)*math.log(2), abs_tol=1e-9)
+            theirs = np.array([float(pid[a]) * math.log(2) for a in atoms])
+            assert theirs[:3].sum() >= float(ours.union) - 1e-4  # its constraints hold within about 1e-5
+            if np.allclose(
+                theirs, [*ours.unique.tolist(), float(ours.redundant), float(ours.synergy)], rtol=0, atol=2e-4
+            ):
+                break
+        else:
+            pytest.fail(f"none of {tries} answers like ours on table {seed}")
+        for mine, their in (
+            (total_correlation, "total_correlation"),
+            (dual_total_correlation, "dual_total_correlation"),
+            (interaction_information, "coinformation"),
+        ):
+            assert math.isclose(mine(p), getattr(dit.multivariate, their)(d) * math.log(2), abs_tol=1e-9)
+
 
 # --- Gaussians
 
+
 def covariance(d, seed=0):
-    x = torch.randn(d, 2*d, generator=torch.Generator().manual_seed(seed), dtype=F64)
-    return x@x.T/d
+    x = torch.randn(d, 2 * d, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return x @ x.T / d
+
 
 def test_gaussian_identities():
     cov = covariance(6)
     blocks = lambda *index: cov[list(index)][:, list(index)]
-    assert_close(gaussian_mutual_information(cov, (2, 4)), gaussian_mutual_information(blocks(0, 1, 4, 5), (2, 2)) + gaussian_conditional_mutual_information(blocks(0, 1, 2, 3, 4, 5), (2, 2, 2)))
-    assert_close(gaussian_total_correlation(cov, (2, 1, 3)), gaussian_mutual_information(cov[:3, :3], (2, 1)) + gaussian_mutual_information(cov, (3, 3)))
-    assert_close(gaussian_total_correlation(cov, [1]*6), -.5*(cov/cov.diagonal().outer(cov.diagonal()).sqrt()).logdet())
-    mixing = torch.block_diag(covariance(2, 1), covariance(4, 2))                                                     # invertible within each block
-    assert_close(gaussian_mutual_information(mixing@cov@mixing.T, (2, 4)), gaussian_mutual_information(cov, (2, 4)))
-    units = torch.tensor([1e-6, 1e6, 1., 1e3, 1e-3, 1.], dtype=F64).diag()
-    assert_close(gaussian_total_correlation(units@cov@units, (2, 4)), gaussian_total_correlation(cov, (2, 4)))
-    assert_close(gaussian_total_correlation(torch.stack([cov, covariance(6, 3)]), (3, 3))[1], gaussian_total_correlation(covariance(6, 3), (3, 3)))
+    assert_close(
+        gaussian_mutual_information(cov, (2, 4)),
+        gaussian_mutual_information(blocks(0, 1, 4, 5), (2, 2))
+        + gaussian_conditional_mutual_information(blocks(0, 1, 2, 3, 4, 5), (2, 2, 2)),
+    )
+    assert_close(
+        gaussian_total_correlation(cov, (2, 1, 3)),
+        gaussian_mutual_information(cov[:3, :3], (2, 1)) + gaussian_mutual_information(cov, (3, 3)),
+    )
+    assert_close(
+        gaussian_total_correlation(cov, [1] * 6), -0.5 * (cov / cov.diagonal().outer(cov.diagonal()).sqrt()).logdet()
+    )
+    mixing = torch.block_diag(covariance(2, 1), covariance(4, 2))  # invertible within each block
+    assert_close(gaussian_mutual_information(mixing @ cov @ mixing.T, (2, 4)), gaussian_mutual_information(cov, (2, 4)))
+    units = torch.tensor([1e-6, 1e6, 1.0, 1e3, 1e-3, 1.0], dtype=F64).diag()
+    assert_close(gaussian_total_correlation(units @ cov @ units, (2, 4)), gaussian_total_correlation(cov, (2, 4)))
+    assert_close(
+        gaussian_total_correlation(torch.stack([cov, covariance(6, 3)]), (3, 3))[1],
+        gaussian_total_correlation(covariance(6, 3), (3, 3)),
+    )
+
 
 def test_gaussian_gradients():
     cov = covariance(4).requires_grad_()
-    for f in (lambda c: gaussian_total_correlation(c, (1, 1, 2)), lambda c: gaussian_conditional_mutual_information(c, (1, 2, 1))):
-        assert torch.autograd.gradcheck(lambda c: f((c + c.T)/2), cov)
+    for f in (
+        lambda c: gaussian_total_correlation(c, (1, 1, 2)),
+        lambda c: gaussian_conditional_mutual_information(c, (1, 2, 1)),
+    ):
+        assert torch.autograd.gradcheck(lambda c: f((c + c.T) / 2), cov)
+
 
 def test_gaussian_truth_is_the_mean_log_ratio_of_draws(runs=20, n=5000):
     cov, (i, j) = covariance(4), (slice(0, 1), slice(1, 4))
     log_density = lambda x, c: torch.distributions.MultivariateNormal(torch.zeros(len(c), dtype=F64), c).log_prob(x)
-    def estimate(seed):
-        x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed), dtype=F64)@torch.linalg.cholesky(cov).T
-        return (log_density(x, cov) - log_density(x[:, i], cov[i, i]) - log_density(x[:, j], cov[j, j])).mean()
-    estimates = torch.stack([estimate(s) for s in range(runs)])
-    error = estimates.std()/runs**.5
-    assert error < .01
-    assert (estimates.mean() - gaussian_mutual_information(cov, (1, 3))).abs() < 4*error
 
-@pytest.mark.parametrize("cov, dims, message", [
-    (torch.ones(3), (1, 2), "square"), (torch.eye(3), (1, 1), "add up to 3"), (torch.eye(3), (3,), "two or more"), (torch.eye(3), (3, 0), "add up to 3"), (torch.eye(2).long(), (1, 1), "floating point"),
-    (torch.tensor([[1., 2.], [2., 1.]]), (1, 1), "coordinate 1"), (torch.tensor([[1., .2], [.1, 1.]]), (1, 1), "symmetric"), (torch.full((2, 2), math.nan), (1, 1), "NaN"), (torch.zeros(2, 2), (1, 1), "coordinate 0")])
+    def estimate(seed):
+        x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed), dtype=F64) @ torch.linalg.cholesky(cov).T
+        return (log_density(x, cov) - log_density(x[:, i], cov[i, i]) - log_density(x[:, j], cov[j, j])).mean()
+
+    estimates = torch.stack([estimate(s) for s in range(runs)])
+    error = estimates.std() / runs**0.5
+    assert error < 0.01
+    assert (estimates.mean() - gaussian_mutual_information(cov, (1, 3))).abs() < 4 * error
+
+
+@pytest.mark.parametrize(
+    "cov, dims, message",
+    [
+        (torch.ones(3), (1, 2), "square"),
+        (torch.eye(3), (1, 1), "add up to 3"),
+        (torch.eye(3), (3,), "two or more"),
+        (torch.eye(3), (3, 0), "add up to 3"),
+        (torch.eye(2).long(), (1, 1), "floating point"),
+        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), (1, 1), "coordinate 1"),
+        (torch.tensor([[1.0, 0.2], [0.1, 1.0]]), (1, 1), "symmetric"),
+        (torch.full((2, 2), math.nan), (1, 1), "NaN"),
+        (torch.zeros(2, 2), (1, 1), "coordinate 0"),
+    ],
+)
 def test_what_is_no_covariance_is_refused(cov, dims, message):
-    with pytest.raises(ValueError, match=message): gaussian_total_correlation(cov, dims)
+    with pytest.raises(ValueError, match=message):
+        gaussian_total_correlation(cov, dims)
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_a_coordinate_that_is_a_sum_of_others_is_refused_although_rounding_hides_it(dtype):
     for seed in range(20):
         x = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
         x = torch.cat([x, x.sum(0, keepdim=True)])
-        with pytest.raises(ValueError, match="coordinate 3"): gaussian_mutual_information(x@x.T, (2, 2))
+        with pytest.raises(ValueError, match="coordinate 3"):
+            gaussian_mutual_information(x @ x.T, (2, 2))
 
 
 def test_marginals_of_variables_that_are_not_there_are_refused():
-    p = np.full((2, 3, 4), 1/24)
+    p = np.full((2, 3, 4), 1 / 24)
     assert marginal(p, 0, -1).shape == (2, 4)
     for axis in (3, -4):
-        with pytest.raises(ValueError, match="no variable"): marginal(p, axis)
+        with pytest.raises(ValueError, match="no variable"):
+            marginal(p, axis)

@@ -3,6 +3,7 @@
 Each case is a law with known dials or a real data set. Audits see some seeds (for a law: some draws), the judge others: every recipe is trained anew
 there, and what counts is which one turns out best. Finished runs are kept in `runs`, so it can be interrupted; about 40 minutes on 2 cores.
 """
+
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,42 +19,75 @@ from mmlit.data.catalogue import parse_dataset
 from mmlit.learner import Budget, joint_run
 
 ROOT = Path(__file__).resolve().parent.parent
-INTERACTING = {"interacting": Method("joint training with an MLP head", lambda modalities: [joint_run("interacting", head="mlp")], lambda answers, data: {"interacting": answers[0]})}
-JUDGED = ["unimodal", "ensemble", "joint", "pretrained", "multi_loss", "multimodal", "tcmax", "mcr", "resampling", "agm_lr"]
-AUDITS = (5, 6, 7, 8, 9)            # seeds of the audits: each alone (fast), and all together (full)
+INTERACTING = {
+    "interacting": Method(
+        "joint training with an MLP head",
+        lambda modalities: [joint_run("interacting", head="mlp")],
+        lambda answers, data: {"interacting": answers[0]},
+    )
+}
+JUDGED = [
+    "unimodal",
+    "ensemble",
+    "joint",
+    "pretrained",
+    "multi_loss",
+    "multimodal",
+    "tcmax",
+    "mcr",
+    "resampling",
+    "agm_lr",
+]
+AUDITS = (5, 6, 7, 8, 9)  # seeds of the audits: each alone (fast), and all together (full)
 JUDGE = (0, 1, 2, 3, 4)
 
 
 @dataclass
 class Case:
     "A law or a data set with a budget; `draw(part)` gives the data of the audits (part 1) and of the judge (part 0)."
-    name:str
-    draw:object
-    training:Budget = field(default_factory=lambda: Budget(epochs=15))
-    stored:bool = False            # is the judge's table in results/benchmark.csv?
+
+    name: str
+    draw: object
+    training: Budget = field(default_factory=lambda: Budget(epochs=15))
+    stored: bool = False  # is the judge's table in results/benchmark.csv?
 
     @property
-    def additive(self): return self.training.head in ("sum", "concat")
+    def additive(self):
+        return self.training.head in ("sum", "concat")
+
     def data(self, part):
         data = self.draw(part)
         data.name = f"advice-{self.name}-{part}"
         return data
 
 
-def law(name, n=1500, **dials): return lambda part: load_dataset(name, n=n, seed=100 + part, **dials)
-def real(name): return lambda part: parse_dataset(name)
+def law(name, n=1500, **dials):
+    return lambda part: load_dataset(name, n=n, seed=100 + part, **dials)
+
+
+def real(name):
+    return lambda part: parse_dataset(name)
+
 
 CASES = [
-    *(Case(name, law(name)) for name in ("redundant", "unique", "strong_weak", "easy_hard", "random_modality", "shared_unique")),
+    *(
+        Case(name, law(name))
+        for name in ("redundant", "unique", "strong_weak", "easy_hard", "random_modality", "shared_unique")
+    ),
     Case("xor, additive head", law("xor")),
     Case("xor, FiLM head", law("xor"), Budget(epochs=15, head="film")),
-    Case("half synergy", law("competition", unique=(.1, .1), redundant=0., synergistic=.5)),
-    Case("a little synergy", law("competition", unique=(.4, .4), redundant=.1, synergistic=.1)),
-    Case("one modality louder", law("competition", unique=(.5, .5), redundant=0., strength=(8., 1.))),
-    Case("louder, 4 epochs", law("competition", unique=(.5, .5), redundant=.3, strength=(8., 1.)), Budget(epochs=4)),
-    Case("three modalities", law("competition", unique=(.4, .4, .4), redundant=.3, strength=(5., 1., 1.))),
-    Case("few samples", law("competition", n=400, unique=(.4, .4), redundant=.3, dim=32)),
-    *(Case(f"memorable, {n} samples", law("memorable", n=n, dim=dim)) for n, dim in ((800, 400), (1500, 600), (2500, 900))),
+    Case("half synergy", law("competition", unique=(0.1, 0.1), redundant=0.0, synergistic=0.5)),
+    Case("a little synergy", law("competition", unique=(0.4, 0.4), redundant=0.1, synergistic=0.1)),
+    Case("one modality louder", law("competition", unique=(0.5, 0.5), redundant=0.0, strength=(8.0, 1.0))),
+    Case(
+        "louder, 4 epochs", law("competition", unique=(0.5, 0.5), redundant=0.3, strength=(8.0, 1.0)), Budget(epochs=4)
+    ),
+    Case("three modalities", law("competition", unique=(0.4, 0.4, 0.4), redundant=0.3, strength=(5.0, 1.0, 1.0))),
+    Case("few samples", law("competition", n=400, unique=(0.4, 0.4), redundant=0.3, dim=32)),
+    *(
+        Case(f"memorable, {n} samples", law("memorable", n=n, dim=dim))
+        for n, dim in ((800, 400), (1500, 600), (2500, 900))
+    ),
     Case("memorable, FiLM head", law("memorable", n=1500), Budget(epochs=15, head="film")),
     *(Case(name, real(name), Budget()) for name in ("digits", "breast_cancer", "htad")),
     *(Case(name, real(name), Budget(), stored=True) for name in ("mfeat", "emoji", "watch")),
@@ -65,10 +99,19 @@ def judged(case, out, workers):
     registry = METHODS | INTERACTING
     extra = ["interacting"] if case.additive else []
     if case.stored:
-        table = pd.read_csv(ROOT/"results"/"benchmark.csv").query("data == @case.name")
-        table = pd.concat([table[table.method.isin([*JUDGED, "best unimodal"])], compare([case.data(0)], extra, JUDGE, case.training, out, registry, "interacting", workers).runs])
-    else: table = compare([case.data(0)], JUDGED + extra, JUDGE, case.training, out, registry, "ensemble", workers).runs
-    return table[~table.method.str.startswith("unimodal ")].assign(case=case.name)[["case", "method", "seed", "split", "n_train", "n_test", "accuracy"]]
+        table = pd.read_csv(ROOT / "results" / "benchmark.csv").query("data == @case.name")
+        table = pd.concat(
+            [
+                table[table.method.isin([*JUDGED, "best unimodal"])],
+                compare([case.data(0)], extra, JUDGE, case.training, out, registry, "interacting", workers).runs,
+            ]
+        )
+    else:
+        table = compare([case.data(0)], JUDGED + extra, JUDGE, case.training, out, registry, "ensemble", workers).runs
+    return table[~table.method.str.startswith("unimodal ")].assign(case=case.name)[
+        ["case", "method", "seed", "split", "n_train", "n_test", "accuracy"]
+    ]
+
 
 def audited(case, out, workers):
     "What each audit advises: a row an audit, with the recipe that validation scores alone would choose."
@@ -76,23 +119,43 @@ def audited(case, out, workers):
     for budget, seeds in [*(("fast", [s]) for s in AUDITS), ("full", list(AUDITS))]:
         found = audit(data=case.data(1), training=case.training, seeds=seeds, out=out, workers=workers)
         scores = found.facts["validation"]
-        rows.append(dict(case=case.name, budget=budget, seeds=" ".join(map(str, seeds)), use=found.advice.use, validation=max(["joint", *CANDIDATES], key=lambda c: scores.get(c, 0.)),
-                         findings="; ".join(found.advice.findings), joint_minus_ensemble=found.get("differences", "accuracy", "joint minus ensemble").mean))
+        rows.append(
+            dict(
+                case=case.name,
+                budget=budget,
+                seeds=" ".join(map(str, seeds)),
+                use=found.advice.use,
+                validation=max(["joint", *CANDIDATES], key=lambda c: scores.get(c, 0.0)),
+                findings="; ".join(found.advice.findings),
+                joint_minus_ensemble=found.get("differences", "accuracy", "joint minus ensemble").mean,
+            )
+        )
     return pd.DataFrame(rows)
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="only cases whose name contains this; nothing is written")
-    parser.add_argument("--out", default=str(ROOT/"runs"), help="folder of finished runs")
+    parser.add_argument("--out", default=str(ROOT / "runs"), help="folder of finished runs")
     parser.add_argument("--jobs", type=int, default=None, help="runs at a time; default: the number of cores")
     args = parser.parse_args()
     judges, advices = [], []
     for case in CASES:
-        if args.only not in case.name: continue
-        advices.append(audited(case, args.out, args.jobs)); judges.append(judged(case, args.out, args.jobs))
-        print(case.name, advices[-1][["budget", "use", "findings"]].to_string(index=False, header=False), judges[-1].groupby("method").accuracy.mean().round(3).to_dict(), sep="\n", flush=True)
+        if args.only not in case.name:
+            continue
+        advices.append(audited(case, args.out, args.jobs))
+        judges.append(judged(case, args.out, args.jobs))
+        print(
+            case.name,
+            advices[-1][["budget", "use", "findings"]].to_string(index=False, header=False),
+            judges[-1].groupby("method").accuracy.mean().round(3).to_dict(),
+            sep="\n",
+            flush=True,
+        )
         if not args.only:
-            pd.concat(advices).round(6).to_csv(ROOT/"results"/"advice.csv", index=False)
-            pd.concat(judges).round(6).to_csv(ROOT/"results"/"advice_judge.csv", index=False)
+            pd.concat(advices).round(6).to_csv(ROOT / "results" / "advice.csv", index=False)
+            pd.concat(judges).round(6).to_csv(ROOT / "results" / "advice_judge.csv", index=False)
 
-if __name__ == "__main__": main()
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 About an hour on 2 cores; finished runs are kept in `runs`, so it can be interrupted. XOR needs a head that is not additive, hence FiLM there.
 """
+
 from pathlib import Path
 
 import pandas as pd
@@ -12,16 +13,30 @@ from mmlit.learner import METHODS
 from mmlit.learner import Budget
 
 ROOT = Path(__file__).resolve().parent.parent
-LAW_METHODS = ["unimodal", "ensemble", "joint", "lr_control", "multi_loss", "multimodal", "tcmax", "mcr", "resampling", "agm", "agm_lr"]
-PARTS = [(["mfeat", "emoji", "watch"], list(METHODS), Budget()),
-         (["strong_weak", "redundant"], LAW_METHODS, Budget(epochs=15)),
-         (["xor"], LAW_METHODS, Budget(epochs=15, head="film"))]
+LAW_METHODS = [
+    "unimodal",
+    "ensemble",
+    "joint",
+    "lr_control",
+    "multi_loss",
+    "multimodal",
+    "tcmax",
+    "mcr",
+    "resampling",
+    "agm",
+    "agm_lr",
+]
+PARTS = [
+    (["mfeat", "emoji", "watch"], list(METHODS), Budget()),
+    (["strong_weak", "redundant"], LAW_METHODS, Budget(epochs=15)),
+    (["xor"], LAW_METHODS, Budget(epochs=15, head="film")),
+]
 
 if __name__ == "__main__":
     tables = []
     for number, (datasets, methods, budget) in enumerate(PARTS):
-        result = compare(datasets, methods, seeds=5, budget=budget, out=ROOT/"runs")
+        result = compare(datasets, methods, seeds=5, budget=budget, out=ROOT / "runs")
         print_comparison(result)
-        report(result, ROOT/"runs"/f"benchmark_{number}.html", "make benchmark")
+        report(result, ROOT / "runs" / f"benchmark_{number}.html", "make benchmark")
         tables.append(result.runs.assign(head=budget.head, epochs=budget.epochs))
-    pd.concat(tables).drop(columns="seconds").round(6).to_csv(ROOT/"results"/"benchmark.csv", index=False)
+    pd.concat(tables).drop(columns="seconds").round(6).to_csv(ROOT / "results" / "benchmark.csv", index=False)

@@ -3,6 +3,7 @@
 Each law draws samples and owns its truth (the pattern of the bmi benchmark, Czyz et al. 2023): a closed form, or quadrature in one or two dimensions.
 Rows are stored as they are finished; a second run computes only what is missing. `--quick` takes a tenth of the repeats into another file.
 """
+
 import argparse
 import csv
 import math
@@ -12,7 +13,7 @@ import zlib
 from itertools import product
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")      # many small fits: threads only get into each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small fits: threads only get into each other's way
 
 import numpy as np
 import torch
@@ -26,71 +27,121 @@ from mmlit.permutation import conditional_permutation_cmi, permutation_cmi
 
 ROOT = Path(__file__).parent.parent
 ESTIMATE = dict(mi=estimate_mi, cmi=estimate_cmi, tc=lambda *xs, **options: estimate_tc(xs, **options))
-COLUMNS = ["quantity", "law", "estimator", "kind", "n", "repeats", "truth", "mean", "bias", "bias_se", "sd", "reported_se", "coverage", "low_holds",
-           "quiet", "claimed", "coverage_quiet", "seconds", "warning"]
-CLAIMED = .8      # a row claims coverage if at least this share of its estimates does (`Estimate.covers`)
+COLUMNS = [
+    "quantity",
+    "law",
+    "estimator",
+    "kind",
+    "n",
+    "repeats",
+    "truth",
+    "mean",
+    "bias",
+    "bias_se",
+    "sd",
+    "reported_se",
+    "coverage",
+    "low_holds",
+    "quiet",
+    "claimed",
+    "coverage_quiet",
+    "seconds",
+    "warning",
+]
+CLAIMED = 0.8  # a row claims coverage if at least this share of its estimates does (`Estimate.covers`)
 
 
 def signed(quantity, axes):
     "(+1 / -1, groups of axes) whose joint log-densities add up to the log-ratio of the quantity."
     everything = tuple(range(axes))
-    if quantity == "cmi": return [(1, (0, 1, 2)), (-1, (0, 2)), (-1, (1, 2)), (1, (2,))]
+    if quantity == "cmi":
+        return [(1, (0, 1, 2)), (-1, (0, 2)), (-1, (1, 2)), (1, (2,))]
     return [(1, everything), *((-1, (a,)) for a in everything)]
 
 
 class FiniteLaw:
     "A joint table; one axis a variable."
+
     def __init__(self, name, quantity, p):
-        self.name, self.quantity, self.p = name, quantity, np.asarray(p, dtype=float)/np.sum(p)
+        self.name, self.quantity, self.p = name, quantity, np.asarray(p, dtype=float) / np.sum(p)
         self.table = np.zeros_like(self.p)
         for sign, group in signed(quantity, self.p.ndim):
             marginal = self.p.sum(tuple(a for a in range(self.p.ndim) if a not in group), keepdims=True)
-            self.table = self.table + sign*np.log(np.where(marginal > 0, marginal, 1.))
-        self.truth = float((self.p*self.table).sum())
-    def sample(self, n, rng): return np.unravel_index(rng.choice(self.p.size, n, p=self.p.ravel()), self.p.shape)
-    def log_ratio(self, *sample): return self.table[sample]
+            self.table = self.table + sign * np.log(np.where(marginal > 0, marginal, 1.0))
+        self.truth = float((self.p * self.table).sum())
+
+    def sample(self, n, rng):
+        return np.unravel_index(rng.choice(self.p.size, n, p=self.p.ravel()), self.p.shape)
+
+    def log_ratio(self, *sample):
+        return self.table[sample]
+
     def logits(self, zs):
         "The exact log-posterior of axis 1 given axes 0 and 2, as a head: the model that cannot be improved."
         joint = np.moveaxis(self.p, 1, 2)
-        return torch.as_tensor(np.log((joint/joint.sum(2, keepdims=True)).clip(1e-12)))[tuple(z.long() for z in zs)]
+        return torch.as_tensor(np.log((joint / joint.sum(2, keepdims=True)).clip(1e-12)))[tuple(z.long() for z in zs)]
 
 
 class GaussianLaw:
     "Blocks of a Gaussian vector are the variables."
+
     def __init__(self, name, quantity, covariance, dims):
         self.name, self.quantity, self.covariance = name, quantity, np.asarray(covariance, dtype=float)
         self.edges = np.cumsum([0, *dims])
-        self.truth = sum(-sign*.5*np.linalg.slogdet(self.block(group)[1])[1] for sign, group in signed(quantity, len(dims)))
+        self.truth = sum(
+            -sign * 0.5 * np.linalg.slogdet(self.block(group)[1])[1] for sign, group in signed(quantity, len(dims))
+        )
         self.root = np.linalg.cholesky(self.covariance)
+
     def block(self, group):
         index = np.concatenate([np.arange(self.edges[g], self.edges[g + 1]) for g in group])
         return index, self.covariance[np.ix_(index, index)]
-    def sample(self, n, rng): return tuple(np.split(rng.normal(size=(n, len(self.root)))@self.root.T, self.edges[1:-1], axis=1))
+
+    def sample(self, n, rng):
+        return tuple(np.split(rng.normal(size=(n, len(self.root))) @ self.root.T, self.edges[1:-1], axis=1))
+
     def log_density(self, x, group):
         c = self.block(group)[1]
-        return -.5*((x@np.linalg.inv(c))*x).sum(1) - .5*np.linalg.slogdet(c)[1] - .5*len(c)*math.log(2*math.pi)
-    def log_ratio(self, *xs): return sum(sign*self.log_density(np.hstack([xs[g] for g in group]), group) for sign, group in signed(self.quantity, len(xs)))
+        return (
+            -0.5 * ((x @ np.linalg.inv(c)) * x).sum(1)
+            - 0.5 * np.linalg.slogdet(c)[1]
+            - 0.5 * len(c) * math.log(2 * math.pi)
+        )
+
+    def log_ratio(self, *xs):
+        return sum(
+            sign * self.log_density(np.hstack([xs[g] for g in group]), group)
+            for sign, group in signed(self.quantity, len(xs))
+        )
 
 
 class StudentLaw(GaussianLaw):
     "A Gaussian vector divided by a common random scale: heavy tails, and dependence even where the correlation is 0."
+
     def __init__(self, name, covariance, dims, freedom):
         super().__init__(name, "mi", covariance, dims)
         self.freedom = freedom
-        f = lambda d: gammaln((freedom + d)/2) - (freedom + d)/2*digamma((freedom + d)/2)
+        f = lambda d: gammaln((freedom + d) / 2) - (freedom + d) / 2 * digamma((freedom + d) / 2)
         self.truth += f(sum(dims)) + f(0) - f(dims[0]) - f(dims[1])
+
     def sample(self, n, rng):
-        scale = np.sqrt(self.freedom/rng.chisquare(self.freedom, n))[:, None]
-        return tuple(x*scale for x in super().sample(n, rng))
-    def log_density(self, x, group): return multivariate_t(shape=self.block(group)[1], df=self.freedom).logpdf(x)
+        scale = np.sqrt(self.freedom / rng.chisquare(self.freedom, n))[:, None]
+        return tuple(x * scale for x in super().sample(n, rng))
+
+    def log_density(self, x, group):
+        return multivariate_t(shape=self.block(group)[1], df=self.freedom).logpdf(x)
 
 
 class StepLaw:
     "x uniform on m labels, y uniform on [x, x + 2] (Gao et al. 2017): a label and a real number, I = log m - (m - 1)/m log 2."
-    def __init__(self, name, m): self.name, self.quantity, self.m, self.truth = name, "mi", m, math.log(m) - (m - 1)/m*math.log(2)
+
+    def __init__(self, name, m):
+        self.name, self.quantity, self.m, self.truth = name, "mi", m, math.log(m) - (m - 1) / m * math.log(2)
+
     def sample(self, n, rng):
         x = rng.integers(0, self.m, n)
-        return x, x + 2*rng.random(n)
+        return x, x + 2 * rng.random(n)
+
     def log_ratio(self, x, y):
         cell = np.floor(y).astype(int)
         return math.log(self.m) - np.log(np.where((cell > 0) & (cell < self.m), 2, 1))
@@ -98,112 +149,163 @@ class StepLaw:
 
 class MixtureLaw:
     "Hidden components; modality m is Gaussian around means[m][component]; the label is a function of the component."
+
     def __init__(self, name, quantity, means, labels=None, weights=None):
         self.name, self.quantity, self.means = name, quantity, [np.asarray(m, dtype=float) for m in means]
         k = len(self.means[0])
-        self.weights = np.full(k, 1/k) if weights is None else np.asarray(weights)
+        self.weights = np.full(k, 1 / k) if weights is None else np.asarray(weights)
         self.labels = None if labels is None else np.asarray(labels)
         everything, J = range(len(means)), self.information
-        shared = sum(J([m]) for m in everything) - J(everything)                           # TC of the modalities
-        if labels is None: self.truth = shared
-        elif quantity == "mi": self.truth = self.about_label(everything)
-        elif quantity == "cmi": self.truth = self.about_label(everything) - self.about_label([1])
-        else: self.truth = shared + self.about_label(everything)
+        shared = sum(J([m]) for m in everything) - J(everything)  # TC of the modalities
+        if labels is None:
+            self.truth = shared
+        elif quantity == "mi":
+            self.truth = self.about_label(everything)
+        elif quantity == "cmi":
+            self.truth = self.about_label(everything) - self.about_label([1])
+        else:
+            self.truth = shared + self.about_label(everything)
+
     def information(self, modalities, rows=slice(None)):
         "I(modalities; component), for the components in `rows`: Gauss-Hermite quadrature in the span of the means."
-        means, weights = np.hstack([self.means[m] for m in modalities])[rows], self.weights[rows]/self.weights[rows].sum()
+        means, weights = (
+            np.hstack([self.means[m] for m in modalities])[rows],
+            self.weights[rows] / self.weights[rows].sum(),
+        )
         means = means - means.mean(0)
         _, s, axes = np.linalg.svd(means, full_matrices=False)
-        means = means@axes[s > 1e-9].T
-        if not means.shape[1]: return 0.
+        means = means @ axes[s > 1e-9].T
+        if not means.shape[1]:
+            return 0.0
         assert means.shape[1] <= 2, "the means must span two dimensions at most"
         node, weight = np.polynomial.hermite_e.hermegauss(100)
         grid = np.array(list(product(node, repeat=means.shape[1])))
-        mass = np.prod(list(product(weight/weight.sum(), repeat=means.shape[1])), axis=1)
-        total = 0.
+        mass = np.prod(list(product(weight / weight.sum(), repeat=means.shape[1])), axis=1)
+        total = 0.0
         for c, w in enumerate(weights):
-            log_p = -.5*((grid + means[c] - means[:, None])**2).sum(2)                        # (components, nodes)
-            total += w*(mass*(log_p[c] - logsumexp(log_p + np.log(weights)[:, None], 0))).sum()
+            log_p = -0.5 * ((grid + means[c] - means[:, None]) ** 2).sum(2)  # (components, nodes)
+            total += w * (mass * (log_p[c] - logsumexp(log_p + np.log(weights)[:, None], 0))).sum()
         return total
+
     def about_label(self, modalities):
         rows = [np.flatnonzero(self.labels == y) for y in np.unique(self.labels)]
-        return self.information(modalities) - sum(self.weights[r].sum()*self.information(modalities, r) for r in rows)
+        return self.information(modalities) - sum(self.weights[r].sum() * self.information(modalities, r) for r in rows)
+
     def sample(self, n, rng):
         component = rng.choice(len(self.weights), n, p=self.weights)
         zs = [m[component] + rng.normal(size=(n, m.shape[1])) for m in self.means]
-        if self.labels is None: return tuple(zs)
+        if self.labels is None:
+            return tuple(zs)
         y = self.labels[component]
         return dict(mi=lambda: (np.hstack(zs), y), cmi=lambda: (zs[0], y, zs[1]), tc=lambda: (*zs, y))[self.quantity]()
+
     def log_density(self, zs, modalities, y=None):
         "log p(zs), or log p(zs | y)."
-        log_p = sum(-.5*((z[:, None] - self.means[m])**2).sum(2) - .5*z.shape[1]*math.log(2*math.pi) for m, z in zip(modalities, zs)) + np.log(self.weights)
-        if y is None: return logsumexp(log_p, 1)
+        log_p = sum(
+            -0.5 * ((z[:, None] - self.means[m]) ** 2).sum(2) - 0.5 * z.shape[1] * math.log(2 * math.pi)
+            for m, z in zip(modalities, zs)
+        ) + np.log(self.weights)
+        if y is None:
+            return logsumexp(log_p, 1)
         same = self.labels == np.asarray(y)[:, None]
-        return logsumexp(np.where(same, log_p, -np.inf), 1) - np.log((same*self.weights).sum(1))
+        return logsumexp(np.where(same, log_p, -np.inf), 1) - np.log((same * self.weights).sum(1))
+
     def log_ratio(self, *xs):
         p, everything = self.log_density, range(len(self.means))
-        if self.labels is None: return p(xs, everything) - sum(p([x], [m]) for m, x in enumerate(xs))
+        if self.labels is None:
+            return p(xs, everything) - sum(p([x], [m]) for m, x in enumerate(xs))
         if self.quantity == "cmi":
             z1, y, z2 = xs
             return p([z1, z2], everything, y) - p([z1, z2], everything) - p([z2], [1], y) + p([z2], [1])
-        *zs, y = (*np.split(xs[0], np.cumsum([m.shape[1] for m in self.means])[:-1], axis=1), xs[1]) if self.quantity == "mi" else xs
+        *zs, y = (
+            (*np.split(xs[0], np.cumsum([m.shape[1] for m in self.means])[:-1], axis=1), xs[1])
+            if self.quantity == "mi"
+            else xs
+        )
         alone = sum(p([z], [m]) for m, z in enumerate(zs)) if self.quantity == "tc" else p(zs, everything)
         return p(zs, everything, y) - alone
+
     def logits(self, zs):
         zs = [z.double().numpy() for z in zs]
         mass = [self.weights[self.labels == y].sum() for y in np.unique(self.labels)]
-        return torch.as_tensor(np.stack([self.log_density(zs, range(len(zs)), np.full(len(zs[0]), y)) + math.log(w) for y, w in zip(np.unique(self.labels), mass)], 1))
+        return torch.as_tensor(
+            np.stack(
+                [
+                    self.log_density(zs, range(len(zs)), np.full(len(zs[0]), y)) + math.log(w)
+                    for y, w in zip(np.unique(self.labels), mass)
+                ],
+                1,
+            )
+        )
 
 
-def pair(rho, d): return np.kron([[1, rho], [rho, 1]], np.eye(d))
-def equal(rho, m, d=1): return np.kron((1 - rho)*np.eye(m) + rho*np.ones((m, m)), np.eye(d))
+def pair(rho, d):
+    return np.kron([[1, rho], [rho, 1]], np.eye(d))
+
+
+def equal(rho, m, d=1):
+    return np.kron((1 - rho) * np.eye(m) + rho * np.ones((m, m)), np.eye(d))
+
+
 def xor_table(flip):
     p = np.zeros((2, 2, 2))
-    for a, b in product(range(2), repeat=2): p[a, b, a ^ b], p[a, b, 1 - (a ^ b)] = (1 - flip)/4, flip/4
+    for a, b in product(range(2), repeat=2):
+        p[a, b, a ^ b], p[a, b, 1 - (a ^ b)] = (1 - flip) / 4, flip / 4
     return p
-def redundant_table(agree=.99, right=.9):
+
+
+def redundant_table(agree=0.99, right=0.9):
     "x1 and x2 agree nearly always and the label follows x1: the answers depend on x1, yet hardly anything is unique to it (axes x1, y, x2)."
     p = np.zeros((2, 2, 2))
-    for a, y, b in product(range(2), repeat=3): p[a, y, b] = .5*(right if y == a else 1 - right)*(agree if b == a else 1 - agree)
+    for a, y, b in product(range(2), repeat=3):
+        p[a, y, b] = 0.5 * (right if y == a else 1 - right) * (agree if b == a else 1 - agree)
     return p
+
+
 RANDOM = np.random.default_rng(7).dirichlet(np.ones(24))
 
 LAWS = [
     FiniteLaw("table 5x5, independent", "mi", np.ones((5, 5))),
-    FiniteLaw("table 2x2, weak", "mi", [[.27, .23], [.23, .27]]),
+    FiniteLaw("table 2x2, weak", "mi", [[0.27, 0.23], [0.23, 0.27]]),
     FiniteLaw("table 4x6, random", "mi", RANDOM.reshape(4, 6)),
-    FiniteLaw("table 10x10, noisy copy", "mi", np.eye(10)*.8/10 + .2/100),
-    FiniteLaw("table 8x2, rare label, independent", "mi", np.outer(np.ones(8), [.97, .03])),
+    FiniteLaw("table 10x10, noisy copy", "mi", np.eye(10) * 0.8 / 10 + 0.2 / 100),
+    FiniteLaw("table 8x2, rare label, independent", "mi", np.outer(np.ones(8), [0.97, 0.03])),
     FiniteLaw("table 2x4x3, random", "cmi", RANDOM.reshape(2, 4, 3)),
     FiniteLaw("table, redundant", "cmi", redundant_table()),
-    FiniteLaw("table 2x2x2, chain", "cmi", redundant_table(.9, .9).swapaxes(0, 2)),      # x and y are noisy copies of z and nothing more
-    FiniteLaw("XOR, exact", "tc", xor_table(0.)),
-    FiniteLaw("XOR, 10 % flipped", "tc", xor_table(.1)),
-    FiniteLaw("XOR, 10 % flipped", "cmi", np.moveaxis(xor_table(.1), 2, 1)),
+    FiniteLaw(
+        "table 2x2x2, chain", "cmi", redundant_table(0.9, 0.9).swapaxes(0, 2)
+    ),  # x and y are noisy copies of z and nothing more
+    FiniteLaw("XOR, exact", "tc", xor_table(0.0)),
+    FiniteLaw("XOR, 10 % flipped", "tc", xor_table(0.1)),
+    FiniteLaw("XOR, 10 % flipped", "cmi", np.moveaxis(xor_table(0.1), 2, 1)),
     GaussianLaw("Gaussian 1+1, rho 0", "mi", pair(0, 1), (1, 1)),
-    GaussianLaw("Gaussian 1+1, rho 0.6", "mi", pair(.6, 1), (1, 1)),
-    GaussianLaw("Gaussian 1+1, rho 0.9", "mi", pair(.9, 1), (1, 1)),
-    GaussianLaw("Gaussian 2+2, rho 0.5", "mi", pair(.5, 2), (2, 2)),
-    GaussianLaw("Gaussian 5+5, rho 0.5", "mi", pair(.5, 5), (5, 5)),
-    GaussianLaw("Gaussian 10+10, rho 0.5", "mi", pair(.5, 10), (10, 10)),
-    GaussianLaw("Gaussian 10+10, rho 0.8", "mi", pair(.8, 10), (10, 10)),
-    GaussianLaw("Gaussian, redundant 1+1+1", "cmi", [[1, .8, .9], [.8, 1, .8], [.9, .8, 1]], (1, 1, 1)),
-    GaussianLaw("Gaussian 4+4+4, rho 0.4", "cmi", equal(.4, 3, 4), (4, 4, 4)),
-    GaussianLaw("Gaussian 1+1+1", "tc", [[1, .4, .3], [.4, 1, .2], [.3, .2, 1]], (1, 1, 1)),
-    GaussianLaw("Gaussian 4+4+4, rho 0.4", "tc", equal(.4, 3, 4), (4, 4, 4)),
+    GaussianLaw("Gaussian 1+1, rho 0.6", "mi", pair(0.6, 1), (1, 1)),
+    GaussianLaw("Gaussian 1+1, rho 0.9", "mi", pair(0.9, 1), (1, 1)),
+    GaussianLaw("Gaussian 2+2, rho 0.5", "mi", pair(0.5, 2), (2, 2)),
+    GaussianLaw("Gaussian 5+5, rho 0.5", "mi", pair(0.5, 5), (5, 5)),
+    GaussianLaw("Gaussian 10+10, rho 0.5", "mi", pair(0.5, 10), (10, 10)),
+    GaussianLaw("Gaussian 10+10, rho 0.8", "mi", pair(0.8, 10), (10, 10)),
+    GaussianLaw("Gaussian, redundant 1+1+1", "cmi", [[1, 0.8, 0.9], [0.8, 1, 0.8], [0.9, 0.8, 1]], (1, 1, 1)),
+    GaussianLaw("Gaussian 4+4+4, rho 0.4", "cmi", equal(0.4, 3, 4), (4, 4, 4)),
+    GaussianLaw("Gaussian 1+1+1", "tc", [[1, 0.4, 0.3], [0.4, 1, 0.2], [0.3, 0.2, 1]], (1, 1, 1)),
+    GaussianLaw("Gaussian 4+4+4, rho 0.4", "tc", equal(0.4, 3, 4), (4, 4, 4)),
     StudentLaw("Student 1+1, 1 d.o.f., rho 0", pair(0, 1), (1, 1), 1),
-    StudentLaw("Student 1+1, 2 d.o.f., rho 0.5", pair(.5, 1), (1, 1), 2),
-    StudentLaw("Student 5+5, 3 d.o.f., rho 0.5", pair(.5, 5), (5, 5), 3),
+    StudentLaw("Student 1+1, 2 d.o.f., rho 0.5", pair(0.5, 1), (1, 1), 2),
+    StudentLaw("Student 5+5, 3 d.o.f., rho 0.5", pair(0.5, 5), (5, 5), 3),
     StepLaw("step, 5 labels", 5),
     MixtureLaw("two humps", "mi", [[[-2], [2]], [[-2], [2]]]),
     MixtureLaw("label x 2 features", "mi", [[[0, 0], [2, 0], [0, 2]]], [0, 1, 2]),
-    MixtureLaw("label x 10 features", "mi", [2*np.eye(3, 10)], [0, 1, 2]),
+    MixtureLaw("label x 10 features", "mi", [2 * np.eye(3, 10)], [0, 1, 2]),
     MixtureLaw("label x 10 features, independent", "mi", [np.zeros((2, 10))], [0, 1]),
-    MixtureLaw("label XOR, features 1+1", "cmi", [[[-1.5], [-1.5], [1.5], [1.5]], [[-1.5], [1.5], [-1.5], [1.5]]], [0, 1, 1, 0]),
-    MixtureLaw("label XOR, features 1+1", "tc", [[[-1.5], [-1.5], [1.5], [1.5]], [[-1.5], [1.5], [-1.5], [1.5]]], [0, 1, 1, 0]),
+    MixtureLaw(
+        "label XOR, features 1+1", "cmi", [[[-1.5], [-1.5], [1.5], [1.5]], [[-1.5], [1.5], [-1.5], [1.5]]], [0, 1, 1, 0]
+    ),
+    MixtureLaw(
+        "label XOR, features 1+1", "tc", [[[-1.5], [-1.5], [1.5], [1.5]], [[-1.5], [1.5], [-1.5], [1.5]]], [0, 1, 1, 0]
+    ),
     MixtureLaw("label, redundant features 1+1", "cmi", [[[-1.5], [1.5]], [[-1.5], [1.5]]], [0, 1]),
     MixtureLaw("label, redundant features 1+1", "tc", [[[-1.5], [1.5]], [[-1.5], [1.5]]], [0, 1]),
-    MixtureLaw("label, redundant features 4+4", "cmi", [[[-.7]*4, [.7]*4], [[-.7]*4, [.7]*4]], [0, 1]),
+    MixtureLaw("label, redundant features 4+4", "cmi", [[[-0.7] * 4, [0.7] * 4], [[-0.7] * 4, [0.7] * 4]], [0, 1]),
 ]
 
 
@@ -211,18 +313,27 @@ def permutation(law, sample, form, seed):
     "The permutation contrasts of the exact posterior, as estimates of the conditional mutual information."
     x, y, z = sample
     zs = [torch.as_tensor(v) for v in (x, z)]
-    if form == "permutation": found = permutation_cmi(law.logits, zs, 0, torch.as_tensor(y))
-    elif form == "permutation, jsd": found = permutation_cmi(law.logits, zs, 0, form="jsd")
-    else: found = conditional_permutation_cmi(law.logits, zs, 0, torch.as_tensor(y))
-    mean, half = found.mean.item(), 1.96*found.per_sample.std().item()/math.sqrt(len(y))
+    if form == "permutation":
+        found = permutation_cmi(law.logits, zs, 0, torch.as_tensor(y))
+    elif form == "permutation, jsd":
+        found = permutation_cmi(law.logits, zs, 0, form="jsd")
+    else:
+        found = conditional_permutation_cmi(law.logits, zs, 0, torch.as_tensor(y))
+    mean, half = found.mean.item(), 1.96 * found.per_sample.std().item() / math.sqrt(len(y))
     return Estimate(mean, max(mean - half, 0), max(mean + half, 0), form, "score", len(y))
+
 
 def run(law, estimator, n, repeat):
     "One estimate on fresh samples; the same samples for every estimator."
     sample = law.sample(n, np.random.default_rng([zlib.crc32(law.name.encode()), n, repeat]))
     start = time.process_time()
-    found = permutation(law, sample, estimator, repeat) if "permutation" in estimator else ESTIMATE[law.quantity](*sample, method=estimator, seed=repeat)
+    found = (
+        permutation(law, sample, estimator, repeat)
+        if "permutation" in estimator
+        else ESTIMATE[law.quantity](*sample, method=estimator, seed=repeat)
+    )
     return found, time.process_time() - start
+
 
 def summary(law, estimator, n, found):
     "One row of the table."
@@ -231,11 +342,29 @@ def summary(law, estimator, n, found):
     quiet = np.array([e.covers for e in estimates])
     inside = (low <= law.truth + 1e-12) & (law.truth - 1e-12 <= high)
     notes = [w.split(":")[0] for e in estimates for w in e.warnings]
-    row = dict(quantity=law.quantity, law=law.name, estimator=estimator, kind=estimates[0].kind, n=n, repeats=len(found), truth=law.truth, mean=value.mean(),
-               bias=value.mean() - law.truth, bias_se=value.std(ddof=1)/math.sqrt(len(found)), sd=value.std(ddof=1), reported_se=np.mean(high - low)/(2*1.96),
-               coverage=inside.mean(), low_holds=(low <= law.truth + 1e-12).mean(), quiet=quiet.mean(), claimed=bool(quiet.mean() >= CLAIMED),
-               coverage_quiet=inside[quiet].mean() if quiet.any() else math.nan, seconds=np.median(seconds), warning=max(set(notes), key=notes.count) if notes else "")
+    row = dict(
+        quantity=law.quantity,
+        law=law.name,
+        estimator=estimator,
+        kind=estimates[0].kind,
+        n=n,
+        repeats=len(found),
+        truth=law.truth,
+        mean=value.mean(),
+        bias=value.mean() - law.truth,
+        bias_se=value.std(ddof=1) / math.sqrt(len(found)),
+        sd=value.std(ddof=1),
+        reported_se=np.mean(high - low) / (2 * 1.96),
+        coverage=inside.mean(),
+        low_holds=(low <= law.truth + 1e-12).mean(),
+        quiet=quiet.mean(),
+        claimed=bool(quiet.mean() >= CLAIMED),
+        coverage_quiet=inside[quiet].mean() if quiet.any() else math.nan,
+        seconds=np.median(seconds),
+        warning=max(set(notes), key=notes.count) if notes else "",
+    )
     return {k: f"{v:.5f}" if isinstance(v, float) else v for k, v in row.items()}
+
 
 def plan(quick=False):
     "(law, estimator, n, repeats), cheap ones first."
@@ -244,36 +373,64 @@ def plan(quick=False):
         columns = law.sample(50, np.random.default_rng(0))
         widths = [np.asarray(c).reshape(50, -1).shape[1] if np.asarray(c).dtype.kind == "f" else 0 for c in columns]
         discrete, label = not any(widths), 0 in widths and law.quantity != "tc"
-        if discrete: jobs += [(law, "plugin", n, 1000) for n in (200, 1000)]
-        elif sum(widths) <= 10: jobs += [(law, "knn", 500, 600 if sum(widths) <= 4 else 100), (law, "knn", 2000, 400 if sum(widths) <= 4 else 20)]
-        if label and not discrete: jobs += [(law, "classifier", 500, 60), (law, "classifier", 2000, 40)]
-        if hasattr(law, "logits") and law.quantity == "cmi": jobs += [(law, e, 500, 100 if "conditional" not in e else 40) for e in ("permutation", "permutation, jsd", "conditional permutation")]
-        if not discrete and not (label and law.quantity == "mi"): jobs.append((law, "neural", 1000, 30))
-        if law.name.startswith("Gaussian 10+10"): jobs.append((law, "neural", 5000, 12))
+        if discrete:
+            jobs += [(law, "plugin", n, 1000) for n in (200, 1000)]
+        elif sum(widths) <= 10:
+            jobs += [
+                (law, "knn", 500, 600 if sum(widths) <= 4 else 100),
+                (law, "knn", 2000, 400 if sum(widths) <= 4 else 20),
+            ]
+        if label and not discrete:
+            jobs += [(law, "classifier", 500, 60), (law, "classifier", 2000, 40)]
+        if hasattr(law, "logits") and law.quantity == "cmi":
+            jobs += [
+                (law, e, 500, 100 if "conditional" not in e else 40)
+                for e in ("permutation", "permutation, jsd", "conditional permutation")
+            ]
+        if not discrete and not (label and law.quantity == "mi"):
+            jobs.append((law, "neural", 1000, 30))
+        if law.name.startswith("Gaussian 10+10"):
+            jobs.append((law, "neural", 5000, 12))
     jobs = [j for j in jobs if "permutation" not in j[1] or "2x4x3" not in j[0].name]
-    if quick: jobs = [(law, e, n, max(4, repeats//20)) for law, e, n, repeats in jobs if n <= 1000]
+    if quick:
+        jobs = [(law, e, n, max(4, repeats // 20)) for law, e, n, repeats in jobs if n <= 1000]
     return jobs
 
+
 def read(path):
-    if not path.exists(): return {}
-    with path.open(newline="") as f: return {key(row): row for row in csv.DictReader(f)}
-def key(row): return row["quantity"], row["law"], row["estimator"], int(row["n"])
+    if not path.exists():
+        return {}
+    with path.open(newline="") as f:
+        return {key(row): row for row in csv.DictReader(f)}
+
+
+def key(row):
+    return row["quantity"], row["law"], row["estimator"], int(row["n"])
+
+
 def write(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     with temporary.open("w", newline="") as f:
-        table = csv.DictWriter(f, COLUMNS, lineterminator="\n"); table.writeheader(); table.writerows(rows)
+        table = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
     temporary.replace(path)
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="the table; default results/certification.csv, with --quick runs/certification-quick.csv")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the table; default results/certification.csv, with --quick runs/certification-quick.csv",
+    )
     parser.add_argument("--quick", action="store_true", help="a twentieth of the repeats and no more than 1000 samples")
     parser.add_argument("--only", default="", help="only rows whose law or estimator contains this")
     parser.add_argument("--fresh", action="store_true", help="compute the rows again even if they are there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    path = args.out or ROOT/("runs/certification-quick.csv" if args.quick else "results/certification.csv")
+    path = args.out or ROOT / ("runs/certification-quick.csv" if args.quick else "results/certification.csv")
     jobs = plan(args.quick)
     done, order = read(path), [(law.quantity, law.name, e, n) for law, e, n, _ in jobs]
     wanted = [j for j in jobs if args.only in j[0].name or args.only in j[1]]
@@ -293,4 +450,6 @@ def main():
             bar.advance(rows)
     print(path)
 
-if __name__ == "__main__": main()
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ Encoders and training follow the authors' synthetic notebook (linear encoders, w
 training loss has not fallen by 1e-4 for 100 epochs); their generator is not published, so the data are a stand-in with n/d = 5, made small.
 All seeds of a head train at once: parameters are stacked along a first axis, and Adam works number by number.
 """
+
 import csv, math
 from pathlib import Path
 
@@ -18,50 +19,64 @@ from mmlit.fusion.heads import SumHead
 from mmlit.fusion.models import FusionModel
 from mmlit.methods.multimodal_loss import MultiProxyHead, ScaledSumHead, unimodal_accuracy
 
-OUT = Path(__file__).resolve().parent.parent/"results"/"multi_proxy_ablation.csv"
+OUT = Path(__file__).resolve().parent.parent / "results" / "multi_proxy_ablation.csv"
 D, N, N_TEST, WIDTHS, EPOCHS, PATIENCE, SEEDS = 40, 200, 2000, (16, 16, 16), 1500, 100, 20
-DESIGNS = dict(                                            # strength of each modality's class signal
-    one_easy=dict(classes=2, sigma=(1.7, .25, .25)),       # one informative modality, two that are nearly noise
-    one_easy_4=dict(classes=4, sigma=(2.5, .4, .4)),       # the same with four classes
-    random=dict(classes=2, sigma=(3., 3., 3.), one=True),  # each sample is informative in one modality, drawn at random
+DESIGNS = dict(  # strength of each modality's class signal
+    one_easy=dict(classes=2, sigma=(1.7, 0.25, 0.25)),  # one informative modality, two that are nearly noise
+    one_easy_4=dict(classes=4, sigma=(2.5, 0.4, 0.4)),  # the same with four classes
+    random=dict(
+        classes=2, sigma=(3.0, 3.0, 3.0), one=True
+    ),  # each sample is informative in one modality, drawn at random
 )
+
 
 class Parts(MultiProxyHead):
     "Multi-proxy head with its two terms weighted."
-    def __init__(self, dims, n_classes, z=1., o=1., **options):
+
+    def __init__(self, dims, n_classes, z=1.0, o=1.0, **options):
         super().__init__(dims, n_classes, **options)
         self.z, self.o = z, o
+
     def forward(self, zs):
         terms = self.terms(zs)
-        return self.z*terms.z + self.o*terms.o
+        return self.z * terms.z + self.o * terms.o
+
 
 class Logits(SumHead):
     "Sum of unimodal logits."
+
     unimodal_logits = SumHead.contributions
+
 
 class LinearOnProbs(Logits):
     "The paper's NN baseline: a linear layer on the joined unimodal probabilities."
+
     def __init__(self, dims, n_classes):
         super().__init__(dims, n_classes)
-        self.out = nn.Linear(len(self.dims)*n_classes, n_classes)
-    def forward(self, zs): return self.out(torch.cat(tuple(self.unimodal_logits(zs).softmax(-1)), dim=1))
+        self.out = nn.Linear(len(self.dims) * n_classes, n_classes)
 
-def parts(**options): return lambda dims, n_classes: Parts(dims, n_classes, **options)
+    def forward(self, zs):
+        return self.out(torch.cat(tuple(self.unimodal_logits(zs).softmax(-1)), dim=1))
 
-HEADS = {                                  # name: (head, settings of `train`)
+
+def parts(**options):
+    return lambda dims, n_classes: Parts(dims, n_classes, **options)
+
+
+HEADS = {  # name: (head, settings of `train`)
     "as published": (parts(), {}),
     "aligned": (parts(init="aligned"), {}),
-    "unimodal losses": (parts(), dict(auxiliary=1.)),
+    "unimodal losses": (parts(), dict(auxiliary=1.0)),
     "decoupled decay": (parts(), dict(optimiser=torch.optim.AdamW)),
-    "z only": (parts(o=0.), {}),
-    "o only": (parts(z=0.), {}),
-    "20 o only": (parts(z=0., o=20.), {}),
-    "z/20": (parts(z=1/20), {}),
+    "z only": (parts(o=0.0), {}),
+    "o only": (parts(z=0.0), {}),
+    "20 o only": (parts(z=0.0, o=20.0), {}),
+    "z/20": (parts(z=1 / 20), {}),
     "proxy axis": (parts(axis="proxy"), {}),
-    "proxy axis, 20 z": (parts(axis="proxy", z=20.), {}),
+    "proxy axis, 20 z": (parts(axis="proxy", z=20.0), {}),
     "K=1": (parts(k=1), {}),
     "K=5": (parts(k=5), {}),
-    "sum p": (lambda *a: ScaledSumHead(*a, scale=1.), {}),
+    "sum p": (lambda *a: ScaledSumHead(*a, scale=1.0), {}),
     "20 sum p": (ScaledSumHead, {}),
     "sum logits": (Logits, {}),
     "linear on p": (LinearOnProbs, {}),
@@ -70,22 +85,30 @@ HEADS = {                                  # name: (head, settings of `train`)
 MAIN = ["as published", "aligned", "unimodal losses", "z only", "sum p", "20 sum p", "sum logits", "modality 1 alone"]
 PLAN = [("one_easy", head) for head in HEADS] + [(design, head) for design in ("one_easy_4", "random") for head in MAIN]
 
+
 class Net(FusionModel):
     "Linear encoders and a head; answers with the logits of the head and of each modality."
+
     def forward(self, *xs):
         zs = self.encode(*xs)
         return self.fuse(zs), self.head.unimodal_logits(zs)
 
+
 def class_means(classes, generator):
     "Unit vectors at equal angles, (C, D): plus and minus one direction for C = 2."
     directions = torch.linalg.qr(torch.randn(D, classes, generator=generator)).Q.T
-    return math.sqrt(classes/(classes - 1))*(directions - directions.mean(0))
+    return math.sqrt(classes / (classes - 1)) * (directions - directions.mean(0))
+
 
 def draw(n, means, sigma, generator, one=False):
     "x_m = noise + sigma_m mean_m(y); with `one` the signal stands in one random modality of each sample."
     y = torch.arange(n) % len(means[0])
     chosen = torch.randint(len(sigma), (n, 1), generator=generator)
-    return [torch.randn(n, D, generator=generator) + s*mean[y]*(chosen == m if one else 1) for m, (s, mean) in enumerate(zip(sigma, means))], y
+    return [
+        torch.randn(n, D, generator=generator) + s * mean[y] * (chosen == m if one else 1)
+        for m, (s, mean) in enumerate(zip(sigma, means))
+    ], y
+
 
 def prepare(design, head, seed):
     "Training inputs, test inputs and the untrained model of one run."
@@ -95,35 +118,47 @@ def prepare(design, head, seed):
     seen = 1 if head == "modality 1 alone" else len(xs)
     torch.manual_seed(seed)
     encoders = [nn.Sequential(*(nn.Linear(a, b) for a, b in zip((D, *WIDTHS), WIDTHS))) for _ in range(seen)]
-    return xs[:seen], xs_test[:seen], Net(encoders, HEADS[head][0]((WIDTHS[-1],)*seen, law["classes"]))
+    return xs[:seen], xs_test[:seen], Net(encoders, HEADS[head][0]((WIDTHS[-1],) * seen, law["classes"]))
+
 
 def mean_cross_entropy(logits, y):
     "Of logits (..., B, C), shape (...)."
     return -logits.log_softmax(-1).gather(-1, y[:, None].expand(*logits.shape[:-1], 1)).mean((-2, -1))
 
-def train(forward, params, xs, y, auxiliary=0., optimiser=torch.optim.Adam):
+
+def train(forward, params, xs, y, auxiliary=0.0, optimiser=torch.optim.Adam):
     "Train stacked models, each until its own loss stops falling; parameters, losses and epochs at that moment."
     step = optimiser(params.values(), lr=5e-4, weight_decay=1e-4)
     final, n = {name: q.detach().clone() for name, q in params.items()}, len(xs[0])
-    best, last, wait, epochs = torch.full((n,), math.inf), torch.zeros(n), torch.zeros(n), torch.zeros(n, dtype=torch.long)
+    best, last, wait, epochs = (
+        torch.full((n,), math.inf),
+        torch.zeros(n),
+        torch.zeros(n),
+        torch.zeros(n, dtype=torch.long),
+    )
     running = torch.ones(n, dtype=torch.bool)
     while running.any():
-        f, u = forward(params, xs)                                          # (S, B, C), (S, M, B, C)
+        f, u = forward(params, xs)  # (S, B, C), (S, M, B, C)
         losses = mean_cross_entropy(f, y)
-        if auxiliary: losses = losses + auxiliary*mean_cross_entropy(u, y).sum(1)
-        step.zero_grad(); losses.sum().backward(); step.step()
+        if auxiliary:
+            losses = losses + auxiliary * mean_cross_entropy(u, y).sum(1)
+        step.zero_grad()
+        losses.sum().backward()
+        step.step()
         losses, improved = losses.detach(), losses.detach() < best - 1e-4
         best, wait = torch.where(improved, losses, best), torch.where(improved, 0, wait + 1)
         epochs[running] += 1
         last[running] = losses[running]
         over = running & ((wait >= PATIENCE) | (epochs >= EPOCHS))
-        for name, q in params.items(): final[name][over] = q.detach()[over]
+        for name, q in params.items():
+            final[name][over] = q.detach()[over]
         running &= ~over
     return final, last, epochs
 
+
 def run(design, head, seeds):
     "Train one head on one draw a seed; a dictionary a seed of what came out."
-    torch.set_flush_denormal(True)                                          # saturated softmaxes make denormal numbers, which are slow
+    torch.set_flush_denormal(True)  # saturated softmaxes make denormal numbers, which are slow
     xs, xs_test, models = zip(*(prepare(design, head, seed) for seed in seeds))
     xs, xs_test = ([torch.stack(x) for x in zip(*inputs)] for inputs in (xs, xs_test))
     y, y_test = (torch.arange(n) % DESIGNS[design]["classes"] for n in (N, N_TEST))
@@ -131,16 +166,28 @@ def run(design, head, seeds):
     before = {name: q.detach().clone() for name, q in params.items()}
     forward = vmap(lambda params, xs: functional_call(models[0], params, tuple(xs)))
     final, losses, epochs = train(forward, params, xs, y, **HEADS[head][1])
-    with torch.no_grad(): (f, u), (f_test, u_test) = forward(final, xs), forward(final, xs_test)
+    with torch.no_grad():
+        (f, u), (f_test, u_test) = forward(final, xs), forward(final, xs_test)
     rows = []
     for i, seed in enumerate(seeds):
         accuracy, renamed = unimodal_accuracy(u_test[i], y_test)
-        each = dict(accuracy=accuracy, renamed=renamed, confident=(u[i].softmax(-1).amax(-1) > .9).float().mean(1))
-        row = dict(design=design, head=head, seed=seed, accuracy=(f_test[i].argmax(1) == y_test).float().mean().item(),
-                   train_accuracy=(f[i].argmax(1) == y).float().mean().item(), loss=losses[i].item(), epochs=epochs[i].item())
-        if "head.proxies" in final: row["revived"] = (final["head.proxies"][i][before["head.proxies"][i] < 0] > 0).float().mean().item()
-        rows.append(row | {f"{name}_{m + 1}": value for name, values in each.items() for m, value in enumerate(values.tolist())})
+        each = dict(accuracy=accuracy, renamed=renamed, confident=(u[i].softmax(-1).amax(-1) > 0.9).float().mean(1))
+        row = dict(
+            design=design,
+            head=head,
+            seed=seed,
+            accuracy=(f_test[i].argmax(1) == y_test).float().mean().item(),
+            train_accuracy=(f[i].argmax(1) == y).float().mean().item(),
+            loss=losses[i].item(),
+            epochs=epochs[i].item(),
+        )
+        if "head.proxies" in final:
+            row["revived"] = (final["head.proxies"][i][before["head.proxies"][i] < 0] > 0).float().mean().item()
+        rows.append(
+            row | {f"{name}_{m + 1}": value for name, values in each.items() for m, value in enumerate(values.tolist())}
+        )
     return rows
+
 
 if __name__ == "__main__":
     with open(OUT, "w", newline="") as file:
@@ -151,4 +198,4 @@ if __name__ == "__main__":
                 table.writeheader()
             table.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
             file.flush()
-            print(f"{job[0]:11s} {job[1]:18s} {sum(row['accuracy'] for row in rows)/len(rows):.3f}", flush=True)
+            print(f"{job[0]:11s} {job[1]:18s} {sum(row['accuracy'] for row in rows) / len(rows):.3f}", flush=True)

@@ -1,4 +1,5 @@
 """README.md from nbs/index.ipynb. `--check` only compares; `--demo` first runs the demo and puts its output and the two pictures into the index."""
+
 import argparse
 import io
 import json
@@ -7,7 +8,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-INDEX, GALLERY, README, PICTURES = ROOT/"nbs"/"index.ipynb", ROOT/"nbs"/"gallery.ipynb", ROOT/"README.md", ROOT/"nbs"/"images"
+INDEX, GALLERY, README, PICTURES = (
+    ROOT / "nbs" / "index.ipynb",
+    ROOT / "nbs" / "gallery.ipynb",
+    ROOT / "README.md",
+    ROOT / "nbs" / "images",
+)
 START = "<!-- output of `make demo`, written by `make readme` -->"
 
 
@@ -16,7 +22,8 @@ def render():
     parts = ["<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->"]
     for cell in json.loads(INDEX.read_text(encoding="utf8"))["cells"]:
         source = "".join(cell["source"])
-        if re.search(r"^#\|\s*(hide|default_exp)", source, re.M): continue
+        if re.search(r"^#\|\s*(hide|default_exp)", source, re.M):
+            continue
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
     return re.sub(r"\]\((?=images/|\w+\.ipynb)", "](nbs/", "\n\n".join(parts)) + "\n"
 
@@ -24,17 +31,20 @@ def render():
 def demo():
     "Run (or read back) the demo; its tables and picture go into the index."
     import matplotlib
+
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
     from rich.console import Console
 
     from mmlit.benchmark.comparison import compare
     from mmlit.benchmark.results import print_comparison
-    result = compare(["mfeat", "emoji"], ["unimodal", "ensemble", "joint"], seeds=5, out=ROOT/"runs")
+
+    result = compare(["mfeat", "emoji"], ["unimodal", "ensemble", "joint"], seeds=5, out=ROOT / "runs")
     heights = [len(result.intervals(d)) for d in result.datasets]
     figure, axes = plt.subplots(2, 2, figsize=(8, 4.6), sharey="row", layout="constrained", height_ratios=heights)
-    for data, row in zip(result.datasets, axes): result.plot(data, row)
-    figure.savefig(PICTURES/"demo.png", dpi=110, metadata={"Software": None})
+    for data, row in zip(result.datasets, axes):
+        result.plot(data, row)
+    figure.savefig(PICTURES / "demo.png", dpi=110, metadata={"Software": None})
     text = io.StringIO()
     print_comparison(result, Console(file=text, width=116))
     lines = "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
@@ -43,21 +53,29 @@ def demo():
     cell["source"] = f"{START}\n\n```text\n{lines}\n```".splitlines(keepends=True)
     INDEX.write_text(json.dumps(book, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
 
+
 def phenomenon():
     "The first picture of the gallery, by the gallery's own cells."
     import matplotlib
+
     matplotlib.use("agg")
     scope = {}
     for cell in json.loads(GALLERY.read_text(encoding="utf8"))["cells"]:
-        if cell["cell_type"] == "code" and "figure" not in scope: exec("".join(cell["source"]), scope)
-    scope["figure"].savefig(PICTURES/"phenomenon.png", dpi=110, metadata={"Software": None})
+        if cell["cell_type"] == "code" and "figure" not in scope:
+            exec("".join(cell["source"]), scope)
+    scope["figure"].savefig(PICTURES / "phenomenon.png", dpi=110, metadata={"Software": None})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true"); parser.add_argument("--demo", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--demo", action="store_true")
     options = parser.parse_args()
-    if options.demo: demo(); phenomenon()
+    if options.demo:
+        demo()
+        phenomenon()
     if options.check:
-        if README.read_text(encoding="utf8") != render(): sys.exit("README.md is not in step with nbs/index.ipynb: run `make readme`")
-    else: README.write_text(render(), encoding="utf8")
+        if README.read_text(encoding="utf8") != render():
+            sys.exit("README.md is not in step with nbs/index.ipynb: run `make readme`")
+    else:
+        README.write_text(render(), encoding="utf8")

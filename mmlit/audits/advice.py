@@ -7,12 +7,14 @@ __all__ = ['CANDIDATES', 'IGNORED', 'Advice', 'widened', 'advise']
 
 # %% ../../nbs/36_advice.ipynb #f7e54d10
 import math
-import pandas as pd
-from typing import NamedTuple
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
 from scipy import stats
-from ..scores import Interval
+
 from .measure import LEVEL
+from ..scores import Interval
 
 # %% ../../nbs/36_advice.ipynb #8733dc34
 CANDIDATES = {           # beside the joint model itself

@@ -6,36 +6,38 @@
 __all__ = ['SEEDS', 'FEW_GROUPS', 'audit']
 
 # %% ../../nbs/38_audit.ipynb #ab2d9854
-import cloudpickle
 import copy
-import joblib
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import cloudpickle
+import joblib
 import numpy as np
 import torch
-from collections.abc import Callable, Sequence
-from rich.console import Console
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from pathlib import Path
-from .. import __version__
-from dataclasses import asdict, replace
-from torch import nn
-from threadpoolctl import threadpool_limits
+from rich.console import Console
 from rich.progress import track
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from .. import __version__
+from .advice import advise
+from .companions import _check_reset, companion_runs
+from .measure import LEVEL, measure, tabulate
+from .quantities import _device, coalition_plan
 from .report import Audit
+from ..core import eval_mode
+from ..data.catalogue import parse_dataset
+from ..data.columns import MultimodalData
+from ..data.splits import split_hash
+from ..fusion.coalitions import absent_features, coalition_logits
+from ..fusion.models import NamedEncoders, SelectModalities, as_fusion
 from ..learner import Budget, ModalityMonitor, joint_run
 from ..runs import Job, RunStore, loaders, train_missing
-from .measure import LEVEL, measure, tabulate
-from ..data.columns import MultimodalData
-from ..fusion.models import NamedEncoders, SelectModalities, as_fusion
-from .companions import _check_reset, companion_runs
-from .quantities import _device, coalition_plan
-from ..fusion.coalitions import absent_features, coalition_logits
-from .advice import advise
-from ..core import eval_mode
 from ..scores import headline
-from ..data.catalogue import parse_dataset
-from ..data.splits import split_hash
 
 # %% ../../nbs/38_audit.ipynb #2b72187a
 SEEDS = dict(fast=1, full=5)

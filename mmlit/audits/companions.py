@@ -9,13 +9,15 @@ __all__ = ['fresh_copy', 'companion_runs']
 import copy
 import hashlib
 import inspect
-import torch
 from collections.abc import Callable, Sequence
+
+import torch
 from torch import nn
-from ..fusion.models import Fusion, FusionModel, NamedEncoders
+
 from ..fusion.heads import MLPHead
-from ..methods.baselines import MultiLoss, unimodal_run
+from ..fusion.models import Fusion, FusionModel, NamedEncoders
 from ..learner import Run, multimodal_learner
+from ..methods.baselines import MultiLoss, unimodal_run
 
 # %% ../../nbs/32_companions.ipynb #88bcbe36
 def fresh_copy(

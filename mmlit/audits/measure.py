@@ -7,25 +7,44 @@ __all__ = ['LEVEL', 'coalition_outcomes', 'Measured', 'measure', 'tabulate']
 
 # %% ../../nbs/35_measure.ipynb #0680b11d
 import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
-from typing import NamedTuple
-from collections.abc import Sequence
 from torch import Tensor, nn
-from itertools import combinations
-from ..fusion.models import EarlyFusion, Fusion
-from .quantities import Held, Quantity, _DECOMPOSED, _PROBED, _device, _flat, _in_batches
-from .quantities import answer_information, answers, coalition_plan, coalition_quantities
-from .quantities import feature_information, gains, hold, log_likelihoods, model_quantities, probe
-from .quantities import robustness_quantities, strength_quantities
-from ..scores import Interval, bootstrap_interval, corrected_interval, headline
-from ..fusion.coalitions import absent_features, coalition_logits
-from ..methods.shapley import combine_coalitions
-from ..methods.baselines import ensemble_log_probabilities
-from ..core import eval_mode
-from ..permutation import js_divergence_with_logits
+
+from mmlit.audits.quantities import (
+    _DECOMPOSED,
+    _PROBED,
+    Held,
+    Quantity,
+    _device,
+    _flat,
+    _in_batches,
+    answer_information,
+    answers,
+    coalition_plan,
+    coalition_quantities,
+    feature_information,
+    gains,
+    hold,
+    log_likelihoods,
+    model_quantities,
+    probe,
+    robustness_quantities,
+    strength_quantities,
+)
 from .strength import penultimate_features
+from ..core import eval_mode
+from ..fusion.coalitions import absent_features, coalition_logits
+from ..fusion.models import EarlyFusion, Fusion
+from ..methods.baselines import ensemble_log_probabilities
+from ..methods.shapley import combine_coalitions
+from ..permutation import js_divergence_with_logits
+from ..scores import Interval, bootstrap_interval, corrected_interval, headline
 
 # %% ../../nbs/35_measure.ipynb #e24199f3
 def _predictions(model, dls, part): return answers(model, hold(model, dls[part]).zs)

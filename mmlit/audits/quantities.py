@@ -8,24 +8,26 @@ __all__ = ['Quantity', 'gains', 'log_likelihoods', 'model_quantities', 'coalitio
            'strength_quantities']
 
 # %% ../../nbs/34_quantities.ipynb #e404404c
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
-from collections.abc import Callable, Sequence
+from scipy import stats
 from sklearn.cluster import KMeans
-from typing import NamedTuple
+from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from sklearn.pipeline import make_pipeline
-from scipy import stats
-from ..fusion.models import Fusion
-from ..scores import Interval, headline
+
+from .strength import competition_strength
 from ..core import batch_parts, eval_mode
 from ..estimators.learned import classifier_log_likelihood
 from ..fusion.coalitions import coalitions
-from ..methods.shapley import combine_coalitions, permutation_coalitions, random_orders, shapley_matrix
-from .strength import competition_strength
+from ..fusion.models import Fusion
 from ..information import partial_information
+from ..methods.shapley import combine_coalitions, permutation_coalitions, random_orders, shapley_matrix
+from ..scores import Interval, headline
 
 # %% ../../nbs/34_quantities.ipynb #979859a2
 class Quantity(NamedTuple):

@@ -10,22 +10,24 @@ __all__ = ['SECTIONS', 'Audit', 'plot_models', 'plot_probes', 'plot_coalitions',
 import html
 import json
 import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-import platform
 from rich.console import Console
-from pathlib import Path
-from rich.table import Table
-from dataclasses import dataclass
 from rich.markup import escape
+from rich.table import Table
+
 from .advice import Advice, _reversed
-from ..learner import Budget
-from ..scores import Interval
 from .measure import Measured
-from ..data.columns import MultimodalData
-from ..pages import facts_html, figure_html, save_page, table_html
 from .quantities import gains
+from ..data.columns import MultimodalData
 from ..data.loaders import show_samples
+from ..learner import Budget
+from ..pages import facts_html, figure_html, save_page, table_html
+from ..scores import Interval
 
 # %% ../../nbs/37_report.ipynb #c63b85db
 @dataclass

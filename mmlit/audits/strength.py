@@ -7,10 +7,12 @@ __all__ = ['RANK_TOLERANCE', 'competition_strength', 'penultimate_features', 'tr
 
 # %% ../../nbs/33_strength.ipynb #81cc8392
 import math
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
-from collections.abc import Callable, Iterable, Sequence
 from torch import Tensor, nn
+
 from ..core import batch_parts, eval_mode
 
 # %% ../../nbs/33_strength.ipynb #5d41c2a2

@@ -7,15 +7,17 @@ __all__ = ['check_methods', 'compare']
 
 # %% ../../nbs/40_comparison.ipynb #06f8f304
 import difflib
-import pandas as pd
-from pathlib import Path
 from collections.abc import Sequence
-from ..learner import Budget, METHODS, Method
+from pathlib import Path
+
+import pandas as pd
+
 from .results import Comparison
-from ..runs import Job, RunStore, train_missing
+from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import multimodal_dls
-from ..data.catalogue import parse_dataset
+from ..learner import METHODS, Budget, Method
+from ..runs import Job, RunStore, train_missing
 
 # %% ../../nbs/40_comparison.ipynb #8765616a
 def check_methods(methods, registry):

@@ -8,16 +8,18 @@ __all__ = ['Comparison', 'report', 'print_comparison']
 # %% ../../nbs/39_results.ipynb #ab428aa8
 import html
 import math
-import pandas as pd
 import platform
+from pathlib import Path
+
+import pandas as pd
 import torch
 from rich.console import Console
-from pathlib import Path
-from rich.table import Table
-from .. import __version__
 from rich.markup import escape
-from ..scores import Interval, headline, paired_intervals
+from rich.table import Table
+
+from .. import __version__
 from ..pages import facts_html, figure_html, save_page, table_html
+from ..scores import Interval, headline, paired_intervals
 
 # %% ../../nbs/39_results.ipynb #f5b2ac2d
 class Comparison:

@@ -12,15 +12,16 @@ import hashlib
 import importlib.util
 import inspect
 import itertools
-import numpy as np
-import pandas as pd
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
 from .columns import MultimodalData, PictureFiles
-from .tasks import competition_task, easy_hard_task, memorable_task, random_modality_task
-from .tasks import shared_unique_task
+from .tasks import competition_task, easy_hard_task, memorable_task, random_modality_task, shared_unique_task
 
 # %% ../../nbs/14_catalogue.ipynb #add9b05b
 def package_dir(

@@ -6,13 +6,14 @@
 __all__ = ['PictureFiles', 'as_column', 'encode_labels', 'MultimodalData']
 
 # %% ../../nbs/02_columns.ipynb #6b1b3ab0
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
-from pathlib import Path
 from torch import Tensor
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 # %% ../../nbs/02_columns.ipynb #902d79a8
 class PictureFiles:

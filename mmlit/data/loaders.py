@@ -10,11 +10,12 @@ __all__ = ['RelativeSquaredError', 'Coding', 'Rows', 'MultimodalDL', 'show_sampl
 import numpy as np
 import pandas as pd
 import torch
-from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.losses import BaseLoss, CrossEntropyLossFlat
+from fastai.torch_core import default_device, to_device
 from fastcore.basics import GetAttr
 from torch import Tensor
-from fastai.torch_core import default_device, to_device
+
 from .columns import MultimodalData, as_column
 from .splits import Split, check_split, fit_encoder, grouped_split
 

@@ -8,13 +8,15 @@ __all__ = ['Split', 'split_hash', 'grouped_split', 'check_split', 'Standardize',
 # %% ../../nbs/13_splits.ipynb #679f9c4b
 import hashlib
 import itertools
-import numpy as np
 import re
-import torch
 import warnings
 from collections import Counter
 from typing import NamedTuple
+
+import numpy as np
+import torch
 from sklearn.model_selection import StratifiedKFold
+
 from .columns import PictureFiles
 
 # %% ../../nbs/13_splits.ipynb #b2fe22ea

@@ -9,10 +9,12 @@ __all__ = ['members', 'FiniteTask', 'parity_accuracy', 'parity_information', 'Ga
 
 # %% ../../nbs/03_tasks.ipynb #11ccae17
 import itertools
+from functools import cached_property
+
 import numpy as np
 from scipy.optimize import brentq
-from functools import cached_property
 from scipy.special import logsumexp, ndtr, xlogy
+
 from .columns import MultimodalData
 from ..information import check_law, information_decomposition, mutual_information
 

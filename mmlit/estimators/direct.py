@@ -8,16 +8,18 @@ __all__ = ['SEEN_ONCE', 'EXPECTED', 'PARTS', 'DRIFT_LEFT', 'KNN_SAMPLES', 'KNN_C
 
 # %% ../../nbs/09_direct.ipynb #9bfa200a
 import math
-import numpy as np
 import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 import pandas as pd
 import torch
-from typing import NamedTuple
-from collections.abc import Sequence
 from scipy.spatial import cKDTree
-from dataclasses import dataclass
 from scipy.special import digamma, ndtri, xlogy
-from scipy.stats import norm, rankdata, t as student_t
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student_t
 
 # %% ../../nbs/09_direct.ipynb #ec48693d
 @dataclass(frozen=True)

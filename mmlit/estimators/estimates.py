@@ -6,12 +6,23 @@
 __all__ = ['ESTIMATORS', 'estimate_mi', 'estimate_cmi', 'estimate_tc']
 
 # %% ../../nbs/11_estimates.ipynb #91e226e4
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
-from collections.abc import Sequence
 from torch import Tensor
-from .direct import Estimate, KNN_COLUMNS, KNN_SAMPLES, _knn, _mutual, _nothing, _plugin, _total
-from .direct import _variables
+
+from mmlit.estimators.direct import (
+    KNN_COLUMNS,
+    KNN_SAMPLES,
+    Estimate,
+    _knn,
+    _mutual,
+    _nothing,
+    _plugin,
+    _total,
+    _variables,
+)
 from .learned import _classifier, _neural
 
 # %% ../../nbs/11_estimates.ipynb #4e9b9cd8

@@ -8,24 +8,26 @@ __all__ = ['CLASSIFIERS', 'MAXIMUM_LIKELIHOOD', 'PRODUCT_FEATURES', 'COLUMNS', '
 
 # %% ../../nbs/10_learned.ipynb #8b6e8222
 import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-import warnings
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
-from collections.abc import Sequence
-from sklearn.model_selection import StratifiedKFold, train_test_split
-from torch import Tensor, nn
-from dataclasses import dataclass
-from sklearn.pipeline import make_pipeline
 from scipy.stats import norm
 from sklearn.covariance import oas
-from .direct import Variable, _empty, _result
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from torch import Tensor, nn
+
 from ..bounds import donsker_varadhan, log_mean_exp
+from .direct import Variable, _empty, _result
 
 # %% ../../nbs/10_learned.ipynb #66093a7d
 CLASSIFIERS = dict(

@@ -6,11 +6,13 @@
 __all__ = ['ABSENT', 'coalitions', 'absent_features', 'mask_features', 'coalition_logits', 'unimodal_logits', 'pairing_logits']
 
 # %% ../../nbs/06_coalitions.ipynb #d07b22f1
-import torch
 from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
-from .models import Fusion
+
 from ..core import MEMORY, check_features
+from .models import Fusion
 
 # %% ../../nbs/06_coalitions.ipynb #1a2af875
 def coalitions(

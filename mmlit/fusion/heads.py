@@ -9,9 +9,11 @@ __all__ = ['HEADS', 'FusionHead', 'SumHead', 'ConcatHead', 'ConditionalHead', 'F
 
 # %% ../../nbs/04_heads.ipynb #25ea60a8
 import math
-import torch
 from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
+
 from ..core import check_features
 
 # %% ../../nbs/04_heads.ipynb #94baae75

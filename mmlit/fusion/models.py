@@ -7,11 +7,13 @@ __all__ = ['Fusion', 'FusionModel', 'EarlyFusion', 'JoinedMLP', 'WrappedFusion',
 
 # %% ../../nbs/05_models.ipynb #63e4ac41
 import math
-import torch
-from collections.abc import Callable, Sequence
 from collections import OrderedDict
-from torch.utils.hooks import RemovableHandle
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
+
 from ..core import check_features
 from .heads import mlp
 

@@ -8,18 +8,28 @@ __all__ = ['unimodal_learner', 'ensemble_log_probabilities', 'MultiLoss', 'pretr
 
 # %% ../../nbs/17_baselines.ipynb #f53fd61d
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from fastai.learner import Learner
-from collections.abc import Sequence
 from torch import Tensor, nn
-from dataclasses import replace
-from ..fusion.heads import AttentionHead, SumHead, feature_dims, in_units
-from ..learner import FusionMethod, Method, Run, default_encoders, joint, joint_run, multimodal_learner
-from ..learner import register_method
-from ..fusion.models import FusionModel, SelectModalities
-from ..scores import best_on_validation
+
 from ..core import eval_mode
 from ..fusion.coalitions import mask_features
+from ..fusion.heads import AttentionHead, SumHead, feature_dims, in_units
+from ..fusion.models import FusionModel, SelectModalities
+from mmlit.learner import (
+    FusionMethod,
+    Method,
+    Run,
+    default_encoders,
+    joint,
+    joint_run,
+    multimodal_learner,
+    register_method,
+)
+from ..scores import best_on_validation
 
 # %% ../../nbs/17_baselines.ipynb #a4fe49de
 def unimodal_learner(

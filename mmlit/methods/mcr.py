@@ -10,20 +10,22 @@ __all__ = ['STRATEGIES', 'DRAWS', 'TINY', 'DISTANCES', 'EXCLUDE', 'STAND_INS', '
 
 # %% ../../nbs/20_mcr.ipynb #73492688
 import math
-import torch
-import torch.nn.functional as F
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.func import functional_call
-from ..learner import FusionMethod, Method, joint, register_method
+from torch.utils.checkpoint import checkpoint
+
 from ..core import MEMORY, check_features, scale_grad
 from ..fusion.coalitions import coalitions
-from ..permutation import cyclic_shifts, derangements, js_divergence_with_logits, random_permutations
 from ..fusion.heads import in_units
+from ..learner import FusionMethod, Method, joint, register_method
 from .baselines import pretrained_run, unimodal_run
+from ..permutation import cyclic_shifts, derangements, js_divergence_with_logits, random_permutations
 
 # %% ../../nbs/20_mcr.ipynb #7d2296c6
 STRATEGIES = dict(greedy=-1., independent=0., collaborative=1.)      # k: what reaches a player through the divergences of the others

@@ -9,16 +9,18 @@ __all__ = ['SCORE_FLOOR', 'response_weights', 'modality_responses', 'depends_on_
 
 # %% ../../nbs/22_modulation.ipynb #d60cec34
 import math
-import torch
-import torch.nn.functional as F
 import warnings
 from collections.abc import Sequence
-from torch import Tensor, nn
-from fastai.optimizer import average_sqr_grad
 from contextlib import nullcontext
-from ..learner import FusionMethod, joint, register_method
+
+import torch
+import torch.nn.functional as F
+from fastai.optimizer import average_sqr_grad
+from torch import Tensor, nn
+
 from ..core import MEMORY, eval_mode, scale_grad
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions
+from ..learner import FusionMethod, joint, register_method
 from .shapley import combine_coalitions, permutation_coalitions, shapley_matrix
 
 # %% ../../nbs/22_modulation.ipynb #91d5220f

@@ -9,15 +9,17 @@ __all__ = ['AXES', 'INITS', 'MANY_PROXIES', 'unit_proxies', 'MultiProxyTerms', '
 
 # %% ../../nbs/18_multimodal_loss.ipynb #03de43b8
 import math
-import torch
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from torch import Tensor, nn
+
+import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
 from torch.nn.functional import normalize
-from ..fusion.models import Fusion, FusionModel
+
 from ..fusion.heads import FusionHead, SumHead
+from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
 
 # %% ../../nbs/18_multimodal_loss.ipynb #5d674ad5

@@ -9,13 +9,15 @@ __all__ = ['EXACT_MODALITIES', 'FREQUENCIES', 'GAP_SCALE', 'shapley_matrix', 'co
 
 # %% ../../nbs/21_shapley.ipynb #d87acdef
 import math
-import torch
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
-from ..learner import FusionMethod, joint, register_method
+
 from ..core import MEMORY, batch_parts, eval_mode, keep_random_state
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions, mask_features
+from ..learner import FusionMethod, joint, register_method
 
 # %% ../../nbs/21_shapley.ipynb #8f6b1dbe
 def shapley_matrix(

@@ -9,15 +9,17 @@ __all__ = ['FORMS', 'TANGENT_FROM', 'PAIRINGS', 'class_log_prior', 'tcmax_loss_f
 
 # %% ../../nbs/19_tcmax.ipynb #1010783e
 import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ..learner import FusionMethod, joint, register_method
-from ..core import MEMORY, check_features
+
 from ..bounds import matched_logits
+from ..core import MEMORY, check_features
 from ..fusion.coalitions import pairing_logits
+from ..learner import FusionMethod, joint, register_method
 
 # %% ../../nbs/19_tcmax.ipynb #89e0c932
 def _labels(y, batch, n_classes):

@@ -18,7 +18,7 @@ from mmlit.core import scale_grad
 from mmlit.methods.modulation import SCORE_FLOOR, depends_on_mode, modality_responses, modulated_logits
 from mmlit.methods.modulation import modulation_coefficients, muted_logits, response_scores, response_weights
 from mmlit.methods.modulation import routed_logits, routing_coefficients, update_history
-from mmlit.methods.modulation! import regression_scores
+from mmlit.methods.modulation import regression_response_scores
 from mmlit.methods.shapley import random_orders, shapley_values, shapley_values_sampled
 
 F64 = torch.float64
@@ -229,9 +229,9 @@ def test_scores_are_float32_at_least(dtype):
 
 def test_regression_scores():
     alone, y = torch.randn(3, 10, 2, generator=gen()), torch.randn(10, 2, generator=gen())
-    for s, a in zip(regression_scores(alone, y, .5), alone): assert_close(s, -2*(a - y).abs().mean())
+    for s, a in zip(regression_response_scores(alone, y, .5), alone): assert_close(s, -2*(a - y).abs().mean())
     better = torch.stack([y + .1, y + 1.])
-    assert modulation_coefficients(regression_scores(better, y, 1.), torch.zeros(2))[0] < 1
+    assert modulation_coefficients(regression_response_scores(better, y, 1.), torch.zeros(2))[0] < 1
 
 
 def ahead(s): return torch.stack([torch.exp(sum(s[i] - s[j] for j in range(len(s)) if j != i)/(len(s) - 1)) for i in range(len(s))])
@@ -300,8 +300,8 @@ def test_history_is_the_arithmetic_mean_and_can_be_resumed():
     lambda: response_scores(torch.zeros(2, 3, 4), torch.zeros(4).long()),
     lambda: response_scores(torch.zeros(2, 3, 4), torch.zeros(3)),
     lambda: response_scores(torch.zeros(3, 4), torch.zeros(4).long()),
-    lambda: regression_scores(torch.zeros(2, 3), torch.zeros(4), 1.),
-    lambda: regression_scores(torch.zeros(2, 3), torch.zeros(3), -1.),
+    lambda: regression_response_scores(torch.zeros(2, 3), torch.zeros(4), 1.),
+    lambda: regression_response_scores(torch.zeros(2, 3), torch.zeros(3), -1.),
     lambda: modulated_logits(torch.zeros(2, 3, 4), torch.ones(3)),
     lambda: routing_coefficients(torch.ones(2, 1)),
     lambda: routed_logits(torch.zeros(8, 3, 4), torch.ones(2)),

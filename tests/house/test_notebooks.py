@@ -1,4 +1,5 @@
 "Every notebook runs from top to bottom, one case each, within the time that the landing page states."
+
 import time
 from pathlib import Path
 
@@ -6,15 +7,17 @@ import matplotlib.pyplot as plt
 import pytest
 from nbdev.test import test_nb as run_notebook
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.chdir(path.parent)
-    start = time.process_time()                 # of this process: other tests run beside it
-    success, seconds = run_notebook(path, skip_flags=["notest", "slow", "cuda"], force_flags=[], basepath=ROOT, showerr=True)
+    start = time.process_time()  # of this process: other tests run beside it
+    success, seconds = run_notebook(
+        path, skip_flags=["notest", "slow", "cuda"], force_flags=[], basepath=ROOT, showerr=True
+    )
     plt.close("all")
     assert success, f"{path.name} failed after {seconds:.0f} s; the traceback is above"
     assert time.process_time() - start < 60

@@ -1,4 +1,5 @@
 "The methods as callbacks: neutral settings, precision, accumulation, interruption, and that what should learn does."
+
 import copy
 import math
 import warnings
@@ -26,14 +27,29 @@ from mmlit.fusion.heads import HEADS
 from mmlit.methods.mcr import mcr_loss
 from mmlit.methods.tcmax import tcmax_model_loss
 
-DATA = load_dataset("breast_cancer")                        # three modalities, two classes, 569 samples
-METHODS = dict(multimodal=MultiModal, tcmax=TCMax, mcr=MCR, resampling=lambda: ModalityResampling(warmup=1),
-               resampling_modality=lambda: ModalityResampling("modality", warmup=1), agm=GradientModulation,
-               agm_lr=lambda: GradientModulation(mode="lr"), multi_loss=MultiLoss, dropout=ModalityDropout)
+DATA = load_dataset("breast_cancer")  # three modalities, two classes, 569 samples
+METHODS = dict(
+    multimodal=MultiModal,
+    tcmax=TCMax,
+    mcr=MCR,
+    resampling=lambda: ModalityResampling(warmup=1),
+    resampling_modality=lambda: ModalityResampling("modality", warmup=1),
+    agm=GradientModulation,
+    agm_lr=lambda: GradientModulation(mode="lr"),
+    multi_loss=MultiLoss,
+    dropout=ModalityDropout,
+)
 EVERY = pytest.mark.parametrize("name", METHODS)
-NEUTRAL = dict(tcmax=lambda: TCMax(alignment=0.), agm=lambda: GradientModulation(alpha=0.), agm_lr=lambda: GradientModulation(alpha=0., mode="lr"),
-               mcr=lambda: MCR(mipd_weight=0., unimodal_weight=0., contrastive_weight=0.), multi_loss=lambda: MultiLoss(0.),
-               resampling=lambda: ModalityResampling(warmup=99), dropout=lambda: ModalityDropout(0.), agm_over=lambda: GradientModulation(end=0))
+NEUTRAL = dict(
+    tcmax=lambda: TCMax(alignment=0.0),
+    agm=lambda: GradientModulation(alpha=0.0),
+    agm_lr=lambda: GradientModulation(alpha=0.0, mode="lr"),
+    mcr=lambda: MCR(mipd_weight=0.0, unimodal_weight=0.0, contrastive_weight=0.0),
+    multi_loss=lambda: MultiLoss(0.0),
+    resampling=lambda: ModalityResampling(warmup=99),
+    dropout=lambda: ModalityDropout(0.0),
+    agm_over=lambda: GradientModulation(end=0),
+)
 
 
 def learner(*cbs, head="concat", opt=Adam, seed=0, bs=32, path="."):
@@ -41,43 +57,61 @@ def learner(*cbs, head="concat", opt=Adam, seed=0, bs=32, path="."):
     dls = multimodal_dls(DATA, seed=seed, bs=bs, device="cpu", path=path)
     return multimodal_learner(dls, head=head, width=16, cbs=list(cbs), opt_func=opt)
 
+
 def fit(learn, epochs=2, lr=3e-3, cbs=(), **kwargs):
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adam-like")
         learn.fit(epochs, lr, cbs=list(cbs), **kwargs)
     return learn
 
-def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+def weights(learn):
+    return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
 
 def same(a, b, **tolerance):
     for k in a:
-        if k in b: assert_close(a[k], b[k], **tolerance)
+        if k in b:
+            assert_close(a[k], b[k], **tolerance)
 
 
 class Gradients(Callback):
     "The gradients of the first step, as the optimiser gets them."
+
     order = MixedPrecision.order + 5
-    def before_fit(self): self.seen = None
+
+    def before_fit(self):
+        self.seen = None
+
     def before_step(self):
-        if self.seen is None: self.seen = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+        if self.seen is None:
+            self.seen = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
 @pytest.mark.parametrize("head", ["concat", "film", "attention"])
 def test_the_neutral_setting_has_the_gradients_of_plain_training(name, head):
     plain, neutral = (fit(learner(*cbs, Gradients(), head=head), 1).gradients.seen for cbs in ((), (NEUTRAL[name](),)))
-    for n, g in plain.items(): assert_close(neutral[n], g, rtol=1e-4, atol=1e-6)
+    for n, g in plain.items():
+        assert_close(neutral[n], g, rtol=1e-4, atol=1e-6)
 
 
 @EVERY
 @pytest.mark.parametrize("head", HEADS)
 def test_every_method_trains_every_head(name, head):
-    few = dict(pairings=200) if name == "tcmax" and head in ("mlp", "attention") else {}             # heads without structure score sampled pairings
+    few = (
+        dict(pairings=200) if name == "tcmax" and head in ("mlp", "attention") else {}
+    )  # heads without structure score sampled pairings
     learn = fit(learner(TCMax(**few) if few else METHODS[name](), head=head), 4)
-    assert math.isfinite(learn.recorder.values[-1][0]) and learn.recorder.values[-1][2] > .8
+    assert math.isfinite(learn.recorder.values[-1][0]) and learn.recorder.values[-1][2] > 0.8
     assert not learn.model._feature_hooks and learn.dls.train.plan is None and len(learn.metrics) == 1
-    method = learn.cbs[-1] if isinstance(learn.cbs[-1], FusionMethod) else next(c for c in learn.cbs if isinstance(c, FusionMethod))
-    for column in method.columns: assert len(method.history[column]) == 4 and math.isfinite(method.history[column][-1]), column
+    method = (
+        learn.cbs[-1]
+        if isinstance(learn.cbs[-1], FusionMethod)
+        else next(c for c in learn.cbs if isinstance(c, FusionMethod))
+    )
+    for column in method.columns:
+        assert len(method.history[column]) == 4 and math.isfinite(method.history[column][-1]), column
 
 
 @EVERY
@@ -86,14 +120,17 @@ def test_every_learnable_parameter_moves(name):
     before = {n: p.clone() for n, p in learn.model.named_parameters()}
     fit(learn, 3)
     still = [n for n, p in learn.model.named_parameters() if torch.equal(p, before[n])]
-    if name == "mcr": still = [n for n in still if ".decoder." not in n]          # the bottleneck's decoder has weight 0 by default
+    if name == "mcr":
+        still = [n for n in still if ".decoder." not in n]  # the bottleneck's decoder has weight 0 by default
     assert not still
 
 
 def test_the_decoder_of_the_bottleneck_moves_when_it_has_a_weight():
-    learn = learner(MCR(ceb_weight=1.))
+    learn = learner(MCR(ceb_weight=1.0))
     before = learn.model.parts["mcr_heads"].decoder[0].weight.clone()
-    assert "ceb" in fit(learn, 1).mcr.history and not torch.equal(learn.model.parts["mcr_heads"].decoder[0].weight, before)
+    assert "ceb" in fit(learn, 1).mcr.history and not torch.equal(
+        learn.model.parts["mcr_heads"].decoder[0].weight, before
+    )
 
 
 @EVERY
@@ -102,14 +139,20 @@ def test_fit_twice_is_a_fresh_fit(name):
     learn = learner(METHODS[name]())
     start, rng = weights(learn), learn.dls.train.rng.getstate()
     first = weights(fit(learn))
-    learn.model.load_state_dict(start); learn.dls.train.rng.setstate(rng); learn.opt = None
+    learn.model.load_state_dict(start)
+    learn.dls.train.rng.setstate(rng)
+    learn.opt = None
     same(weights(fit(learn)), first)
 
 
 class StopAt(Callback):
-    def __init__(self, epoch): self.stop = epoch
+    def __init__(self, epoch):
+        self.stop = epoch
+
     def after_epoch(self):
-        if self.epoch + 1 == self.stop: raise CancelFitException()
+        if self.epoch + 1 == self.stop:
+            raise CancelFitException()
+
 
 @pytest.mark.parametrize("name", ["agm", "agm_lr", "resampling", "resampling_modality", "multimodal", "mcr", "dropout"])
 def test_interrupted_and_resumed_is_uninterrupted(name, tmp_path):
@@ -118,7 +161,8 @@ def test_interrupted_and_resumed_is_uninterrupted(name, tmp_path):
     first.save("half")
     rng = first.dls.train.rng.getstate()
     second = learner(METHODS[name](), path=tmp_path, seed=0)
-    second.create_opt(); second.load("half")
+    second.create_opt()
+    second.load("half")
     second.dls.train.rng.setstate(rng)
     same(weights(fit(second, 4, start_epoch=2)), whole)
 
@@ -133,43 +177,86 @@ def test_cancelled_training_leaves_nothing_behind(name):
 def test_penalties_leave_the_logged_loss_alone(name):
     class Compare(Callback):
         order = 55
+
         def after_loss(self):
-            if self.training: assert_close(self.loss, self.loss_func(self.pred, *self.yb))
+            if self.training:
+                assert_close(self.loss, self.loss_func(self.pred, *self.yb))
+
     learn = fit(learner(METHODS[name](), Compare()), 1)
     assert learn.recorder.values
 
 
-@pytest.mark.parametrize("name, formula", [
-    ("tcmax", lambda learn, zs, y: tcmax_model_loss(learn.model, zs, y)),
-    ("mcr", lambda learn, zs, y: mcr_loss(learn.model, zs, y, learn.model.parts["mcr_heads"], generator=torch.Generator().manual_seed(0)).total)])
+@pytest.mark.parametrize(
+    "name, formula",
+    [
+        ("tcmax", lambda learn, zs, y: tcmax_model_loss(learn.model, zs, y)),
+        (
+            "mcr",
+            lambda learn, zs, y: (
+                mcr_loss(
+                    learn.model, zs, y, learn.model.parts["mcr_heads"], generator=torch.Generator().manual_seed(0)
+                ).total
+            ),
+        ),
+    ],
+)
 def test_the_first_gradient_is_that_of_the_formula(name, formula):
     learn = learner(METHODS[name](), Gradients())
     twin, rng = copy.deepcopy(learn.model), learn.dls.train.rng.getstate()
     seen = fit(learn, 1).gradients.seen
-    learn.dls.train.rng.setstate(rng); learn.model = twin
+    learn.dls.train.rng.setstate(rng)
+    learn.model = twin
     *xs, y = learn.dls.train.one_batch()
     formula(learn, twin.encode(*xs), y).backward()
     for n, p in twin.named_parameters():
-        if p.grad is not None: assert_close(seen[n], p.grad, rtol=1e-4, atol=1e-6)
+        if p.grad is not None:
+            assert_close(seen[n], p.grad, rtol=1e-4, atol=1e-6)
 
 
 class CPUAutocast(MixedPrecision):
     "fastai's MixedPrecision asks for CUDA; the same on a CPU in bfloat16."
-    def before_fit(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.learn.scaler = None
-    def before_batch(self): self.autocast.__enter__()
-    def after_pred(self): self.learn.pred = self.pred.float()
-    def after_loss(self): self.autocast.__exit__(None, None, None)
-    def before_backward(self): pass
-    def before_step(self): pass
-    def after_step(self): pass
-    def after_fit(self): pass
+
+    def before_fit(self):
+        self.autocast = torch.autocast("cpu", torch.bfloat16)
+        self.learn.scaler = None
+
+    def before_batch(self):
+        self.autocast.__enter__()
+
+    def after_pred(self):
+        self.learn.pred = self.pred.float()
+
+    def after_loss(self):
+        self.autocast.__exit__(None, None, None)
+
+    def before_backward(self):
+        pass
+
+    def before_step(self):
+        pass
+
+    def after_step(self):
+        pass
+
+    def after_fit(self):
+        pass
+
 
 @EVERY
-@pytest.mark.parametrize("companion", [CPUAutocast, lambda: GradientClip(.1), lambda: GradientAccumulation(64), lambda: EarlyStoppingCallback(patience=1)], ids=["bfloat16", "clip", "accumulate", "early"])
+@pytest.mark.parametrize(
+    "companion",
+    [
+        CPUAutocast,
+        lambda: GradientClip(0.1),
+        lambda: GradientAccumulation(64),
+        lambda: EarlyStoppingCallback(patience=1),
+    ],
+    ids=["bfloat16", "clip", "accumulate", "early"],
+)
 def test_every_method_goes_with_fastai(name, companion):
     learn = fit(learner(METHODS[name](), companion(), ModalityMonitor()), 3)
     assert all(torch.isfinite(v.float()).all() for v in learn.model.state_dict().values())
-    assert learn.recorder.values[-1][2] > .6
+    assert learn.recorder.values[-1][2] > 0.6
 
 
 @pytest.mark.parametrize("name", ["mcr", "multi_loss"])
@@ -178,10 +265,10 @@ def test_accumulated_penalties_are_divided_like_the_loss(name):
     seen = []
     for bs, cbs in ((32, (GradientAccumulation(64),)), (32, ())):
         learn = learner(METHODS[name](), Gradients(), *cbs, bs=bs, opt=SGD)
-        fit(learn, 1, lr=0.)
+        fit(learn, 1, lr=0.0)
         seen.append(learn.gradients.seen)
     accumulated, single = (torch.cat([g.flatten() for g in s.values()]) for s in seen)
-    assert accumulated.norm() < 1.05*single.norm()                      # undivided they would be about twice as long
+    assert accumulated.norm() < 1.05 * single.norm()  # undivided they would be about twice as long
 
 
 @EVERY
@@ -192,7 +279,8 @@ def test_lr_find_save_model_and_freezing(name, tmp_path):
         warnings.simplefilter("ignore")
         learn.lr_find(num_it=20, show_plot=False)
     same(weights(learn), before)
-    learn.model.encoders[0].requires_grad_(False); learn.create_opt()
+    learn.model.encoders[0].requires_grad_(False)
+    learn.create_opt()
     fit(learn, 2, cbs=[SaveModelCallback(monitor="accuracy", fname="best")])
     same({k: v for k, v in before.items() if k.startswith("encoders.0.")}, weights(learn))
 
@@ -203,83 +291,112 @@ def test_export_and_predict(name, tmp_path):
     item = tuple(x[3] for x in DATA.xs.values())
     with learn.no_bar():
         wanted = learn.predict(item)[2]
-        learn.export(tmp_path/"model.pkl")
-        again = load_learner(tmp_path/"model.pkl")
-    with again.no_bar(): assert_close(again.predict(item)[2], wanted)
+        learn.export(tmp_path / "model.pkl")
+        again = load_learner(tmp_path / "model.pkl")
+    with again.no_bar():
+        assert_close(again.predict(item)[2], wanted)
 
 
 def test_gradient_modulation_of_a_late_fusion_scales_the_encoders_gradients():
-    learn = learner(GradientModulation(alpha=1.), Gradients(), head="sum", opt=SGD)
+    learn = learner(GradientModulation(alpha=1.0), Gradients(), head="sum", opt=SGD)
     plain = learner(Gradients(), head="sum", opt=SGD)
     seen, reference = fit(learn, 1).gradients.seen, fit(plain, 1).gradients.seen
     kappa = []
-    for m in range(3):                                  # first layers: the muted pass has a zero input and sends them nothing
+    for m in range(3):  # first layers: the muted pass has a zero input and sends them nothing
         g, plain_g = seen[f"encoders.{m}.1.weight"], reference[f"encoders.{m}.1.weight"]
-        kappa.append((g*plain_g).sum()/plain_g.square().sum())
-        assert_close(g, kappa[-1]*plain_g, rtol=1e-3, atol=1e-6)
-    assert max(kappa) > 1.01 > .99 > min(kappa)
+        kappa.append((g * plain_g).sum() / plain_g.square().sum())
+        assert_close(g, kappa[-1] * plain_g, rtol=1e-3, atol=1e-6)
+    assert max(kappa) > 1.01 > 0.99 > min(kappa)
 
 
 def test_mode_lr_scales_steps_under_any_optimiser():
     class Fixed(GradientModulation):
-        def after_pred(self): super().after_pred(); self.kappa = torch.tensor([.5, 1., 2.])
+        def after_pred(self):
+            super().after_pred()
+            self.kappa = torch.tensor([0.5, 1.0, 2.0])
+
     start = weights(learner())
     moved = []
     for cbs in ((), (Fixed(mode="lr"),)):
         learn = learner(*cbs)
+
         class One(Callback):
             def after_batch(self):
-                if self.training: raise CancelFitException()
+                if self.training:
+                    raise CancelFitException()
+
         moved.append(weights(fit(learn, 1, cbs=[One()])))
-    for m, k in enumerate((.5, 1., 2.)):
+    for m, k in enumerate((0.5, 1.0, 2.0)):
         key = f"encoders.{m}.1.weight"
-        assert_close(moved[1][key] - start[key], k*(moved[0][key] - start[key]), rtol=1e-3, atol=1e-7)
+        assert_close(moved[1][key] - start[key], k * (moved[0][key] - start[key]), rtol=1e-3, atol=1e-7)
 
 
 def test_adam_is_warned_about_and_sgd_is_not():
     with pytest.warns(UserWarning, match="hide constant factors"):
         learn = learner(GradientModulation())
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-3)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Adam-like")
         learn = learner(GradientModulation(), opt=SGD)
-        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-3)
 
 
 def test_what_is_masked_is_masked_for_every_method():
     class Seen(TCMax):
-        def begin_training(self): super().begin_training(); self.dropped, self.nonzero = 0, 0
+        def begin_training(self):
+            super().begin_training()
+            self.dropped, self.nonzero = 0, 0
+
         def after_loss(self):
             keep = self.learn.dl.batch_keep
-            for z, k in zip(self.zs, keep.T): self.dropped, self.nonzero = self.dropped + int((~k).sum()), self.nonzero + int(z[~k].abs().sum(1).count_nonzero())
+            for z, k in zip(self.zs, keep.T):
+                self.dropped, self.nonzero = (
+                    self.dropped + int((~k).sum()),
+                    self.nonzero + int(z[~k].abs().sum(1).count_nonzero()),
+                )
             super().after_loss()
+
     for cbs in ([Seen(), ModalityResampling(warmup=0)], [ModalityResampling(warmup=0), Seen()]):
         seen = next(c for c in fit(learner(*cbs), 1).cbs if isinstance(c, Seen))
         assert seen.dropped > 20 and seen.nonzero == 0
-    either = [weights(fit(learner(*cbs), 1)) for cbs in ([MCR(), ModalityDropout(.5)], [ModalityDropout(.5), MCR()])]
-    same(*either)                                                                # the order in which they were added does not matter
+    either = [weights(fit(learner(*cbs), 1)) for cbs in ([MCR(), ModalityDropout(0.5)], [ModalityDropout(0.5), MCR()])]
+    same(*either)  # the order in which they were added does not matter
 
 
 class Stop(Callback):
     "Ctrl-C in the middle of an epoch."
-    def __init__(self, epoch): self.at = epoch
+
+    def __init__(self, epoch):
+        self.at = epoch
+
     def before_batch(self):
-        if self.training and self.epoch == self.at and self.iter == 3: raise KeyboardInterrupt
+        if self.training and self.epoch == self.at and self.iter == 3:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", ["resampling", "mcr"])
 def test_an_interrupted_fit_leaves_nothing_to_the_next(name):
     learn = learner(METHODS[name](), Stop(1))
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt): fit(learn, 3)
+        with pytest.raises(KeyboardInterrupt):
+            fit(learn, 3)
     assert learn.dls.train.plan is None
-    fit(learn, 1)                                                                # ends before the epoch of the interruption
-    assert not learn.model._feature_hooks and len(learn.metrics) == 1 and len(set(learn.recorder.metric_names)) == len(learn.recorder.metric_names)
+    fit(learn, 1)  # ends before the epoch of the interruption
+    assert (
+        not learn.model._feature_hooks
+        and len(learn.metrics) == 1
+        and len(set(learn.recorder.metric_names)) == len(learn.recorder.metric_names)
+    )
     fresh = multimodal_learner(learn.dls, width=16)
     rows = []
+
     class Count(Callback):
         def before_batch(self):
-            if self.training: rows.append(len(self.y))
+            if self.training:
+                rows.append(len(self.y))
+
     fit(fresh, 1, cbs=[Count()])
     assert len(rows) == len(learn.dls.train) and sum(rows) <= len(learn.dls.split.train)
 
@@ -287,49 +404,67 @@ def test_an_interrupted_fit_leaves_nothing_to_the_next(name):
 def test_options_that_could_not_act_are_refused():
     learn = learner(MultiModal(k=5))
     learn.remove_cb(learn.multi_modal)
-    learn.add_cb(MultiModal(k=5))                                                # the same head goes on
+    learn.add_cb(MultiModal(k=5))  # the same head goes on
     learn.remove_cb(learn.multi_modal)
-    with pytest.raises(ValueError, match="already"): learn.add_cb(MultiModal(k=3))
-    with pytest.raises(ValueError, match="lack ln p"): TCMax(prior="empirical")
+    with pytest.raises(ValueError, match="already"):
+        learn.add_cb(MultiModal(k=3))
+    with pytest.raises(ValueError, match="lack ln p"):
+        TCMax(prior="empirical")
     encoder = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU())
-    with pytest.raises(ValueError, match="share parameters"): multimodal_learner(learn.dls, [encoder]*3, method=GradientModulation(mode="lr"))
+    with pytest.raises(ValueError, match="share parameters"):
+        multimodal_learner(learn.dls, [encoder] * 3, method=GradientModulation(mode="lr"))
     pictures = multimodal_dls(load_dataset("emoji"), device="cpu")
     network = torch.nn.Linear(1, 9)
     for method in (MultiLoss(), MCR()):
-        with pytest.raises(ValueError, match="name the encoders"): multimodal_learner(pictures, network, method=method)
+        with pytest.raises(ValueError, match="name the encoders"):
+            multimodal_learner(pictures, network, method=method)
 
 
 def test_modulation_of_a_regression_lets_every_encoder_learn():
     rng = torch.Generator().manual_seed(0)
     xs = torch.randn(2, 600, 3, generator=rng)
-    dls = multimodal_dls({"a": xs[0], "b": xs[1]}, (xs[0, :, 0] + .8*xs[1, :, 0]).numpy(), device="cpu", seed=0)
+    dls = multimodal_dls({"a": xs[0], "b": xs[1]}, (xs[0, :, 0] + 0.8 * xs[1, :, 0]).numpy(), device="cpu", seed=0)
     torch.manual_seed(0)
     learn = fit(multimodal_learner(dls, method=GradientModulation(mode="lr"), width=16), 15)
     kappa = torch.tensor(list(learn.gradient_modulation.history.values()))
-    assert .3 < kappa.min() and kappa.max() < 3 and learn.validate(ds_idx=1)[0] < .05
+    assert 0.3 < kappa.min() and kappa.max() < 3 and learn.validate(ds_idx=1)[0] < 0.05
 
 
-@pytest.mark.parametrize("shift, scale", [(1000., 14.), (0., 1e-3)])
+@pytest.mark.parametrize("shift, scale", [(1000.0, 14.0), (0.0, 1e-3)])
 def test_a_regression_does_not_depend_on_the_unit_of_its_target(shift, scale):
     x = torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(0))
     y = x.sum((0, 2))
+
     def predictions(target, method):
         torch.manual_seed(0)
-        learn = fit(multimodal_learner(multimodal_dls({"a": x[0], "b": x[1]}, target.numpy(), device="cpu", seed=0), method=method(), width=8), 3)
-        with learn.no_bar(): return learn.get_preds(ds_idx=2)[0]
-    for method in (MultiLoss, ModalityDropout): assert_close((predictions(shift + scale*y, method) - shift)/scale, predictions(y, method), rtol=.05, atol=.05)
+        learn = fit(
+            multimodal_learner(
+                multimodal_dls({"a": x[0], "b": x[1]}, target.numpy(), device="cpu", seed=0), method=method(), width=8
+            ),
+            3,
+        )
+        with learn.no_bar():
+            return learn.get_preds(ds_idx=2)[0]
+
+    for method in (MultiLoss, ModalityDropout):
+        assert_close(
+            (predictions(shift + scale * y, method) - shift) / scale, predictions(y, method), rtol=0.05, atol=0.05
+        )
 
 
 @EVERY
 def test_validation_and_prediction_leave_the_histories_alone(name):
     learn = fit(learner(METHODS[name](), ModalityMonitor()), 2)
     kept = copy.deepcopy([c.history for c in learn.cbs if isinstance(c, FusionMethod)])
-    with learn.no_bar(), learn.no_logging(): learn.validate(); learn.get_preds(ds_idx=2)
+    with learn.no_bar(), learn.no_logging():
+        learn.validate()
+        learn.get_preds(ds_idx=2)
     assert [c.history for c in learn.cbs if isinstance(c, FusionMethod)] == kept
     assert not learn.model._feature_hooks and len(learn.metrics) == 1 and learn.dls.train.plan is None
 
 
 def test_methods_combine_where_it_has_a_meaning():
     learn = fit(learner(MCR(), ModalityResampling(warmup=1), GradientModulation(mode="lr"), ModalityMonitor()), 3)
-    assert learn.recorder.values[-1][2] > .8
-    with pytest.raises(ValueError, match="cannot be combined"): learner(GradientModulation(), TCMax())
+    assert learn.recorder.values[-1][2] > 0.8
+    with pytest.raises(ValueError, match="cannot be combined"):
+        learner(GradientModulation(), TCMax())

@@ -1,4 +1,5 @@
 "Modality Shapley values: axioms, brute force over all orders, integrality, sampling, valuation of models, resampling plans."
+
 import math
 from itertools import permutations, product
 
@@ -19,30 +20,33 @@ from mmlit.methods.shapley import shapley_matrix, shapley_values, shapley_values
 F64 = torch.float64
 
 
-def gen(seed=0): return torch.Generator().manual_seed(seed)
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def by_orders(v, n):
     "Average gain over all M! orders."
-    phi = [0.]*n
+    phi = [0.0] * n
     for order in permutations(range(n)):
         s = 0
         for i in order:
             phi[i] += float(v[s | 1 << i] - v[s])
             s |= 1 << i
-    return torch.tensor(phi, dtype=F64)/math.factorial(n)
+    return torch.tensor(phi, dtype=F64) / math.factorial(n)
 
 
 def tables(n, k=None, seed=0):
     "All correctness tables (n <= 4), or k random ones; nobody's row is 0."
     if k is None:
-        codes = torch.arange(2**(2**n - 1))
+        codes = torch.arange(2 ** (2**n - 1))
         rows = codes >> torch.arange(2**n - 1)[:, None] & 1
-    else: rows = torch.randint(0, 2, (2**n - 1, k), generator=gen(seed))
+    else:
+        rows = torch.randint(0, 2, (2**n - 1, k), generator=gen(seed))
     return torch.cat([torch.zeros(1, rows.shape[1], dtype=torch.long), rows])
 
 
 # ---- the values
+
 
 @pytest.mark.parametrize("n", range(1, 7))
 def test_matrix_is_average_over_orders(n):
@@ -59,7 +63,7 @@ def test_matrix_rows_and_columns(n):
     assert A.shape == (n, 2**n)
     assert_close(A.sum(1), torch.zeros(n, dtype=F64), atol=1e-12, rtol=0)
     assert_close(A.sum(0), ends, atol=1e-12, rtol=0)
-    units = A*math.factorial(n)
+    units = A * math.factorial(n)
     assert_close(units, units.round(), rtol=1e-14, atol=0)
 
 
@@ -68,12 +72,14 @@ def test_axioms(n):
     v, w = torch.randn(2, 2**n, 4, generator=gen(n), dtype=F64)
     phi = shapley_values(v)
     assert_close(phi.sum(0), v[-1] - v[0])
-    assert_close(shapley_values(v - 3*w), phi - 3*shapley_values(w))
+    assert_close(shapley_values(v - 3 * w), phi - 3 * shapley_values(w))
     for i in range(n):
         null = v[torch.arange(2**n) & ~(1 << i)]
         assert_close(shapley_values(null)[i], torch.zeros(4, dtype=F64))
     for order in permutations(range(n)):
-        relabelled = [sum(1 << order[m] for m in range(n) if s >> m & 1) for s in range(2**n)]     # new modality m is old order[m]
+        relabelled = [
+            sum(1 << order[m] for m in range(n) if s >> m & 1) for s in range(2**n)
+        ]  # new modality m is old order[m]
         assert_close(shapley_values(v[relabelled]), phi[list(order)])
 
 
@@ -92,9 +98,10 @@ def test_values_keep_shape_and_pass_gradients():
 
 
 def test_precision_is_at_least_float32():
-    v = (torch.randn(8, 5, 3, generator=gen())*1e4)
+    v = torch.randn(8, 5, 3, generator=gen()) * 1e4
     exact = shapley_values(v.double())
-    with torch.autocast("cpu", dtype=torch.bfloat16): under_autocast = shapley_values(v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = shapley_values(v)
     assert under_autocast.dtype == torch.float32
     assert_close(under_autocast.double(), exact, rtol=1e-5, atol=1e-2)
     assert shapley_values(v.bfloat16()).dtype == torch.float32
@@ -104,16 +111,21 @@ def test_precision_is_at_least_float32():
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (6, 2), (0,)])
 def test_wrong_number_of_coalitions_is_rejected(shape):
-    with pytest.raises(ValueError, match="2\\*\\*M"): shapley_values(torch.zeros(shape))
-    with pytest.raises(ValueError, match="2\\*\\*M"): modality_valuation(torch.zeros(shape))
+    with pytest.raises(ValueError, match="2\\*\\*M"):
+        shapley_values(torch.zeros(shape))
+    with pytest.raises(ValueError, match="2\\*\\*M"):
+        modality_valuation(torch.zeros(shape))
 
 
 def test_combining_rejects_misfits():
-    with pytest.raises(ValueError, match="weights"): combine_coalitions(torch.zeros(2), torch.zeros(2))
-    with pytest.raises(ValueError, match="weights"): combine_coalitions(torch.zeros(2, 4), torch.zeros(3))
+    with pytest.raises(ValueError, match="weights"):
+        combine_coalitions(torch.zeros(2), torch.zeros(2))
+    with pytest.raises(ValueError, match="weights"):
+        combine_coalitions(torch.zeros(2, 4), torch.zeros(3))
 
 
 # ---- the valuation game
+
 
 @pytest.mark.parametrize("n", range(1, 6))
 def test_valuation_is_exact_in_integers(n):
@@ -126,55 +138,61 @@ def test_valuation_is_exact_in_integers(n):
         s = 0
         for i in order:
             t = s | 1 << i
-            oracle[i] += size[t]*c[t] - size[s]*c[s]
+            oracle[i] += size[t] * c[t] - size[s] * c[s]
             s = t
-    assert torch.equal((phi*units).round().long(), oracle)
-    assert torch.equal(phi, oracle.double()/units)                   # correctly rounded, not merely close
-    assert torch.equal(oracle.sum(0), units*n*c[-1])                 # efficiency
+    assert torch.equal((phi * units).round().long(), oracle)
+    assert torch.equal(phi, oracle.double() / units)  # correctly rounded, not merely close
+    assert torch.equal(oracle.sum(0), units * n * c[-1])  # efficiency
 
 
 def test_valuation_is_exact_for_many_modalities():
     n = 12
     c = tables(n, 5)
-    units = (modality_valuation(c)*math.factorial(n))
-    assert torch.equal(units.round().sum(0), math.factorial(n)*n*c[-1].double())
+    units = modality_valuation(c) * math.factorial(n)
+    assert torch.equal(units.round().sum(0), math.factorial(n) * n * c[-1].double())
     assert (units - units.round()).abs().max() < 1e-5
-    assert math.factorial(EXACT_MODALITIES)*(EXACT_MODALITIES + 1)/2 < 2**53 < math.factorial(EXACT_MODALITIES + 1)*(EXACT_MODALITIES + 2)/2
+    assert (
+        math.factorial(EXACT_MODALITIES) * (EXACT_MODALITIES + 1) / 2
+        < 2**53
+        < math.factorial(EXACT_MODALITIES + 1) * (EXACT_MODALITIES + 2) / 2
+    )
 
 
 @pytest.mark.parametrize("n, count", [(1, 2), (2, 5), (3, 19), (4, None)])
 def test_range_and_number_of_values(n, count):
     phi = modality_valuation(tables(n))
-    assert phi.min() == -(n - 1)/2 and phi.max() == (n + 1)/2
-    if count: assert len(phi.unique()) == count
-    if n > 1: assert (phi[0] - phi[1]).max() == n/2                  # the largest gap
+    assert phi.min() == -(n - 1) / 2 and phi.max() == (n + 1) / 2
+    if count:
+        assert len(phi.unique()) == count
+    if n > 1:
+        assert (phi[0] - phi[1]).max() == n / 2  # the largest gap
 
 
 @pytest.mark.parametrize("n", [5, 6])
 def test_range_is_attained_by_the_extremes(n):
     with_first = coalitions(n)[:, :1]
-    assert modality_valuation(with_first)[0].item() == (n + 1)/2
+    assert modality_valuation(with_first)[0].item() == (n + 1) / 2
     without = (~with_first) & coalitions(n).any(1, keepdim=True)
-    assert modality_valuation(without)[0].item() == -(n - 1)/2
+    assert modality_valuation(without)[0].item() == -(n - 1) / 2
     phi = modality_valuation(tables(n, 500))
-    assert phi.min() >= -(n - 1)/2 and phi.max() <= (n + 1)/2
+    assert phi.min() >= -(n - 1) / 2 and phi.max() <= (n + 1) / 2
 
 
 def test_closed_forms_of_two_and_three():
     _, c1, c2, c12 = tables(2).double()
-    assert torch.equal(modality_valuation(tables(2)), torch.stack([(c1 - c2)/2 + c12, (c2 - c1)/2 + c12]))
+    assert torch.equal(modality_valuation(tables(2)), torch.stack([(c1 - c2) / 2 + c12, (c2 - c1) / 2 + c12]))
     _, c1, c2, c12, c3, c13, c23, c123 = tables(3).double()
-    assert_close(modality_valuation(tables(3))[0], c1/3 + (c12 + c13)/3 + c123 - (c2 + c3)/6 - 2*c23/3)
+    assert_close(modality_valuation(tables(3))[0], c1 / 3 + (c12 + c13) / 3 + c123 - (c2 + c3) / 6 - 2 * c23 / 3)
 
 
 @pytest.mark.parametrize("n", range(2, 5))
 def test_free_ride_of_a_useless_modality(n):
     "A modality that never changes an answer earns the share of orders in which those before it were right."
     c = tables(n - 1)
-    useless = torch.cat([c, c])                                       # modality n-1 changes nothing
+    useless = torch.cat([c, c])  # modality n-1 changes nothing
     phi = modality_valuation(useless)[-1]
-    weights = [1/(n*math.comb(n - 1, s.bit_count())) for s in range(2**(n - 1))]
-    assert_close(phi, sum(w*c[s].double() for s, w in enumerate(weights)))
+    weights = [1 / (n * math.comb(n - 1, s.bit_count())) for s in range(2 ** (n - 1))]
+    assert_close(phi, sum(w * c[s].double() for s, w in enumerate(weights)))
     assert_close(shapley_values(useless)[-1], torch.zeros_like(phi))
 
 
@@ -189,20 +207,23 @@ def test_dataset_value_is_mean_of_sample_values():
     c = tables(3, 400)
     accuracy = c.double().mean(1)
     assert_close(shapley_values(c).mean(1), shapley_values(accuracy))
-    assert_close(modality_valuation(c).mean(1), shapley_values(coalitions(3).sum(1)*accuracy))
+    assert_close(modality_valuation(c).mean(1), shapley_values(coalitions(3).sum(1) * accuracy))
     two = tables(2, 400)
     phi, acc = modality_valuation(two).mean(1), two.double().mean(1)
     assert_close(phi[0] - phi[1], acc[1] - acc[2])
 
 
 def test_valuation_rejects_what_is_not_correctness():
-    with pytest.raises(ValueError, match="zeros and ones"): modality_valuation(torch.rand(4, 3))
-    with pytest.raises(ValueError, match="at most 17"): modality_valuation(torch.zeros(2**18, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match="zeros and ones"):
+        modality_valuation(torch.rand(4, 3))
+    with pytest.raises(ValueError, match="at most 17"):
+        modality_valuation(torch.zeros(2**18, 1, dtype=torch.bool))
     assert torch.equal(modality_valuation(tables(2)), modality_valuation(tables(2).float()))
-    assert modality_valuation(tables(2, 1)).shape == (2, 1)                                      # B = 1
+    assert modality_valuation(tables(2, 1)).shape == (2, 1)  # B = 1
 
 
 # ---- sampled orders
+
 
 @pytest.mark.parametrize("n", range(1, 6))
 def test_all_orders_give_the_matrix(n):
@@ -216,28 +237,39 @@ def test_all_orders_give_the_matrix(n):
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_sampled_values_are_efficient(n, antithetic):
     a = torch.randn(n, generator=gen(n), dtype=F64)
-    def game(present): return torch.stack([(present*a).sum(1).sin(), (present*a).sum(1)**2], dim=1)
+
+    def game(present):
+        return torch.stack([(present * a).sum(1).sin(), (present * a).sum(1) ** 2], dim=1)
+
     e = shapley_values_sampled(game, n, 6, antithetic, gen())
     assert_close(e.values.sum(0), (game(torch.ones(1, n).bool()) - game(torch.zeros(1, n).bool()))[0])
-    assert len(e.present) <= 6*(n - 1) + 2 and e.present[-1].all() and not e.present[0].any()
+    assert len(e.present) <= 6 * (n - 1) + 2 and e.present[-1].all() and not e.present[0].any()
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_sampled_values_are_unbiased_and_their_errors_honest(antithetic):
     n, repeats = 6, 600
     v = torch.randn(2**n, generator=gen(1), dtype=F64)
-    def game(present): return v[(present*2**torch.arange(n)).sum(1)]
+
+    def game(present):
+        return v[(present * 2 ** torch.arange(n)).sum(1)]
+
     runs = [shapley_values_sampled(game, n, 6, antithetic, gen(seed)) for seed in range(repeats)]
     values, errors = torch.stack([r.values for r in runs]), torch.stack([r.standard_errors for r in runs])
-    standard_error = values.std(0)/repeats**.5
-    assert standard_error.max() < .03
-    assert ((values.mean(0) - shapley_values(v)).abs()/standard_error).max() < 4
-    assert_close((errors**2).mean(0), values.var(0), rtol=.25, atol=0)         # the stated variance is the true one (its own error: sqrt(2/600) = 6 %)
+    standard_error = values.std(0) / repeats**0.5
+    assert standard_error.max() < 0.03
+    assert ((values.mean(0) - shapley_values(v)).abs() / standard_error).max() < 4
+    assert_close(
+        (errors**2).mean(0), values.var(0), rtol=0.25, atol=0
+    )  # the stated variance is the true one (its own error: sqrt(2/600) = 6 %)
 
 
 def test_sampled_values_pass_gradients():
     v = torch.randn(16, 3, dtype=F64, requires_grad=True)
-    def game(present): return v[(present*2**torch.arange(4)).sum(1)]
+
+    def game(present):
+        return v[(present * 2 ** torch.arange(4)).sum(1)]
+
     e = shapley_values_sampled(game, 4, 8, generator=gen())
     e.values[2].sum().backward()
     assert v.grad.abs().sum() > 0 and not e.standard_errors.requires_grad
@@ -247,40 +279,60 @@ def test_orders_are_uniform():
     orders = random_orders(3, 6000, generator=gen())
     counts = torch.tensor([(orders == torch.tensor(p)).all(1).sum() for p in permutations(range(3))])
     expected = 1000
-    assert ((counts - expected)**2/expected).sum() < 2*20.5          # chi-square with 5 degrees of freedom, p = 0.001; pairs double the variance
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 2 * 20.5  # chi-square with 5 degrees of freedom, p = 0.001; pairs double the variance
 
 
 def test_sampling_rejects():
-    for k in (0, 2, 5): 
-        with pytest.raises(ValueError): shapley_values_sampled(lambda p: p.double().sum(1), 3, k)
-    with pytest.raises(ValueError, match="returned"): shapley_values_sampled(lambda p: torch.zeros(2), 3, 4)
-    with pytest.raises(ValueError, match="orders"): permutation_coalitions(torch.tensor([[0, 0]]))
-    with pytest.raises(ValueError, match="62"): permutation_coalitions(torch.arange(63)[None])
+    for k in (0, 2, 5):
+        with pytest.raises(ValueError):
+            shapley_values_sampled(lambda p: p.double().sum(1), 3, k)
+    with pytest.raises(ValueError, match="returned"):
+        shapley_values_sampled(lambda p: torch.zeros(2), 3, 4)
+    with pytest.raises(ValueError, match="orders"):
+        permutation_coalitions(torch.tensor([[0, 0]]))
+    with pytest.raises(ValueError, match="62"):
+        permutation_coalitions(torch.arange(63)[None])
 
 
 # ---- models
 
 DIMS = (3, 4, 5, 6)
 
+
 def model_of(n, head="mlp", n_classes=3, seed=0, noisy=True):
     torch.manual_seed(seed)
-    def encoder(d): return nn.Sequential(nn.Linear(d, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(.4)) if noisy else nn.Linear(d, 6)
-    return FusionModel([encoder(d) for d in DIMS[:n]], HEADS[head]([6]*n, n_classes))
+
+    def encoder(d):
+        return (
+            nn.Sequential(nn.Linear(d, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.4)) if noisy else nn.Linear(d, 6)
+        )
+
+    return FusionModel([encoder(d) for d in DIMS[:n]], HEADS[head]([6] * n, n_classes))
+
 
 def data_of(n, size=20, n_classes=3, seed=0):
-    return [torch.randn(size, d, generator=gen(seed)) for d in DIMS[:n]], torch.randint(0, n_classes, (size,), generator=gen(seed))
+    return [torch.randn(size, d, generator=gen(seed)) for d in DIMS[:n]], torch.randint(
+        0, n_classes, (size,), generator=gen(seed)
+    )
 
 
-@pytest.mark.parametrize("n, head", [(n, h) for n, h in product((1, 2, 3, 4), HEADS) if n > 1 or h not in ("film", "gated")])
+@pytest.mark.parametrize(
+    "n, head", [(n, h) for n, h in product((1, 2, 3, 4), HEADS) if n > 1 or h not in ("film", "gated")]
+)
 def test_valuate_is_the_loop_over_samples_and_coalitions(n, head):
     model = model_of(n, head)
     xs, y = data_of(n)
     got = valuate(model, [(*(x[:13] for x in xs), y[:13]), (*(x[13:] for x in xs), y[13:])])
     with eval_mode(model), torch.no_grad():
         for k, present in product(range(0, 20, 4), coalitions(n)):
-            zs = [z if there else torch.zeros_like(z) for z, there in zip(model.encode(*(x[k:k + 1] for x in xs)), present)]
+            zs = [
+                z if there else torch.zeros_like(z)
+                for z, there in zip(model.encode(*(x[k : k + 1] for x in xs)), present)
+            ]
             logits = model.fuse(zs)[0]
-            s = int((present*2**torch.arange(n)).sum())
+            s = int((present * 2 ** torch.arange(n)).sum())
             assert got.correct[s, k] == (logits.argmax() == y[k])
             assert_close(got.log_likelihood[s, k], logits.double().log_softmax(0)[y[k]], atol=1e-5, rtol=0)
     assert torch.equal(got.phi, modality_valuation(got.correct)) and got.phi.shape == (n, 20)
@@ -298,7 +350,12 @@ def test_linear_head_splits_over_coalitions():
     zs = model.encode(*xs)
     W = model.head.linear.weight.split((6, 6, 6), dim=1)
     for present, logits in zip(coalitions(3), coalition_logits(model, zs)):
-        assert_close(logits, sum(z@w.T*there for z, w, there in zip(zs, W, present)) + model.head.linear.bias, atol=1e-6, rtol=0)
+        assert_close(
+            logits,
+            sum(z @ w.T * there for z, w, there in zip(zs, W, present)) + model.head.linear.bias,
+            atol=1e-6,
+            rtol=0,
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -312,9 +369,10 @@ def test_valuation_leaves_no_trace(training, absent):
     modes = [m.training for m in model.modules()]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     calls = []
-    for e in model.encoders: e.register_forward_hook(lambda *_: calls.append(1))
+    for e in model.encoders:
+        e.register_forward_hook(lambda *_: calls.append(1))
     valuate(model, loader, absent)
-    assert len(calls) == 3*len(loader)*(2 if absent == "zero_input" else 1)
+    assert len(calls) == 3 * len(loader) * (2 if absent == "zero_input" else 1)
     assert torch.equal(torch.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes and torch.is_grad_enabled()
@@ -322,24 +380,28 @@ def test_valuation_leaves_no_trace(training, absent):
 
 def test_modes_come_back_after_an_error():
     model = model_of(2).train()
-    with pytest.raises(Exception): valuate(model, [(torch.randn(4, 9), torch.randn(4, 9), torch.zeros(4, dtype=torch.long))])
+    with pytest.raises(Exception):
+        valuate(model, [(torch.randn(4, 9), torch.randn(4, 9), torch.zeros(4, dtype=torch.long))])
     assert all(m.training for m in model.modules())
 
 
-@pytest.mark.parametrize("scale", [1., 1e4, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e30])
 def test_extreme_logits_stay_finite_in_float32(scale):
     model, (xs, y) = model_of(3), data_of(3)
-    with torch.no_grad(): model.head.layers[-1].weight.mul_(scale)
+    with torch.no_grad():
+        model.head.layers[-1].weight.mul_(scale)
     got = valuate(model, [(xs, y)])
     assert not got.log_likelihood.isnan().any() and got.phi.isfinite().all()
 
 
 def test_valuation_under_autocast():
     model, (xs, y) = model_of(3), data_of(3)
-    with torch.no_grad(): model.head.layers[-1].weight.mul_(1e4)
-    with torch.autocast("cpu", dtype=torch.bfloat16): got = valuate(model, [(xs, y)])
+    with torch.no_grad():
+        model.head.layers[-1].weight.mul_(1e4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = valuate(model, [(xs, y)])
     assert got.log_likelihood.isfinite().all()
-    assert_close(got.phi.sum(0), 3*got.correct[-1].double())
+    assert_close(got.phi.sum(0), 3 * got.correct[-1].double())
 
 
 def test_early_fusion_and_foreign_modules():
@@ -352,26 +414,35 @@ def test_early_fusion_and_foreign_modules():
 def test_sampled_valuation_of_many_modalities():
     torch.manual_seed(0)
     n = 20
-    model = FusionModel([nn.Linear(2, 3) for _ in range(n)], HEADS["mlp"]([3]*n, 3))
+    model = FusionModel([nn.Linear(2, 3) for _ in range(n)], HEADS["mlp"]([3] * n, 3))
     xs, y = [torch.randn(9, 2, generator=gen()) for _ in range(n)], torch.arange(9) % 3
     got = valuate(model, [(xs, y)], n_permutations=6, generator=gen())
-    assert_close(got.phi.sum(0), n*got.correct[-1].double())
+    assert_close(got.phi.sum(0), n * got.correct[-1].double())
     again = valuate(model, [(xs, y)], n_permutations=6, generator=gen())
     assert torch.equal(got.phi, again.phi)
-    with pytest.raises(ValueError, match="n_permutations"): valuate(model, [(xs, y)])
+    with pytest.raises(ValueError, match="n_permutations"):
+        valuate(model, [(xs, y)])
     resampling_frequency(got.phi)
 
 
 def test_valuate_rejects():
     model, (xs, y) = model_of(2), data_of(2)
-    with pytest.raises(ValueError, match="as_fusion"): valuate(nn.Linear(2, 2), [(*xs, y)])
-    with pytest.raises(ValueError, match="mean feature"): valuate(model, [(*xs, y)], "mean_feature")
-    with pytest.raises(ValueError, match="no batches"): valuate(model, [])
-    with pytest.raises(ValueError, match="class labels"): valuate(model, [(*xs, y.float())])
-    with pytest.raises(ValueError, match="class labels"): valuate(model, [(*xs, y[:3])])
-    with pytest.raises(ValueError, match="labels"): valuate(model, [xs])
-    with pytest.raises(ValueError, match="3 inputs"): batch_parts((xs, y), 3)
-    with pytest.raises(ValueError, match="unknown stand-in"): valuate(model, [(*xs, y)], "nothing")
+    with pytest.raises(ValueError, match="as_fusion"):
+        valuate(nn.Linear(2, 2), [(*xs, y)])
+    with pytest.raises(ValueError, match="mean feature"):
+        valuate(model, [(*xs, y)], "mean_feature")
+    with pytest.raises(ValueError, match="no batches"):
+        valuate(model, [])
+    with pytest.raises(ValueError, match="class labels"):
+        valuate(model, [(*xs, y.float())])
+    with pytest.raises(ValueError, match="class labels"):
+        valuate(model, [(*xs, y[:3])])
+    with pytest.raises(ValueError, match="labels"):
+        valuate(model, [xs])
+    with pytest.raises(ValueError, match="3 inputs"):
+        batch_parts((xs, y), 3)
+    with pytest.raises(ValueError, match="unknown stand-in"):
+        valuate(model, [(*xs, y)], "nothing")
 
 
 def test_batch_of_one():
@@ -390,9 +461,14 @@ def test_cuda_agrees_with_cpu():
     assert torch.equal(modality_valuation(expected.correct.cuda()).cpu(), expected.phi)
     v = torch.randn(8, 4, 3, dtype=F64)
     assert_close(shapley_values(v.cuda()).cpu(), shapley_values(v))
-    def game(present): return v.cuda()[(present*2**torch.arange(3)).sum(1).cuda()]
-    assert_close(shapley_values_sampled(game, 3, 8, generator=gen()).standard_errors.cpu(),
-                 shapley_values_sampled(lambda p: game(p).cpu(), 3, 8, generator=gen()).standard_errors)
+
+    def game(present):
+        return v.cuda()[(present * 2 ** torch.arange(3)).sum(1).cuda()]
+
+    assert_close(
+        shapley_values_sampled(game, 3, 8, generator=gen()).standard_errors.cpu(),
+        shapley_values_sampled(lambda p: game(p).cpu(), 3, 8, generator=gen()).standard_errors,
+    )
 
 
 def test_random_state_comes_back_after_an_error():
@@ -405,8 +481,17 @@ def test_random_state_comes_back_after_an_error():
 
 # ---- resampling
 
-COPIES = {(1, 1, 1): (0, 0), (0, 0, 1): (0, 0), (1, 0, 1): (0, 1), (0, 1, 1): (1, 0),
-          (0, 0, 0): (2, 2), (1, 1, 0): (2, 2), (1, 0, 0): (1, 3), (0, 1, 0): (3, 1)}      # c_1 c_2 c_12
+COPIES = {
+    (1, 1, 1): (0, 0),
+    (0, 0, 1): (0, 0),
+    (1, 0, 1): (0, 1),
+    (0, 1, 1): (1, 0),
+    (0, 0, 0): (2, 2),
+    (1, 1, 0): (2, 2),
+    (1, 0, 0): (1, 3),
+    (0, 1, 0): (3, 1),
+}  # c_1 c_2 c_12
+
 
 @pytest.mark.parametrize("c, copies", COPIES.items())
 def test_copies_of_the_eight_outcomes(c, copies):
@@ -417,8 +502,8 @@ def test_copies_of_the_eight_outcomes(c, copies):
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_copies_round_halves_up_in_integers(n):
     phi, u = modality_valuation(tables(n)), math.factorial(n)
-    units = (phi*u).round().long()
-    expected = ((4*(u - units) + u)//(2*u)).clamp(min=0)
+    units = (phi * u).round().long()
+    expected = ((4 * (u - units) + u) // (2 * u)).clamp(min=0)
     assert torch.equal(resampling_frequency(phi), expected)
     assert (resampling_frequency(phi)[phi >= 1] == 0).all()
 
@@ -427,14 +512,20 @@ def test_modality_level_follows_the_accuracy_gap():
     c = tables(2, 500)
     acc = c.double().mean(1)
     share = resampling_frequency(modality_valuation(c), "modality")
-    weaker = int(acc[1] > acc[2])                                   # index of the modality with the larger gap 1 - phi
+    weaker = int(acc[1] > acc[2])  # index of the modality with the larger gap 1 - phi
     expected = torch.zeros(2, dtype=F64)
-    expected[weaker] = (acc[1] - acc[2]).abs()/1.5
+    expected[weaker] = (acc[1] - acc[2]).abs() / 1.5
     assert_close(share, expected)
-    for alpha in (.5, 1., 3.):
-        assert_close(resampling_frequency(modality_valuation(c), "modality", "tanh", alpha)[weaker], torch.tanh(alpha*expected[weaker]))
-        assert_close(resampling_frequency(modality_valuation(c), "modality", "power", alpha)[weaker], alpha*expected[weaker]**1.5)
-    assert resampling_frequency(modality_valuation(c), "modality", alpha=1e6).max() == 1.
+    for alpha in (0.5, 1.0, 3.0):
+        assert_close(
+            resampling_frequency(modality_valuation(c), "modality", "tanh", alpha)[weaker],
+            torch.tanh(alpha * expected[weaker]),
+        )
+        assert_close(
+            resampling_frequency(modality_valuation(c), "modality", "power", alpha)[weaker],
+            alpha * expected[weaker] ** 1.5,
+        )
+    assert resampling_frequency(modality_valuation(c), "modality", alpha=1e6).max() == 1.0
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -449,7 +540,9 @@ def test_plan_is_base_plus_copies():
     assert len(rows) == len(keep) == 40 + frequency.sum()
     assert torch.equal(rows[:40], torch.arange(40)) and keep[:40].all()
     assert (keep[40:].sum(1) == 1).all()
-    counts = torch.zeros(3, 40, dtype=torch.long).index_put_((keep[40:].int().argmax(1), rows[40:]), torch.tensor(1), accumulate=True)
+    counts = torch.zeros(3, 40, dtype=torch.long).index_put_(
+        (keep[40:].int().argmax(1), rows[40:]), torch.tensor(1), accumulate=True
+    )
     assert torch.equal(counts, frequency)
 
 
@@ -466,15 +559,15 @@ def test_copies_are_bounded_uniformly():
         rows, keep = resampling_plan(frequency, max_copies=3, generator=gen(seed))
         assert len(rows) == 5
         kept += keep[2:].sum(0)
-    assert_close(kept/3000, torch.tensor([2/3, 1/3]), atol=4*.0086, rtol=0)      # standard error sqrt(2/9/3000)
+    assert_close(kept / 3000, torch.tensor([2 / 3, 1 / 3]), atol=4 * 0.0086, rtol=0)  # standard error sqrt(2/9/3000)
 
 
 def test_shares_draw_rows():
     for replacement in True, False:
-        rows, keep = resampling_plan(torch.tensor([.3, 0., .55]), 100, replacement, generator=gen())
+        rows, keep = resampling_plan(torch.tensor([0.3, 0.0, 0.55]), 100, replacement, generator=gen())
         assert len(rows) == 100 + 30 + 55 and torch.equal(keep[100:].sum(0), torch.tensor([30, 0, 55]))
         assert (len(rows[130:].unique()) == 55) == (not replacement)
-    assert torch.equal(draw_rows(50, .5, generator=gen()), draw_rows(50, .5, generator=gen()))
+    assert torch.equal(draw_rows(50, 0.5, generator=gen()), draw_rows(50, 0.5, generator=gen()))
 
 
 def test_plan_names_rows():
@@ -492,34 +585,47 @@ def test_dropped_encoders_get_no_gradient():
         assert x.grad[~keep[:, m]].abs().max() == 0 and x.grad[keep[:, m]].abs().max() > 0
 
 
-@pytest.mark.parametrize("bad, match", [
-    (lambda: resampling_frequency(torch.ones(3)), "\\(M, B\\)"),
-    (lambda: resampling_frequency(torch.ones(2, 0)), "\\(M, B\\)"),
-    (lambda: resampling_frequency(torch.ones(2, 3).long()), "float"),
-    (lambda: resampling_frequency(torch.full((2, 3), math.nan)), "NaN"),
-    (lambda: resampling_frequency(torch.ones(2, 3), "batch"), "level"),
-    (lambda: resampling_frequency(torch.ones(2, 3), function="cube"), "function"),
-    (lambda: resampling_frequency(torch.ones(2, 3), alpha=-1.), "negative"),
-    (lambda: resampling_plan(torch.ones(2, 3)), "integer copies"),
-    (lambda: resampling_plan(torch.ones(2)), "n_samples"),
-    (lambda: resampling_plan(torch.ones(2, 3).long(), 4), "3 samples"),
-    (lambda: resampling_plan(-torch.ones(2, 3).long()), "negative"),
-    (lambda: resampling_plan(torch.ones(2, 3).long(), index=torch.arange(2)), "name the 3"),
-    (lambda: draw_rows(0), "n >= 1"),
-    (lambda: draw_rows(5, -.1), "fraction"),
-])
+@pytest.mark.parametrize(
+    "bad, match",
+    [
+        (lambda: resampling_frequency(torch.ones(3)), "\\(M, B\\)"),
+        (lambda: resampling_frequency(torch.ones(2, 0)), "\\(M, B\\)"),
+        (lambda: resampling_frequency(torch.ones(2, 3).long()), "float"),
+        (lambda: resampling_frequency(torch.full((2, 3), math.nan)), "NaN"),
+        (lambda: resampling_frequency(torch.ones(2, 3), "batch"), "level"),
+        (lambda: resampling_frequency(torch.ones(2, 3), function="cube"), "function"),
+        (lambda: resampling_frequency(torch.ones(2, 3), alpha=-1.0), "negative"),
+        (lambda: resampling_plan(torch.ones(2, 3)), "integer copies"),
+        (lambda: resampling_plan(torch.ones(2)), "n_samples"),
+        (lambda: resampling_plan(torch.ones(2, 3).long(), 4), "3 samples"),
+        (lambda: resampling_plan(-torch.ones(2, 3).long()), "negative"),
+        (lambda: resampling_plan(torch.ones(2, 3).long(), index=torch.arange(2)), "name the 3"),
+        (lambda: draw_rows(0), "n >= 1"),
+        (lambda: draw_rows(5, -0.1), "fraction"),
+    ],
+)
 def test_resampling_rejects(bad, match):
-    with pytest.raises(ValueError, match=match): bad()
+    with pytest.raises(ValueError, match=match):
+        bad()
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
 def test_sampled_values_of_a_table_of_right_and_wrong(dtype):
-    def estimate(kind): return shapley_values_sampled(lambda present: (present.sum(1)[:, None] > torch.arange(3)).to(kind), 4, 32, generator=torch.Generator().manual_seed(0))
+    def estimate(kind):
+        return shapley_values_sampled(
+            lambda present: (present.sum(1)[:, None] > torch.arange(3)).to(kind),
+            4,
+            32,
+            generator=torch.Generator().manual_seed(0),
+        )
+
     one, other = estimate(dtype), estimate(torch.float64)
-    assert_close(one.values, other.values, check_dtype=False); assert_close(one.standard_errors, other.standard_errors, check_dtype=False)
+    assert_close(one.values, other.values, check_dtype=False)
+    assert_close(one.standard_errors, other.standard_errors, check_dtype=False)
 
 
 def test_labels_that_the_model_does_not_have_are_refused():
-    model = FusionModel([nn.Identity()]*2, HEADS["sum"]((3, 3), 2))
+    model = FusionModel([nn.Identity()] * 2, HEADS["sum"]((3, 3), 2))
     for y in (torch.tensor([0, 2]), torch.tensor([0, -100])):
-        with pytest.raises(ValueError, match="labels in 0 to 1"): valuate(model, [(torch.randn(2, 3), torch.randn(2, 3), y)])
+        with pytest.raises(ValueError, match="labels in 0 to 1"):
+            valuate(model, [(torch.randn(2, 3), torch.randn(2, 3), y)])

@@ -1,0 +1,116 @@
+"The prose: spelling, and a few rules of the house. Formulas, code and links are left out; what is said in docstrings and comments is read too."
+
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+PAGES = [n for n in NOTEBOOKS if not n.stem[0].isdigit()]
+ALLOWED = "jont,siz,mor,abd,informations,advices,re-use,re-used,re-uses"  # mistakes made on purpose, a view of mfeat, a variable, words that are meant
+
+HOUSE = {
+    "a word stands there twice": r"\b([a-z]+)\s+\1\b",
+    "British spelling is used: -ise, -isation": r"\b(?!(?:re|over)?siz|priz|seiz|tokeniz|capsiz)[a-z]+(?:iz(?:e[ds]?|er|ers|ing|ations?)|yz(?:e[ds]?|ing))\b",
+    "British spelling is used": r"\b(?:behavior|color|favor|flavor|neighbor|center|gray|labeled|labeling|modeling|modeled|fulfill|catalog|practiced|penaliz)\w*\b",
+    "no contractions": r"\b(?:it|that|there|what)'s\b|\b\w+n't\b|\b(?:we|you|they)'(?:re|ve|ll)\b",
+    "no dash where a comma or colon does": "—",
+    "a space before a mark": r"[a-z] [,.;:?](?=\s)",
+}
+
+
+def cells(notebook, kind):
+    return [
+        "".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf8"))["cells"] if c["cell_type"] == kind
+    ]
+
+
+def prose(notebook):
+    "The sentences of a notebook: code, formulas, addresses and tags become a letter, so that what stands around them stays apart."
+    text = "\n\n".join(cells(notebook, "markdown"))
+    for pattern in (r"^```.*?^```", r"\$\$.*?\$\$", r"\$[^$]*\$", r"`[^`]*`", r"(?<=\])\([^)]*\)", r"<[^>]*>"):
+        text = re.sub(pattern, "X", text, flags=re.S | re.M)
+    return text
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_house_rules(notebook):
+    text = prose(notebook)
+    assert not [f"{told}: {m[0]!r}" for told, pattern in HOUSE.items() for m in re.finditer(pattern, text)]
+    assert not [
+        line
+        for source in cells(notebook, "markdown") + cells(notebook, "code")
+        for line in source.split("\n")
+        if line != line.rstrip()
+    ], "spaces at the end of a line"
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [
+        ("the the law", "the law of the"),
+        ("we normalize it", "the size, normalised"),
+        ("the color", "the colour"),
+        ("it isn't", "it is not"),
+        ("a word , here", "a word, here"),
+        ("so — then", "so: then"),
+        ("to analyze", "to analyse"),
+    ],
+)
+def test_the_rules_find_what_they_are_for(wrong, right):
+    found = lambda text: [told for told, pattern in HOUSE.items() if re.search(pattern, text)]
+    assert len(found(wrong)) == 1 and not found(right)
+
+
+def test_spelling(tmp_path):
+    for notebook in NOTEBOOKS:
+        (tmp_path / f"{notebook.stem}.md").write_text(prose(notebook), encoding="utf8")
+        (tmp_path / f"{notebook.stem}.py").write_text("\n\n".join(cells(notebook, "code")), encoding="utf8")
+    files = [tmp_path, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "tools", "tests"))]
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", "--ignore-words-list", ALLOWED, *map(str, files)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+
+
+def test_names_on_the_pages_exist():
+    "What a page that is no chapter puts in backticks is exported, a parameter, a module, a chapter, a data set or a method; a name that was changed is found."
+    modules = {p.stem: importlib.import_module(f"mmlit.{p.stem}") for p in (ROOT / "mmlit").glob("[a-z]*.py")}
+    known = (
+        {n.stem for n in NOTEBOOKS}
+        | set(modules)
+        | {f"mmlit.{name}" for name in modules}
+        | set(modules["data"].DATASETS)
+        | set(modules["benchmark"].METHODS)
+    )
+    for name, module in modules.items():
+        for exported in module.__all__:
+            known |= {exported, f"mmlit.{name}.{exported}"}
+            o = getattr(module, exported)
+            if inspect.isclass(o):
+                known |= (
+                    {member for member in dir(o) if member[0] != "_"}
+                    | {f"{exported}.{member}" for member in dir(o)}
+                    | set(getattr(o, "__annotations__", {}))
+                )
+            try:
+                known |= set(inspect.signature(o).parameters)
+            except (TypeError, ValueError):
+                pass
+    known |= set(
+        "xs zs logits index detach logsumexp torch.logsumexp LightningModule Trainer Step DataLoaders.from_dsets dls.c model.parts num_classes".split()
+    )
+    unknown = {
+        n.stem: names
+        for n in PAGES
+        if (names := sorted(set(re.findall(r"`([A-Za-z_][\w.]*)`", "\n".join(cells(n, "markdown")))) - known))
+    }
+    assert not unknown
