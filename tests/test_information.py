@@ -1,4 +1,4 @@
-"Information on tables and Gaussians: identities on random laws, known answers, other packages, proofs of the union information."
+"Information on tables and Gaussians: identities, known answers, other packages, proofs of the union information."
 
 import math
 import time
@@ -8,16 +8,32 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from scipy.stats import entropy as scipy_entropy
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import mutual_info_score
 from torch.testing import assert_close
 
-from mmlit.information import check_law, conditional_mutual_information, dual_total_correlation, entropy
-from mmlit.information import gaussian_conditional_mutual_information, gaussian_mutual_information
-from mmlit.information import gaussian_total_correlation, guaranteed_information, information_decomposition
-from mmlit.information import interaction_information, js_divergence, kl_divergence, marginal, mutual_information
-from mmlit.information import pairwise_laws, partial_information, total_correlation, union_information
+from mmlit.information import (
+    _match_marginals,
+    check_distribution,
+    conditional_mutual_information,
+    dual_total_correlation,
+    entropy,
+    gaussian_conditional_mutual_information,
+    gaussian_mutual_information,
+    gaussian_total_correlation,
+    guaranteed_information,
+    information_decomposition,
+    interaction_information,
+    js_divergence,
+    kl_divergence,
+    marginal,
+    mutual_information,
+    pairwise_marginals,
+    partial_information,
+    total_correlation,
+    union_information,
+)
 
 F64 = torch.float64
 ONE_TABLE = dict(
@@ -29,7 +45,7 @@ ONE_TABLE = dict(
 SHAPES = [(2, 2, 2), (3, 4, 2), (5, 2, 6), (2, 3, 2, 3), (2, 2, 2, 2, 2)]
 
 
-def law(*shape, seed=0, zeros=0.0):
+def random_table(*shape, seed=0, zeros=0.0):
     g = torch.Generator().manual_seed(seed)
     p = torch.rand(shape, generator=g, dtype=F64).log().neg() * (torch.rand(shape, generator=g) >= zeros)
     return p / p.sum()
@@ -58,7 +74,7 @@ RDN[0, 0, 0] = RDN[1, 1, 1] = 0.5
 @pytest.mark.parametrize("zeros", [0.0, 0.5])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_terms_are_sums_over_the_table(shape, zeros):
-    p = law(*shape, zeros=zeros)
+    p = random_table(*shape, zeros=zeros)
     cells = [(i, v) for i, v in zip(product(*map(range, shape)), p.flatten().tolist()) if v > 0]
     one = [p.sum([k for k in range(p.ndim) if k != m]) for m in range(p.ndim)]
     assert math.isclose(
@@ -80,11 +96,11 @@ def test_terms_are_sums_over_the_table(shape, zeros):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_decomposition_is_exact_and_its_terms_are_amounts(shape, zeros):
     for seed in range(10):
-        p = law(*shape, seed=seed, zeros=zeros)
+        p = random_table(*shape, seed=seed, zeros=zeros)
         d, M = information_decomposition(p), p.ndim - 1
         x = p.sum(-1)
         assert_close(d.joint, mutual_information(p.reshape(-1, shape[-1])))
-        assert_close(d.single, torch.stack([mutual_information(w) for w in pairwise_laws(p)]))
+        assert_close(d.single, torch.stack([mutual_information(w) for w in pairwise_marginals(p)]))
         assert_close(
             d.given_rest,
             torch.stack(
@@ -108,7 +124,7 @@ def test_decomposition_is_exact_and_its_terms_are_amounts(shape, zeros):
 
 
 def test_measures_do_not_depend_on_names():
-    p = law(3, 4, 2, seed=1)
+    p = random_table(3, 4, 2, seed=1)
     shuffled = p[[2, 0, 1]][:, [3, 1, 0, 2]][:, :, [1, 0]]
     for f in ONE_TABLE.values():
         assert_close(f(shuffled), f(p))
@@ -120,7 +136,7 @@ def test_values_are_those_of_scipy_and_scikit_learn():
     rng = np.random.default_rng(0)
     for _ in range(20):
         counts = rng.integers(0, 6, (4, 5))
-        p, q = torch.tensor(counts / counts.sum()), law(4, 5, seed=int(rng.integers(1000)))
+        p, q = torch.tensor(counts / counts.sum()), random_table(4, 5, seed=int(rng.integers(1000)))
         assert math.isclose(entropy(p), scipy_entropy(p.flatten()), rel_tol=1e-12)
         assert math.isclose(kl_divergence(p, q), scipy_entropy(p.flatten(), q.flatten()), rel_tol=1e-12)
         assert math.isclose(js_divergence(p, q), jensenshannon(p.flatten(), q.flatten()) ** 2, rel_tol=1e-10)
@@ -147,7 +163,7 @@ def test_gradients_are_right_and_finite_at_zeros(name):
 def test_other_gradients_are_right_and_finite_at_zeros():
     soft = lambda t: t.flatten().softmax(0).reshape(t.shape)
     theta = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0), dtype=F64, requires_grad=True)
-    other = law(2, 3, 2, seed=3)
+    other = random_table(2, 3, 2, seed=3)
     for f in (
         conditional_mutual_information,
         lambda p: mutual_information(p.sum(2)),
@@ -156,8 +172,8 @@ def test_other_gradients_are_right_and_finite_at_zeros():
         lambda p: kl_divergence(other, p),
         lambda p: torch.cat([t.reshape(-1) for t in information_decomposition(p)]),
     ):
-        assert torch.autograd.gradcheck(lambda t: f(soft(t)), theta)
-    p = law(2, 3, 2, zeros=0.5).requires_grad_()
+        assert torch.autograd.gradcheck(lambda t, f=f: f(soft(t)), theta)
+    p = random_table(2, 3, 2, zeros=0.5).requires_grad_()
     for f in (
         conditional_mutual_information,
         lambda p: js_divergence(p, other),
@@ -186,8 +202,8 @@ def test_any_precision_is_taken(dtype):
         (torch.zeros(2), "sums to 0"),
     ],
 )
-def test_what_is_no_law_is_refused(bad, message):
-    for f in (check_law, entropy, total_correlation, lambda p: kl_divergence(p, p)):
+def test_what_is_no_distribution_is_refused(bad, message):
+    for f in (check_distribution, entropy, total_correlation, lambda p: kl_divergence(p, p)):
         with pytest.raises(ValueError, match=message):
             f(bad)
 
@@ -212,7 +228,9 @@ TABLES = {
     f"{'x'.join(map(str, shape))} {kind}": make(shape)
     for shape in [(2, 2, 2), (3, 4, 2), (5, 5, 5), (8, 8, 8), (2, 2, 2, 2), (4, 3, 3, 4)]
     for kind, make in dict(
-        positive=lambda s: law(*s), sparse=lambda s: law(*s, zeros=0.7), concentrated=lambda s: concentrated(*s)
+        positive=lambda s: random_table(*s),
+        sparse=lambda s: random_table(*s, zeros=0.7),
+        concentrated=lambda s: concentrated(*s),
     ).items()
 }
 
@@ -220,40 +238,38 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 def test_gap_closes_and_both_proofs_hold(name):
     p = TABLES[name]
-    M, laws = p.ndim - 1, pairwise_laws(p)
+    M, marginals = p.ndim - 1, pairwise_marginals(p)
     u = union_information(p)
     assert 0 <= u.gap <= 1e-8
-    for w, expected in zip(pairwise_laws(u.law), laws):
+    for w, expected in zip(pairwise_marginals(u.coupling), marginals):
         assert_close(w, expected, atol=1e-14, rtol=0)
-    assert (u.law >= 0).all()
-    assert_close(information_decomposition(u.law).joint, u.information + u.gap, atol=1e-12, rtol=0)
+    assert (u.coupling >= 0).all()
+    assert_close(information_decomposition(u.coupling).joint, u.information + u.gap, atol=1e-12, rtol=0)
     seen = torch.ones(p.shape, dtype=torch.bool)
     total = torch.zeros_like(p)
-    for m, (w, s) in enumerate(zip(laws, u.scores)):
+    for m, (w, s) in enumerate(zip(marginals, u.scores)):
         shape = [-1 if k == m else 1 for k in range(M)] + [p.shape[-1]]
         seen &= (w > 0).reshape(shape)
         total = total + s.reshape(shape)
     assert total.masked_fill(~seen, -math.inf).logsumexp(-1).max() < 1e-12
-    assert_close(entropy(marginal(p, -1)) + sum((w * s).sum() for w, s in zip(laws, u.scores)), u.information)
+    assert_close(entropy(marginal(p, -1)) + sum((w * s).sum() for w, s in zip(marginals, u.scores)), u.information)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_union_lies_between_random_scores_and_random_couplings(seed):
-    from mmlit.information import _match_laws
-
-    p = law(3, 4, 3, seed=seed, zeros=0.3)
-    laws, u = pairwise_laws(p), union_information(p)
+    p = random_table(3, 4, 3, seed=seed, zeros=0.3)
+    marginals, u = pairwise_marginals(p), union_information(p)
     for k in range(50):
         g = torch.Generator().manual_seed(k)
         q = torch.tensor(
-            _match_laws(
-                (u.law + 0.2 * torch.rand(p.shape, generator=g, dtype=F64) / p.numel()).numpy(),
-                [w.numpy() for w in laws],
+            _match_marginals(
+                (u.coupling + 0.2 * torch.rand(p.shape, generator=g, dtype=F64) / p.numel()).numpy(),
+                [w.numpy() for w in marginals],
             )
         )
         assert information_decomposition(q).joint >= u.information - 1e-12
         scores = [s + 0.1 * torch.randn(s.shape, generator=g, dtype=F64) for s in u.scores]
-        assert guaranteed_information(scores, laws)[0] <= u.information + u.gap + 1e-12
+        assert guaranteed_information(scores, marginals)[0] <= u.information + u.gap + 1e-12
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -293,14 +309,14 @@ def test_known_answers_in_bits(p, unique, redundant, synergy):
 
 
 def test_union_does_not_depend_on_names_and_swaps_with_the_modalities():
-    p = law(3, 4, 2, seed=1)
+    p = random_table(3, 4, 2, seed=1)
     a, b = partial_information(p), partial_information(p.transpose(0, 1)[[3, 0, 2, 1]][:, :, [1, 0]])
     assert_close(a.unique, b.unique.flip(0), atol=2e-8, rtol=0)
     assert_close(a.synergy, b.synergy, atol=2e-8, rtol=0)
 
 
 def test_a_modality_that_is_noise_or_a_copy_changes_nothing():
-    p = law(3, 4, 2, seed=2)
+    p = random_table(3, 4, 2, seed=2)
     noise = torch.einsum("ijy,k->ijky", p, torch.tensor([0.3, 0.7], dtype=F64))
     copied = torch.einsum("ijy,ik->ijky", p, torch.eye(3, dtype=F64))
     a, n, c = partial_information(p), partial_information(noise), partial_information(copied)
@@ -311,7 +327,10 @@ def test_a_modality_that_is_noise_or_a_copy_changes_nothing():
 
 def test_gradient_is_that_of_finite_differences():
     for seed in range(3):
-        p, towards = law(3, 3, 2, seed=seed), law(3, 3, 2, seed=seed + 50) - law(3, 3, 2, seed=seed)
+        p, towards = (
+            random_table(3, 3, 2, seed=seed),
+            random_table(3, 3, 2, seed=seed + 50) - random_table(3, 3, 2, seed=seed),
+        )
         q = p.clone().requires_grad_()
         slope = (torch.autograd.grad(partial_information(q).synergy, q)[0] * towards).sum()
         difference = (
@@ -332,12 +351,12 @@ def test_tiny_cells_do_no_harm(tiny):
 
 def test_large_tables_take_seconds():
     start = time.perf_counter()
-    assert union_information(law(20, 20, 10, zeros=0.3)).gap <= 1e-8
+    assert union_information(random_table(20, 20, 10, zeros=0.3)).gap <= 1e-8
     assert time.perf_counter() - start < 30
 
 
 def test_too_few_steps_warn_and_still_tell_the_truth():
-    p = law(5, 5, 5, seed=1)
+    p = random_table(5, 5, 5, seed=1)
     truth = union_information(p)
     with pytest.warns(UserWarning, match="known within"):
         early = union_information(p, max_steps=3)
@@ -349,13 +368,13 @@ def test_too_few_steps_warn_and_still_tell_the_truth():
 
 
 def test_amounts_are_those_of_dit(tries=20):
-    "dit's BROJA searches from a random start and sometimes stops early: each of its answers is an upper bound of the union, and some of them are the union."
+    "dit's BROJA starts at random and may stop early: each answer is an upper bound of the union, some are the union."
     dit = pytest.importorskip("dit")
     from dit.pid import PID_BROJA
 
     atoms = ((0,),), ((1,),), ((0,), (1,)), ((0, 1),)  # unique to each, redundant, synergy
     for seed, shape in enumerate([(2, 2, 2), (2, 3, 2), (2, 2, 3)]):
-        p = law(*shape, seed=seed, zeros=0.2)
+        p = random_table(*shape, seed=seed, zeros=0.2)
         d, ours = (
             dit.Distribution(["".join(map(str, i)) for i in product(*map(range, shape))], p.flatten().tolist()),
             partial_information(p),
@@ -417,7 +436,7 @@ def test_gaussian_gradients():
         lambda c: gaussian_total_correlation(c, (1, 1, 2)),
         lambda c: gaussian_conditional_mutual_information(c, (1, 2, 1)),
     ):
-        assert torch.autograd.gradcheck(lambda c: f((c + c.T) / 2), cov)
+        assert torch.autograd.gradcheck(lambda c, f=f: f((c + c.T) / 2), cov)
 
 
 def test_gaussian_truth_is_the_mean_log_ratio_of_draws(runs=20, n=5000):
@@ -468,3 +487,25 @@ def test_marginals_of_variables_that_are_not_there_are_refused():
     for axis in (3, -4):
         with pytest.raises(ValueError, match="no variable"):
             marginal(p, axis)
+
+
+def test_options_of_the_solver_are_passed_on_and_typing_errors_fail():
+    p = random_table(4, 4, 4)
+    with pytest.warns(UserWarning, match="raise max_steps"):
+        assert partial_information(p, max_steps=2).gap > 1e-3
+    assert partial_information(p, tolerance=1e-2).gap > partial_information(p).gap
+    with pytest.raises(TypeError, match="max_step"):
+        partial_information(p, max_step=2)
+
+
+def test_decomposition_keeps_the_precision_of_its_table():
+    "Half precision is widened to float32, and float64 stays."
+    p = torch.full((2, 2, 2), 1 / 8, dtype=torch.float16)
+    for dtype, expected in ((torch.float16, torch.float32), (F64, F64)):
+        for term in (*information_decomposition(p.to(dtype)), guaranteed(p.to(dtype))):
+            assert term.dtype == expected
+
+
+def guaranteed(p):
+    pairs = [pair.to(F64 if p.dtype == F64 else torch.float32) for pair in pairwise_marginals(p)]
+    return guaranteed_information([torch.zeros_like(pair) for pair in pairs], pairs)[0]

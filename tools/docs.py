@@ -1,4 +1,4 @@
-"""The book: notebooks run in a copy, processed by nbdev, rendered to docs/ by smalldocs. Needs no Quarto and no network.
+"""The book: notebooks run in a copy, processed by nbdev, rendered to docs/ by smalldocs. No Quarto, no network.
 
 python tools/docs.py                     # everything; notebooks that did not change are not run again
 python tools/docs.py --only 02_fusion    # run this one (and use what is stored of the others)
@@ -9,6 +9,7 @@ import argparse
 import ast
 import base64
 import configparser
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -56,9 +57,8 @@ def in_sidebar(folder=ROOT / "nbs"):
 def check_sidebar(folder=ROOT / "nbs"):
     listed, there = in_sidebar(folder), sorted(p.name for p in folder.glob("*.ipynb"))
     if sorted(listed) != there:
-        raise SystemExit(
-            f"nbs/sidebar.yml: add {sorted(set(there) - set(listed))}, remove {sorted(set(listed) - set(there))}; each stands there once"
-        )
+        add, remove = sorted(set(there) - set(listed)), sorted(set(listed) - set(there))
+        raise SystemExit(f"nbs/sidebar.yml: add {add}, remove {remove}; each stands there once")
 
 
 # ---- 1. a copy of the sources, in which notebooks are run
@@ -73,6 +73,9 @@ def stage(to):
             )
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, to / name)
+    # these stand once, in docs/, where the pages need them
+    shutil.copytree(ROOT / "docs" / "katex", to / "nbs" / "katex")
+    shutil.copy(ROOT / "docs" / "styles.css", to / "nbs")
     info = to / f"{settings['lib_name']}-{settings['version']}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
@@ -84,26 +87,53 @@ def stage(to):
     )
 
 
-def imported(text, known=frozenset()):
-    "Modules of the library that a source names, and those that they name."
-    for name in re.findall(r"(?:\bmmlit|\bfrom )\.(\w+)", text):
-        module = ROOT / "mmlit" / f"{name}.py"
-        if module.exists() and module not in known:
-            known = imported(module.read_text(encoding="utf8"), known | {module})
+def imports(text, package=("mmlit",)):
+    "Modules of the library that a source in `package` imports, as files; of the package itself: its names' modules."
+    for node in ast.walk(ast.parse(re.sub(r"^\s*[%!].*", "", text, flags=re.M))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = package[: len(package) + 1 - node.level] if node.level else ()
+        name = (*base, *(node.module or "").split(".")) if node.module else base
+        if name == ("mmlit",):
+            yield from (door(a.name) for a in node.names if a.name != "__version__")
+        elif name[0] == "mmlit":
+            yield ROOT.joinpath(*name).with_suffix(".py")
+
+
+def door(name):
+    "The module of a name at the front door."
+    import mmlit
+
+    return ROOT.joinpath("mmlit", *mmlit._DOOR[name].split(".")).with_suffix(".py")
+
+
+def imported(text, package=("mmlit",), known=frozenset()):
+    "Modules of the library that a source names, and those that they name; the registry of methods names all methods."
+    for module in imports(text, package):
+        if not module.exists() or module in known:
+            continue
+        inner = module.relative_to(ROOT).parent.parts
+        known = imported(module.read_text(encoding="utf8"), inner, known | {module})
+    if re.search(r"\bMETHODS\b|\bcompare\(", text) and package == ("mmlit",):
+        known |= set((ROOT / "mmlit" / "methods").glob("*.py"))
     return known
 
 
+def code_of(notebook):
+    return "\n".join("".join(c["source"]) for c in json.loads(notebook)["cells"] if c["cell_type"] == "code")
+
+
 def stored(notebook):
-    "Where the executed notebook is kept: the name holds a hash of the notebook, the modules it imports and the results it reads."
+    "Where the executed notebook is kept, under a hash of itself, the modules it imports and the results it reads."
     text = notebook.read_text(encoding="utf8")
     digest = hashlib.sha256(text.encode())
-    for source in sorted([*imported(text), *(p for p in (ROOT / "results").glob("*") if p.name in text)]):
+    for source in sorted([*imported(code_of(text)), *(p for p in (ROOT / "results").glob("*") if p.name in text)]):
         digest.update(source.name.encode() + source.read_bytes())
     return CACHE / f"{notebook.stem}-{digest.hexdigest()[:16]}.ipynb"
 
 
 def sources(shown=lambda notebook: True):
-    "A digest of each notebook, or None for one that is shown without its outputs: which notebooks a built site is made of."
+    "What a built site is made of: a digest of each notebook, None for one that is shown without its outputs."
     return {
         book.stem: hashlib.sha256(book.read_bytes()).hexdigest()[:16] if shown(book) else None
         for book in sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -111,7 +141,7 @@ def sources(shown=lambda notebook: True):
 
 
 def execute(notebook, keep, env):
-    "Run `notebook` where it stands, without cells marked slow or cuda, and store it with its outputs in `keep`; returns what went wrong."
+    "Run `notebook` without cells marked slow or cuda and store it with its outputs in `keep`; what went wrong."
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -164,8 +194,11 @@ from nbdev.doclinks import _build_modidx
 from nbdev.serve import proc_nbs
 
 wanted = processors._do_eval
-def only_imports(cell):      # nbdev runs cells with imports to show documentation; one that also computes may need what was not run
-    return wanted(cell) and (cell.directives_ or "show_doc" in cell.source or all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_()))
+def only_imports(cell):
+    # nbdev runs cells with imports to show documentation; one that also computes may need what was not run
+    if not wanted(cell): return False
+    imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.parsed_())
+    return cell.directives_ or "show_doc" in cell.source or imports
 processors._do_eval = only_imports
 _build_modidx()
 proc_nbs(force=True, n_workers=0)
@@ -278,7 +311,8 @@ def unlinked(code):
     "A signature as one would write it: no links inside code, short names of types, a class called so."
     text = re.sub(r"\[(`[^`\n]+`)\]\([^)\s]+\)", r"\1", code[0])
     text = re.sub(
-        r"\b(?:__main__|collections\.abc|pathlib|typing|torch(?=\.Tensor|\.Generator|\.device)|torch\.nn\.modules\.\w+(?=\.Module))\.",
+        r"\b(?:__main__|collections\.abc|pathlib|typing|torch(?=\.Tensor|\.Generator|\.device)|"
+        r"torch\.nn\.modules\.\w+(?=\.Module))\.",
         "",
         text,
     )
@@ -303,7 +337,7 @@ def tidy_source(doc, cell):
 
 
 def statement(source):
-    "The first public definition as far as its parameters or fields go, as it is written: types, defaults and comments. None where there is nothing to cut."
+    "The first public definition, as written, down to its parameters or fields; None where there is nothing to cut."
     lines = re.sub(r"^#\|.*\n", "", source, flags=re.M).split("\n")
     node = next((o for o in ast.parse("\n".join(lines)).body if getattr(o, "name", "_")[0] != "_"), None)
 
@@ -343,7 +377,7 @@ def resolve(out):
     pages = {p: p.read_text(encoding="utf8") for p in out.glob("*.html")}
     ids = {p.name: set(re.findall(r'\bid="([^"]+)"', text)) for p, text in pages.items()}
 
-    def link(m, page):
+    def link(page, m):
         name, anchor = m[2] or page.name, m[3]
         if anchor in ids.get(name, (anchor,)):
             return m[0]
@@ -353,13 +387,22 @@ def resolve(out):
         page.write_text(
             re.sub(
                 r'(<a href="(?:\./)?)([\w-]+\.html|)#([^"]+)("[^>]*>)(<code>[^<]*</code>)</a>',
-                lambda m: link(m, page),
+                functools.partial(link, page),
                 text,
             )
             .replace("<!-- -->", "")
             .replace('bg-light" data-bs-theme="light"', 'sd-navbar-default"'),
             encoding="utf8",
         )  # a bar that follows the colours of the page
+
+
+def picture(out, page, numbers, m):
+    "A picture inside a page becomes a file of its own, shown at half its size: it was drawn for dense screens."
+    data = base64.b64decode(m[2])
+    path = f"figures/{page}-{next(numbers)}.png"
+    (out / path).write_bytes(data)
+    width, height = struct.unpack(">II", data[16:24])
+    return f'<img{m[1]}src="{path}" width="{width // 2}" height="{height // 2}" loading="lazy"'
 
 
 def localise(out):
@@ -379,7 +422,9 @@ def localise(out):
     script.write_text(
         text.replace(
             fetched,
-            'await new Promise((done, fail) => document.head.append(Object.assign(document.createElement("script"), { src: offset + "search.js", onload: done, onerror: fail })));\n      index = window.searchIndex;',
+            "await new Promise((done, fail) => document.head.append(Object.assign("
+            'document.createElement("script"), { src: offset + "search.js", onload: done, onerror: fail })));\n'
+            "      index = window.searchIndex;",
         ),
         encoding="utf8",
     )
@@ -387,19 +432,8 @@ def localise(out):
         (out / unused).unlink(missing_ok=True)
     (out / "figures").mkdir(exist_ok=True)
     for page in out.glob("*.html"):
-        count = iter(range(1, 1000))
-
-        def picture(m):
-            data = base64.b64decode(m[2])
-            path = f"figures/{page.stem}-{next(count)}.png"
-            (out / path).write_bytes(data)
-            width, height = struct.unpack(">II", data[16:24])
-            return f'<img{m[1]}src="{path}" width="{width // 2}" height="{height // 2}" loading="lazy"'
-
-        page.write_text(
-            re.sub(r'<img([^>]*?)src="data:image/png;base64,([^"]+)"', picture, page.read_text(encoding="utf8")),
-            encoding="utf8",
-        )
+        as_file, text = functools.partial(picture, out, page.stem, count(1)), page.read_text(encoding="utf8")
+        page.write_text(re.sub(r'<img([^>]*?)src="data:image/png;base64,([^"]+)"', as_file, text), encoding="utf8")
     (out / ".nojekyll").touch()
 
 
@@ -459,7 +493,7 @@ RAW = re.compile(r"\$\$|\$[^$\n]*[\\_^][^$\n]*\$|\\begin\{|\\frac|\\text|:::|^#\
 
 
 def problems(out):
-    "Files loaded from elsewhere, broken links and anchors, markup that was not rendered, pictures without words: one line each."
+    "One line each: loads from elsewhere, broken links and anchors, raw markup, pictures without words."
     pages = {p.name: Reader(p.read_text(encoding="utf8")) for p in out.glob("*.html")}
     found = []
     for name, page in pages.items():

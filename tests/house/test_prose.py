@@ -1,8 +1,9 @@
-"The prose: spelling, and a few rules of the house. Formulas, code and links are left out; what is said in docstrings and comments is read too."
+"The prose of pages, docstrings and comments: spelling, and a few rules of the house; formulas are left out."
 
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -13,12 +14,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 PAGES = [n for n in NOTEBOOKS if not n.stem[0].isdigit()]
-ALLOWED = "jont,siz,mor,abd,informations,advices,re-use,re-used,re-uses"  # mistakes made on purpose, a view of mfeat, a variable, words that are meant
+# mistakes made on purpose, a view of mfeat, a variable, words that are meant
+ALLOWED = "jont,siz,mor,abd,informations,advices,re-use,re-used,re-uses"
 
 HOUSE = {
     "a word stands there twice": r"\b([a-z]+)\s+\1\b",
-    "British spelling is used: -ise, -isation": r"\b(?!(?:re|over)?siz|priz|seiz|tokeniz|capsiz)[a-z]+(?:iz(?:e[ds]?|er|ers|ing|ations?)|yz(?:e[ds]?|ing))\b",
-    "British spelling is used": r"\b(?:behavior|color|favor|flavor|neighbor|center|gray|labeled|labeling|modeling|modeled|fulfill|catalog|practiced|penaliz)\w*\b",
+    "British spelling is used: -ise, -isation": r"\b(?!(?:re|over)?siz|priz|seiz|tokeniz|capsiz)[a-z]+"
+    r"(?:iz(?:e[ds]?|er|ers|ing|ations?)|yz(?:e[ds]?|ing))\b",
+    "British spelling is used": r"\b(?:behavior|color|favor|flavor|neighbor|center|gray|labeled|labeling|modeling|"
+    r"modeled|fulfill|catalog(?!ue)|practiced|penaliz)\w*\b",
     "no contractions": r"\b(?:it|that|there|what)'s\b|\b\w+n't\b|\b(?:we|you|they)'(?:re|ve|ll)\b",
     "no dash where a comma or colon does": "—",
     "a space before a mark": r"[a-z] [,.;:?](?=\s)",
@@ -32,7 +36,7 @@ def cells(notebook, kind):
 
 
 def prose(notebook):
-    "The sentences of a notebook: code, formulas, addresses and tags become a letter, so that what stands around them stays apart."
+    "The sentences of a notebook: code, formulas, addresses and tags become a letter: what is around them stays apart."
     text = "\n\n".join(cells(notebook, "markdown"))
     for pattern in (r"^```.*?^```", r"\$\$.*?\$\$", r"\$[^$]*\$", r"`[^`]*`", r"(?<=\])\([^)]*\)", r"<[^>]*>"):
         text = re.sub(pattern, "X", text, flags=re.S | re.M)
@@ -81,33 +85,37 @@ def test_spelling(tmp_path):
     assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
 
 
+def known_names():
+    "What a page may put in backticks: modules, exported names with their members and parameters, data sets, methods."
+    import mmlit
+
+    known = {n.stem for n in NOTEBOOKS} | set(mmlit.DATASETS) | set(mmlit.METHODS) | {"mmlit"}
+    for found in pkgutil.walk_packages(mmlit.__path__, "mmlit."):
+        module = importlib.import_module(found.name)
+        short = found.name.removeprefix("mmlit.")
+        known |= {found.name, short, short.rpartition(".")[2]}
+        for exported in getattr(module, "__all__", ()):
+            known |= names_of(exported, getattr(module, exported), found.name)
+    other = (
+        "xs zs logits index detach logsumexp torch.logsumexp LightningModule Trainer Step DataLoaders.from_dsets dls.c"
+    )
+    return known | set(f"{other} model.parts num_classes".split())
+
+
+def names_of(exported, o, module):
+    names = {exported, f"{module}.{exported}"}
+    if inspect.isclass(o):
+        names |= {m for m in dir(o) if m[0] != "_"} | {f"{exported}.{m}" for m in dir(o)}
+        names |= set(getattr(o, "__annotations__", {}))
+    try:
+        return names | set(inspect.signature(o).parameters)
+    except (TypeError, ValueError):
+        return names
+
+
 def test_names_on_the_pages_exist():
-    "What a page that is no chapter puts in backticks is exported, a parameter, a module, a chapter, a data set or a method; a name that was changed is found."
-    modules = {p.stem: importlib.import_module(f"mmlit.{p.stem}") for p in (ROOT / "mmlit").glob("[a-z]*.py")}
-    known = (
-        {n.stem for n in NOTEBOOKS}
-        | set(modules)
-        | {f"mmlit.{name}" for name in modules}
-        | set(modules["data"].DATASETS)
-        | set(modules["benchmark"].METHODS)
-    )
-    for name, module in modules.items():
-        for exported in module.__all__:
-            known |= {exported, f"mmlit.{name}.{exported}"}
-            o = getattr(module, exported)
-            if inspect.isclass(o):
-                known |= (
-                    {member for member in dir(o) if member[0] != "_"}
-                    | {f"{exported}.{member}" for member in dir(o)}
-                    | set(getattr(o, "__annotations__", {}))
-                )
-            try:
-                known |= set(inspect.signature(o).parameters)
-            except (TypeError, ValueError):
-                pass
-    known |= set(
-        "xs zs logits index detach logsumexp torch.logsumexp LightningModule Trainer Step DataLoaders.from_dsets dls.c model.parts num_classes".split()
-    )
+    "What a page that is no chapter puts in backticks exists, under that name; one that was changed is found."
+    known = known_names()
     unknown = {
         n.stem: names
         for n in PAGES
