@@ -13,7 +13,7 @@ import itertools
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -43,11 +43,11 @@ class Task(Protocol):
     name:str
     @property
     def truth(self)->dict: ...               # by coalition: Bayes accuracy, information in nats
-    def sample(self, n:int, seed=0): ...     # a `MultimodalData` of n rows
+    def sample(self, n:int, seed:int=0)->Any: ...     # a `MultimodalData` of n rows
 
 class Estimator(Protocol):
     "A method that estimates a quantity of information from samples, in nats."
-    def __call__(self, quantity, level:float, **options): ...     # an `Estimate`
+    def __call__(self, quantity, level:float, **options)->Any: ...     # an `Estimate`
 
 # %% ../nbs/00_core.ipynb #5e221c4b
 def is_additive(
@@ -73,7 +73,7 @@ def one_of(
     if value in known: return value
     near = difflib.get_close_matches(str(value), map(str, known), 1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known))}")
+    raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
 
 # %% ../nbs/00_core.ipynb #cfef0429
 def at_least_float32(

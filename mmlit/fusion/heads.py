@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'FusionHead', 'SumHead', 'ConcatHead', 'ConditionalHead', 'FiLMHead', 'GatedHead', 'mlp', 'MLPHead',
-           'AttentionHead', 'InUnits', 'in_units', 'VectorEncoder', 'PictureEncoder', 'SequenceEncoder', 'TokenEncoder',
-           'encoder_for', 'SelectOutput', 'feature_dims']
+           'AttentionHead', 'StructureOf', 'InUnits', 'in_units', 'VectorEncoder', 'PictureEncoder', 'SequenceEncoder',
+           'TokenEncoder', 'encoder_for', 'SelectOutput', 'feature_dims']
 
 # %% ../../nbs/04_heads.ipynb #25ea60a8
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..core import check_features
+from ..core import check_features, eval_mode
 
 # %% ../../nbs/04_heads.ipynb #94baae75
 class FusionHead(nn.Module):
@@ -27,24 +28,28 @@ class FusionHead(nn.Module):
         super().__init__()
         self.dims, self.n_classes = tuple(int(d) for d in dims), int(n_classes)
         if not self.dims or min(self.dims) < 1 or self.n_classes < 1:
-            raise ValueError(f"expected positive feature widths and at least one output, got dims={self.dims}, n_classes={n_classes}")
+            got = f"dims={self.dims}, n_classes={n_classes}"
+            raise ValueError(f"expected positive feature widths and at least one output, got {got}")
 
     def check(self, zs):
         zs = check_features(zs, self.dims)
         if any(z.ndim != 2 for z in zs):
-            raise ValueError(f"{type(self).__name__} takes one vector a sample, (B, D); got shapes {[tuple(z.shape) for z in zs]}. Pool them, or use AttentionHead, which takes (B, T, D)")
+            raise ValueError(f"{type(self).__name__} takes one vector per sample, (B, D); got shapes "
+                             f"{[tuple(z.shape) for z in zs]}. Pool them, or use AttentionHead, which takes (B, T, D)")
         return zs
 
 # %% ../../nbs/04_heads.ipynb #bdec5142
 class SumHead(FusionHead):
-    "Late fusion: one linear layer a modality (or one `shared` by all, which needs equal widths), logits summed."
+    "Late fusion: one linear layer per modality (or one `shared` by all, which needs equal widths), logits summed."
     def __init__(self,
         dims:Sequence[int],  # D_m of each modality
         n_classes:int,       # C
         shared:bool=False,   # one linear layer for all modalities?
     ):
         super().__init__(dims, n_classes)
-        if shared and len(set(self.dims)) > 1: raise ValueError(f"a shared linear layer needs equal feature widths, got {self.dims}")
+        if shared and len(set(self.dims)) > 1:
+            raise ValueError(f"a shared linear layer needs equal feature widths, got {self.dims}")
+
         self.linears = nn.ModuleList([nn.Linear(d, n_classes) for d in (self.dims[:1] if shared else self.dims)])
 
     def contributions(self, zs):
@@ -56,7 +61,7 @@ class SumHead(FusionHead):
 
 # %% ../../nbs/04_heads.ipynb #f03d9f1c
 class ConcatHead(FusionHead):
-    "One linear layer on the joined features; additive: modality m owns the columns of its features and 1/M of the bias."
+    "One linear layer on the joined features; additive: modality m owns the columns of its features, 1/M of the bias."
     def __init__(self, dims, n_classes):
         super().__init__(dims, n_classes)
         self.linear = nn.Linear(sum(self.dims), n_classes)
@@ -78,16 +83,20 @@ class ConditionalHead(FusionHead):
         condition:int=0,                     # the modality g that sets the conditions
     ):
         super().__init__(dims, n_classes)
-        if len(self.dims) < 2: raise ValueError(f"{type(self).__name__} needs at least two modalities, got dims={self.dims}")
-        if not 0 <= condition < len(self.dims): raise ValueError(f"condition must name one of {len(self.dims)} modalities (0 to {len(self.dims)-1}), got {condition}")
-        self.condition, self.others = condition, [m for m in range(len(self.dims)) if m != condition]
+        n = len(self.dims)
+        if n < 2: raise ValueError(f"{type(self).__name__} needs at least two modalities, got dims={self.dims}")
+        if not 0 <= condition < n:
+            raise ValueError(f"condition must name one of {n} modalities (0 to {n - 1}), got {condition}")
+
+        self.condition, self.others = condition, [m for m in range(n) if m != condition]
         self.out = nn.ModuleList([nn.Linear(w, n_classes, bias=False) for w in widths])
         self.bias = nn.Parameter(torch.empty(n_classes))
         self.reset_parameters()
 
     def reset_parameters(self): nn.init.zeros_(self.bias)                               # its own; layers have theirs
 
-    def modulation(self, z, k): raise NotImplementedError   # (gamma, beta or None), each (B, width), for the k-th other modality
+    # for the k-th other modality: (gamma, beta or None), each (B, width)
+    def modulation(self, z:Tensor, k:int)->tuple[Tensor, Tensor|None]: raise NotImplementedError
     def value(self, z, k): return z                         # (B, width)
 
     def forward(self, zs):
@@ -100,7 +109,7 @@ class ConditionalHead(FusionHead):
 
     def conditional_contributions(self, zs):
         zs, given = self.check(zs), self.bias
-        terms = [None]*len(zs)
+        terms:list[Tensor] = list(zs)                       # places for M terms
         for k, m in enumerate(self.others):
             gamma, beta = self.modulation(zs[self.condition], k)
             terms[m] = torch.einsum("id,cd,jd->ijc", gamma, self.out[k].weight, self.value(zs[m], k))
@@ -110,7 +119,7 @@ class ConditionalHead(FusionHead):
 
 # %% ../../nbs/04_heads.ipynb #d1d9d096
 class FiLMHead(ConditionalHead):
-    "FiLM (Perez et al. 2018): modality `condition` scales and shifts the features of the others, then one linear layer."
+    "FiLM (Perez et al. 2018): modality `condition` scales and shifts the features of the others; then a linear layer."
     def __init__(self, dims, n_classes, condition=0):
         widths = [d for m, d in enumerate(dims) if m != condition]
         super().__init__(dims, n_classes, widths, condition)
@@ -158,8 +167,10 @@ class AttentionHead(FusionHead):
     ):
         super().__init__(dims, n_classes)
         self.project = nn.ModuleList([nn.Linear(d, width) for d in self.dims])
-        self.kind = nn.Parameter(torch.empty(len(self.dims) + 1, width))                     # which modality a token comes from; the last: class token
+        # which modality a token comes from; the last one is the class token
+        self.kind = nn.Parameter(torch.empty(len(self.dims) + 1, width))
         self.reset_parameters()
+
         layer = nn.TransformerEncoderLayer(width, heads, 2*width, dropout, batch_first=True, norm_first=True)
         self.transformer = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.out = nn.Linear(width, n_classes)
@@ -174,9 +185,22 @@ class AttentionHead(FusionHead):
 # %% ../../nbs/04_heads.ipynb #6808bd4b
 HEADS = dict(sum=SumHead, concat=ConcatHead, film=FiLMHead, gated=GatedHead, mlp=MLPHead, attention=AttentionHead)
 
+# %% ../../nbs/04_heads.ipynb #6bd2d1ec
+class StructureOf(nn.Module):
+    "Base of what stands around a module: it has `contributions` and its like exactly when the module inside has them."
+    inside = "head"                                            # the attribute that holds the module inside
+
+    def structure(self, name, ask): return ask                 # what is asked instead of the module inside
+
+    def __getattr__(self, name):
+        if name not in ("contributions", "conditional_contributions"): return super().__getattr__(name)
+        return self.structure(name, getattr(super().__getattr__(self.inside), name))
+
 # %% ../../nbs/04_heads.ipynb #44c89c7e
-class InUnits(nn.Module):
+class InUnits(StructureOf):
     "A head, or any module of numbers, whose answers are scaled and shifted: `shift + scale*head(z)`."
+    shift:Tensor
+    scale:Tensor
     def __init__(self,
         head:nn.Module,
         shift:float,     # e.g. mean of the training targets
@@ -184,24 +208,27 @@ class InUnits(nn.Module):
     ):
         super().__init__()
         self.head = head
-        self.register_buffer("shift", torch.tensor(float(shift))); self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("shift", torch.tensor(float(shift)))
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
     def forward(self, zs): return self.shift + self.scale*self.head(zs)
-    def _contributions(self, zs):
-        c = self.head.contributions(zs)
+
+    def structure(self, name, ask): return partial(getattr(self, f"_{name}"), ask)
+
+    def _contributions(self, ask, zs):
+        c = ask(zs)
         return self.shift/len(c) + self.scale*c
-    def _conditional_contributions(self, zs):
-        g, terms = self.head.conditional_contributions(zs)
+
+    def _conditional_contributions(self, ask, zs):
+        g, terms = ask(zs)
         return g, [self.scale*t + (self.shift if m == g else 0.) for m, t in enumerate(terms)]
+
     def __getattr__(self, name):
-        if name in ("contributions", "conditional_contributions"):
-            getattr(self.head, name)                           # exists exactly when the head has it
-            return getattr(self, f"_{name}")
-        if name in ("dims", "n_classes"): return getattr(self.head, name)
-        return super().__getattr__(name)
+        return getattr(self.head, name) if name in ("dims", "n_classes") else super().__getattr__(name)
 
 def in_units(
     head:nn.Module,
-    dls,                # loaders whose `units` are the mean and standard deviation of the training targets; None, or none: class labels
+    dls,             # loaders; their `units` are mean and deviation of the training targets, None for classes
 )->nn.Module:
     "The head in the units of the targets; as it is for classes."
     units = getattr(dls, "units", None)
@@ -218,12 +245,13 @@ class PictureEncoder(nn.Sequential):
     "Three strided convolutions and a global average on small pictures (B, channels, height, width)."
     def __init__(self, channels:int=3, n_out:int=64, width:int=16):
         sizes = (channels, width, 2*width, 4*width)
-        blocks = [nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU()) for a, b in zip(sizes[:-1], sizes[1:])]
+        def block(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU())
+        blocks = map(block, sizes[:-1], sizes[1:])
         super().__init__(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*width, n_out), nn.ReLU())
 
 # %% ../../nbs/04_heads.ipynb #65595cef
 class SequenceEncoder(nn.Module):
-    "Two strided convolutions on sequences (B, channels, T), averaged over time; with `pool=False` the (B, T', n_out) tokens."
+    "Two strided convolutions on sequences (B, channels, T), averaged over time; `pool=False`: (B, T', n_out) tokens."
     def __init__(self, channels:int, n_out:int=64, width:int=32, pool:bool=True):
         super().__init__()
         self.pool = pool
@@ -274,17 +302,17 @@ class SelectOutput(nn.Module):
 
 # %% ../../nbs/04_heads.ipynb #a0a3c15d
 def feature_dims(
-    encoders:Sequence[nn.Module], # one a modality
-    xs:Sequence[Tensor],          # a batch of inputs, one a modality
+    encoders:Sequence[nn.Module], # one per modality
+    xs:Sequence[Tensor],          # a batch of inputs, one per modality
 )->tuple[int, ...]:               # D_m
     "The feature width of each encoder, measured on a batch without training anything."
     if len(encoders) != len(xs): raise ValueError(f"got {len(encoders)} encoders for {len(xs)} inputs")
     dims = []
     for m, (encoder, x) in enumerate(zip(encoders, xs)):
-        training = encoder.training
-        with torch.no_grad(): z = encoder.eval()(x[:2])
-        encoder.train(training)
-        if not torch.is_tensor(z): raise ValueError(f"encoder {m} ({type(encoder).__name__}) returns {type(z).__name__}, not a tensor: wrap it in SelectOutput")
-        if z.ndim not in (2, 3): raise ValueError(f"encoder {m} ({type(encoder).__name__}) returns shape {tuple(z.shape)}; expected (B, D) or (B, T, D)")
+        with torch.no_grad(), eval_mode(encoder): z = encoder(x[:2])
+        who = f"encoder {m} ({type(encoder).__name__}) returns"
+        if not isinstance(z, Tensor):
+            raise ValueError(f"{who} {type(z).__name__}, not a tensor: wrap it in SelectOutput")
+        if z.ndim not in (2, 3): raise ValueError(f"{who} shape {tuple(z.shape)}; expected (B, D) or (B, T, D)")
         dims.append(z.shape[-1])
     return tuple(dims)

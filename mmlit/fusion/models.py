@@ -9,17 +9,18 @@ __all__ = ['Fusion', 'FusionModel', 'EarlyFusion', 'JoinedMLP', 'WrappedFusion',
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..core import check_features
-from .heads import mlp
+from .heads import StructureOf, mlp
 
 # %% ../../nbs/05_models.ipynb #6d0dfad4
 class Fusion(nn.Module):
-    "A model in two parts, `encode(*xs) -> zs` and `fuse(zs) -> logits`; `forward` joins them and runs the feature hooks in between."
+    "A model in two parts, `encode(*xs) -> zs` and `fuse(zs) -> logits`; `forward` joins them by way of the hooks."
     n_modalities:int                                    # M, how many inputs `forward` takes
     def __init__(self):
         super().__init__()
@@ -38,8 +39,8 @@ class Fusion(nn.Module):
 
     def register_feature_hook(
         self,
-        hook:Callable, # called with the tuple of M features; what it returns, if not None, goes to the head instead
-        first:bool=False, # before the hooks that are there already? For those that replace features, so that the others see what the head sees
+        hook:Callable,    # called with the tuple of M features; what it returns, if not None, goes to the head instead
+        first:bool=False, # before the other hooks? For one that replaces features: the others see what the head sees
     )->RemovableHandle: # `handle.remove()` takes the hook away
         "Look at the features, or replace them, on their way to the head in `forward`."
         handle = RemovableHandle(self._feature_hooks)
@@ -48,7 +49,7 @@ class Fusion(nn.Module):
         return handle
 
 # %% ../../nbs/05_models.ipynb #c32db01a
-class FusionModel(Fusion):
+class FusionModel(StructureOf, Fusion):
     "Intermediate or late fusion: one encoder a modality, then a head on their features."
     def __init__(self,
         encoders:Sequence[nn.Module],  # one a modality: x_m -> (B, D_m)
@@ -57,16 +58,15 @@ class FusionModel(Fusion):
     ):
         super().__init__()
         self.encoders, self.head, self.n_modalities = nn.ModuleList(encoders), head, len(encoders)
-        if hasattr(head, "dims") and len(head.dims) != self.n_modalities:
-            raise ValueError(f"{self.n_modalities} encoders for a head of {len(head.dims)} modalities")
-        self.absent = nn.ParameterList([nn.Parameter(torch.zeros(d)) for d in head.dims]) if learn_absent else None
+        dims:Sequence[int]|None = getattr(head, "dims", None)
+        if dims is not None and len(dims) != self.n_modalities:
+            raise ValueError(f"{self.n_modalities} encoders for a head of {len(dims)} modalities")
+        if learn_absent and dims is None:
+            raise ValueError(f"learn_absent needs the widths of the features, and {type(head).__name__} has no dims")
+        self.absent = nn.ParameterList([nn.Parameter(torch.zeros(d)) for d in dims or ()]) if learn_absent else None
 
     def encode(self, *xs): return tuple(encoder(x) for encoder, x in zip(self.encoders, xs))
     def fuse(self, zs): return self.head(zs)
-    def __getattr__(self, name):
-        # `contributions` and its like exist on the model exactly when they exist on its head
-        if name in ("contributions", "conditional_contributions"): return getattr(self.head, name)
-        return super().__getattr__(name)
 
 # %% ../../nbs/05_models.ipynb #a943487b
 class EarlyFusion(Fusion):
@@ -89,16 +89,14 @@ class JoinedMLP(nn.Module):
     def forward(self, *xs): return self.layers(torch.cat([x.flatten(1).float() for x in xs], dim=1))
 
 # %% ../../nbs/05_models.ipynb #473add8d
-class WrappedFusion(Fusion):
+class WrappedFusion(StructureOf, Fusion):
     "A foreign module that names its own two halves."
+    inside = "module"
     def __init__(self, module:nn.Module, n_modalities:int, encode:str="encode", fuse:str="fuse"):
         super().__init__()
         self.module, self.n_modalities, self._encode, self._fuse = module, n_modalities, encode, fuse
     def encode(self, *xs): return tuple(getattr(self.module, self._encode)(*xs))
     def fuse(self, zs): return getattr(self.module, self._fuse)(zs)
-    def __getattr__(self, name):
-        if name in ("contributions", "conditional_contributions"): return getattr(super().__getattr__("module"), name)
-        return super().__getattr__(name)
 
 class _Encoded(Exception): "All encoders have answered."
 
@@ -108,15 +106,18 @@ class _Given(nn.Module):
     def forward(self, *args, **kwargs): return self.z
 
 class NamedEncoders(Fusion):
-    "A foreign module whose encoders are submodules: features are what these return in its `forward`, and to fuse is to run it with features in their place."
+    "A foreign module whose encoders are submodules: they give the features; to fuse is to run it with these in place."
     def __init__(self,
         module:nn.Module,        # called as module(x_1, ..., x_M) -> logits (B, C)
-        encoders:Sequence[str],  # the submodule of each modality, as `named_modules` calls it; best one that takes the input itself
+        encoders:Sequence[str],  # the submodule of each modality, as `named_modules` calls it; best the first one
     ):
         super().__init__()
         known = dict(module.named_modules())
         unknown = [n for n in encoders if n not in known]
-        if unknown: raise ValueError(f"{type(module).__name__} has no submodule {unknown[0]!r}; it has {[n for n, _ in module.named_children()]}")
+        if unknown:
+            has = [n for n, _ in module.named_children()]
+            raise ValueError(f"{type(module).__name__} has no submodule {unknown[0]!r}; it has {has}")
+
         self.module, self.names, self.n_modalities, self._blank = module, list(encoders), len(encoders), None
 
     @property
@@ -124,16 +125,21 @@ class NamedEncoders(Fusion):
 
     def encode(self, *xs):
         out = {n: [] for n in self.names}
-        def note(n, z):
+        def note(n, module, args, z):
             out[n].append(z)
-            if self.training and all(out.values()): raise _Encoded             # what comes after runs in `fuse`; twice would count twice in running averages
-        handles = [e.register_forward_hook(lambda module, args, z, n=n: note(n, z)) for n, e in zip(self.names, self.encoders)]
+            # what comes after runs in `fuse`; to run it twice would count twice in running averages
+            if self.training and all(out.values()): raise _Encoded
+
+        handles = [e.register_forward_hook(partial(note, n)) for n, e in zip(self.names, self.encoders)]
         try: self.module(*xs)
         except _Encoded: pass
         finally:
             for handle in handles: handle.remove()
+
         for n, zs in out.items():
-            if len(zs) != 1 or not torch.is_tensor(zs[0]): raise ValueError(f"submodule {n!r} must be called once and return a tensor; it was called {len(zs)} times and returned {[type(z).__name__ for z in zs]}")
+            if len(zs) == 1 and isinstance(zs[0], Tensor): continue
+            got = f"it was called {len(zs)} times and returned {[type(z).__name__ for z in zs]}"
+            raise ValueError(f"submodule {n!r} must be called once and return a tensor; {got}")
         self._blank = tuple(torch.zeros_like(x[:1]) for x in xs)
         return tuple(zs[0] for zs in out.values())
 
@@ -144,16 +150,20 @@ class NamedEncoders(Fusion):
         try: return self.module(*(b.expand(len(zs[0]), *b.shape[1:]) for b in self._blank))
         finally:
             for n, e in zip(self.names, own): self._put(n, e)
-    def _put(self, name, module): *path, last = name.split("."); setattr(self.module.get_submodule(".".join(path)), last, module)
+
+    def _put(self, name, module):
+        *path, last = name.split(".")
+        setattr(self.module.get_submodule(".".join(path)), last, module)
 
 def as_fusion(
     model:nn.Module,   # a Fusion, a module with encode and fuse, or any module that takes M inputs
     n_modalities:int,  # M
     encoders:Sequence[str]|None=None, # names of the submodules that encode, see `NamedEncoders`
 )->Fusion:
-    "`model` under the protocol: itself, by its named encoders, wrapped with its own `encode` and `fuse`, or as early fusion."
+    "`model` in two parts: itself, by its named encoders, with its own `encode` and `fuse`, or as early fusion."
     if encoders is not None:
-        if len(encoders) != n_modalities: raise ValueError(f"got {len(encoders)} names of encoders for {n_modalities} modalities")
+        if len(encoders) != n_modalities:
+            raise ValueError(f"got {len(encoders)} names of encoders for {n_modalities} modalities")
         return NamedEncoders(model, encoders)
     if isinstance(model, Fusion): return model
     if hasattr(model, "encode") and hasattr(model, "fuse"): return WrappedFusion(model, n_modalities)
@@ -169,6 +179,8 @@ class SelectModalities(Fusion):
     ):
         super().__init__()
         self.model, self.index, self.n_modalities = model, tuple(index), n_modalities
-        if any(not 0 <= i < n_modalities for i in self.index): raise ValueError(f"index {self.index} names modalities outside 0 to {n_modalities - 1}")
+        if any(not 0 <= i < n_modalities for i in self.index):
+            raise ValueError(f"index {self.index} names modalities outside 0 to {n_modalities - 1}")
+
     def encode(self, *xs): return self.model.encode(*(xs[i] for i in self.index))
     def fuse(self, zs): return self.model.fuse(zs)

@@ -1,0 +1,95 @@
+"""Splits tear no group apart and lose no row."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmlit.data.columns import as_column
+from mmlit.data.splits import (
+    Split,
+    Standardize,
+    TokenIds,
+    Vocabulary,
+    check_split,
+    fit_encoder,
+    grouped_split,
+    split_hash,
+)
+
+
+@pytest.mark.parametrize("name", ["mfeat", "emoji", "watch", "breast_cancer"])
+def test_splits_tear_no_group_apart_and_cover_the_data(load, name):
+    data = load(name)
+    K = 5
+    splits = [grouped_split(data.y, data.groups, seed=s) for s in range(K + 2)]
+    assert np.array_equal(np.sort(np.concatenate([s.test for s in splits[:K]])), np.arange(len(data)))
+    assert len({split_hash(s) for s in splits}) == K + 2
+    for s in splits:
+        assert np.array_equal(np.sort(np.concatenate(s)), np.arange(len(data)))
+        if data.groups is not None:
+            assert sum(len(np.unique(data.groups[p])) for p in s) == len(np.unique(data.groups))
+        for part, share in zip(s, (0.6, 0.2, 0.2)):
+            assert abs(len(part) / len(data) - share) < (0.08 if name == "watch" else 0.02)
+        assert set(data.y[s.train]) == set(data.y)
+
+
+def test_a_split_is_a_function_of_its_seed():
+    y = np.arange(200) % 4
+    assert split_hash(grouped_split(y, seed=3)) == split_hash(grouped_split(y, seed=3))
+    assert (
+        split_hash(Split([0, 1], [2], [3]))
+        == split_hash(Split(np.array([0, 1]), np.array([2], dtype=np.int32), [3]))
+        != split_hash(Split([0], [1, 2], [3]))
+    )
+
+
+def test_regression_targets_are_split_by_fifths():
+    y = np.random.default_rng(0).exponential(size=300)
+    means = [y[p].mean() for p in grouped_split(y)]
+    assert np.ptp(means) < 0.3
+
+
+def test_small_regressions_and_vocabularies_without_words_are_said():
+    with pytest.raises(ValueError, match="20 rows are too few"):
+        grouped_split(np.linspace(0, 1, 20))
+    with pytest.warns(UserWarning, match="segment"):
+        Vocabulary(["今天天气很好", "我们去公园", "他在看书"])
+
+
+Y = np.arange(40) % 2
+
+
+BAD = {
+    "mask for a split": (
+        lambda: check_split((Y > 0, Y < 1, Y > 0), Y),
+        r"the train part must be row numbers, got bool",
+    ),
+    "test share": (lambda: grouped_split(Y, test=0.7), r"test must lie in \(0, 0.5\]"),
+    "groups shape": (lambda: grouped_split(Y, Y[:3]), r"groups has shape \(3,\), y has \(40,\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_words(case):
+    make, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (3, 4, 4)])
+def test_standardised_rows_come_back(shape):
+    x = np.random.default_rng(0).normal(3, 2, (50, *shape)).astype(np.float32)
+    encoder = fit_encoder(x, "vector", np.arange(30))
+    assert isinstance(encoder, Standardize)
+    torch.testing.assert_close(encoder.decode(encoder.encode(x)), torch.tensor(x))
+    axes = (0, *range(2, x.ndim))
+    torch.testing.assert_close(encoder.encode(x[:30]).mean(axes), torch.zeros(shape[0]), atol=1e-5, rtol=0)
+
+
+def test_words_and_ids_come_back():
+    texts = as_column(["red car", "blue car", "red boat"] * 4)
+    words = fit_encoder(texts, "tokens", np.arange(6))
+    assert [words.decode(row) for row in words.encode(texts)] == list(texts)
+    ids = np.array([[3, 1, 0], [2, 0, 0]])
+    assert isinstance(fit_encoder(ids, "tokens", np.arange(1)), TokenIds)
+    assert fit_encoder(ids, "tokens", np.arange(1)).decode(torch.tensor([3, 1, 0])) == "3 1"
