@@ -95,7 +95,7 @@ def _ask(joint, alone, dls, others, absent, seed):
         logits[part] |= {name: pair[i] for name, pair in others.items()}
     return _Asked(joint, alone, dls, held, own, logits, absent, seed)
 
-# %% ../../nbs/35_measure.ipynb #f37e870d
+# %% ../../nbs/35_measure.ipynb #7bc9d68d
 _NO_ENCODERS = "Probes and information of the features were left out:"
 _NO_CELLS = "Unique, redundant and synergistic information were left out:"
 _NOTES = dict(
@@ -116,7 +116,9 @@ class _LeftOut(Exception):
 
 def _models(asked): return model_quantities(asked.logits["test"], asked.held["test"].y, asked.modalities)
 
-def _coalitions(asked): return coalition_quantities(asked.outcomes, *asked.plan, asked.modalities)
+def _coalitions(asked):
+    present, weights = asked.plan
+    return coalition_quantities(asked.outcomes, present, weights, asked.modalities)
 
 def _scores_without(asked):
     "The score of each sample without each modality, by modality."
@@ -180,11 +182,11 @@ def _strength(asked):
         return strength_quantities(fused, side_by_side, concepts, asked.modalities)
     except ValueError as error: raise _LeftOut("strength", error=error) from error
 
-# %% ../../nbs/35_measure.ipynb #d2912a99
+# %% ../../nbs/35_measure.ipynb #58173c7f
 class Measured(NamedTuple):
     "What was found on one split: quantities, and what the pictures need."
     quantities:list[Quantity]
-    shapley:Tensor               # (M, N): log-likelihood gained by each modality on each test sample (score, for a regression)
+    shapley:Tensor               # (M, N): log-likelihood (or score) that each modality gains on each test sample
     logits:dict[str, Tensor]     # model -> (N, C) on the test part
     conflict:Tensor              # (N,): how far the unimodal models contradict each other
     y:Tensor                     # (N,) of the test part
@@ -217,8 +219,10 @@ def measure(
     shapley = combine_coalitions(asked.plan[1], game)
     y = asked.held["valid"].y
     validation = {model: float(gains(logits, y).mean()) for model, logits in asked.logits["valid"].items()}
-    rows, notes = np.asarray(dls.split.test), list(dict.fromkeys(notes))
-    return Measured(found, shapley, asked.logits["test"], _conflict(asked), asked.held["test"].y, rows, validation, notes)
+    return Measured(
+        quantities=found, shapley=shapley, logits=asked.logits["test"], conflict=_conflict(asked),
+        y=asked.held["test"].y, rows=np.asarray(dls.split.test), validation=validation,
+        notes=list(dict.fromkeys(notes)))
 
 # %% ../../nbs/35_measure.ipynb #d4c23fd3
 LEVEL = .95     # of every interval of an audit
@@ -230,7 +234,7 @@ def _value(q):
     return float(q.statistic(q.values.mean(0, keepdims=True))[0, 0])
 
 def _basic(i):
-    "The basic bootstrap interval of what cannot be negative: a sum of absolute values is biased upwards, more so in each draw."
+    "The basic bootstrap interval of a sum of absolute values: it is biased upwards, more so in each draw."
     return Interval(i.mean, max(2*i.mean - i.high, 0.), max(2*i.mean - i.low, 0.))
 
 def _bootstrapped(quantities, groups, draws):

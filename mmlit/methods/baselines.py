@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unimodal_learner', 'unimodal_run', 'ensemble_log_probabilities', 'MultiLoss', 'ModalityDropout', 'pretrained_learner',
-           'pretrained_run']
+           'pretrained_run', 'pretrained']
 
 # %% ../../nbs/17_baselines.ipynb #f53fd61d
 import copy
@@ -189,9 +189,15 @@ def pretrained_run(
         return pretrained_learner(dls, trained, freeze, head=head or budget.head, method=method)
     return Run(name, make, needs=tuple(unimodal), tag=tag)
 
-def _pretrained(name, freeze=False):
-    def runs(modalities): return [pretrained_run(name, _unimodal_runs(modalities), freeze)]
-    return runs, lambda answers, data: {name: answers[0]}
+def pretrained(
+    title:str,                             # what it is, in a few words
+    name:str,                              # of the row
+    freeze:bool=False,                     # train the head only?
+    method:FusionMethod|type|None=None,    # as in `multimodal_learner`
+)->Method:
+    "A method that is one joint run from the encoders of all unimodal runs."
+    def runs(modalities): return [pretrained_run(name, _unimodal_runs(modalities), freeze, method)]
+    return Method(title, runs, lambda answers, data: {name: answers[0]})
 
-register_method("pretrained", Method("unimodal encoders, then joint finetuning", *_pretrained("pretrained")))
-register_method("frozen", Method("unimodal encoders frozen, head trained on top", *_pretrained("frozen", freeze=True)))
+register_method("pretrained", pretrained("unimodal encoders, then joint finetuning", "pretrained"))
+register_method("frozen", pretrained("unimodal encoders frozen, head trained on top", "frozen", freeze=True))

@@ -165,11 +165,10 @@ class MultiProxyHead(FusionHead):
         return terms.z + terms.o
 
 # %% ../../nbs/18_multimodal_loss.ipynb #625965f3
-@delegates(MultiProxyHead.__init__, keep=True)
 def use_head(
     model:Fusion,                                            # a `FusionModel`
     make:Callable[..., nn.Module]=MultiProxyHead,            # called as `make(dims, n_classes, **options)`
-    **options,
+    **options,                                               # of the new head
 )->FusionModel:                                              # the same model
     "Exchange a model's head, in place, for a new one of the same widths and classes; options are those of the new head."
     name = getattr(make, "__name__", "the new head")

@@ -86,7 +86,7 @@ def modality_valuation(
 def permutation_coalitions(
     orders:Tensor,                # (K, M) integers: each row an order of the M modalities
 )->tuple[Tensor, Tensor, Tensor]: # present bool (S, M), weights float64 (M, S), steps int64 (K, M+1)
-    "The distinct coalitions that orders pass (nobody first, all last), weights of the average gain, and where each step is."
+    "The coalitions that orders pass (nobody first, all last), the weights of the average gain, where each step is."
     if orders.ndim != 2 or not torch.equal(orders.sort(1).values, torch.arange(orders.shape[1]).expand(orders.shape)):
         raise ValueError(f"expected rows that are orders of 0 to M-1, got shape {tuple(orders.shape)}")
     K, M = orders.shape
@@ -199,9 +199,9 @@ def _check_absent(absent):
 
 def valuate(
     model:Fusion,                         # has `encode`, `fuse` and `n_modalities`; see `as_fusion`
-    batches:Iterable,                     # (x_1, ..., x_M, y) or ((x_1, ..., x_M), y); in a fixed order to tell rows apart
-    absent:str="zero_feature",            # stands for a missing one: "zero_feature" (published), "zero_input", "learned"
-    n_permutations:int|None=None,         # None: all 2**M coalitions; else so many random orders, one set for all samples
+    batches:Iterable,                     # (x_1, ..., x_M, y) or ((x_1, ..., x_M), y); in a fixed order
+    absent:str="zero_feature",            # for a missing modality: "zero_feature" (published), "zero_input" or "learned"
+    n_permutations:int|None=None,         # None: all 2**M coalitions; else so many random orders, for all samples
     generator:torch.Generator|None=None,  # of the orders
     memory:int=MEMORY,                    # bytes of stacked features per call of the head
 )->Valuation:
@@ -244,8 +244,8 @@ def resampling_frequency(
     level:str="sample",        # "sample": `f(1 - phi)` copies of each; "modality": a share `f((max phi - phi)/1.5)`
     function:str="linear",     # f, a name in `FREQUENCIES`
     alpha:float|None=None,     # its slope; default as published: 2 for samples, 1 for modalities
-)->Tensor:                     # sample: int64 (M, B) copies with only modality m; modality: float64 (M,) shares in [0, 1]
-    "How often each modality is shown again alone (Wei et al., CVPR 2024): copies of each sample, or shares of them all."
+)->Tensor:                     # int64 (M, B) copies with only modality m, or float64 (M,) shares in [0, 1]
+    "How often each modality is shown again alone (Wei et al., CVPR 2024): copies of each sample, or shares of all."
     if valuation.ndim != 2 or valuation.numel() == 0 or not valuation.is_floating_point():
         raise ValueError(f"expected a float valuation of shape (M, B), got {valuation.dtype} {tuple(valuation.shape)}")
     if not valuation.isfinite().all(): raise ValueError("the valuation holds NaN or infinite values")

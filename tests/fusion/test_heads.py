@@ -1,0 +1,81 @@
+"Heads and encoders: every parameter learns, and a feature depends on its sample alone."
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from mmlit.fusion.heads import HEADS, InUnits, PictureEncoder, SequenceEncoder, SumHead, TokenEncoder, VectorEncoder
+from mmlit.fusion.models import FusionModel, as_fusion
+
+HEAD = pytest.mark.parametrize("name", HEADS)
+
+MODALITIES = pytest.mark.parametrize("M", [2, 3, 4])
+
+
+def model_of(name, M, C=3, seed=0):
+    torch.manual_seed(seed)
+    dims = tuple(range(4, 4 + M))
+    return FusionModel([nn.Linear(5, d) for d in dims], HEADS[name](dims, C)).eval(), tuple(
+        torch.randn(4, 5) for _ in range(M)
+    )
+
+
+@HEAD
+def test_every_parameter_of_a_head_gets_a_gradient(name):
+    model, xs = model_of(name, 3)
+    model(*xs).pow(2).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "encoder, x",
+    [
+        (VectorEncoder(6), torch.randn(5, 6)),
+        (PictureEncoder(), torch.randn(5, 3, 16, 16)),
+        (SequenceEncoder(2), torch.randn(5, 2, 40)),
+        (TokenEncoder(9), torch.randint(0, 9, (5, 4))),
+    ],
+)
+def test_a_feature_does_not_depend_on_its_batch_nor_on_the_mode(encoder, x):
+    whole = encoder.train()(x)
+    assert_close(encoder.eval()(x), whole)
+    assert_close(torch.cat([encoder(row) for row in x.split(1)]), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner, has", [("sum", "contributions"), ("film", "conditional_contributions"), ("mlp", None)])
+def test_what_stands_around_a_head_has_its_structure_and_no_other(inner, has):
+    "Rescaled, in a model and in a foreign module alike; attributes that nobody has stay an AttributeError."
+
+    class Foreign(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+            if has:
+                setattr(self, has, getattr(model, has))
+
+        def encode(self, *xs):
+            return xs
+
+        def fuse(self, zs):
+            return self.model.fuse(zs)
+
+    head = HEADS[inner]((4, 5), 1)
+    scaled = InUnits(head, 10.0, 2.0)
+    model = FusionModel([nn.Identity()] * 2, scaled)
+    for outer in (scaled, model, as_fusion(Foreign(model), 2)):
+        assert [n for n in ("contributions", "conditional_contributions") if hasattr(outer, n)] == (
+            [has] if has else []
+        )
+        with pytest.raises(AttributeError):
+            outer.no_such_thing  # noqa: B018
+    assert scaled.dims == (4, 5) and scaled.n_classes == 1
+
+
+def test_heads_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="positive feature widths"):
+        SumHead((3, 0), 2)
+    with pytest.raises(ValueError, match="equal feature widths"):
+        SumHead((3, 4), 2, shared=True)
+    with pytest.raises(ValueError, match="one vector per sample"):
+        SumHead((3, 4), 2)((torch.zeros(2, 5, 3), torch.zeros(2, 4)))
