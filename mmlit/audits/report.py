@@ -110,7 +110,8 @@ def _dots(ax, intervals, colour=_ORANGE, scale=1., at=0.):
 
 def _named(found, section):
     "Everything that has the headline score in this section of the table."
-    return {of: found.get(section, found.score, of) for s, q, of in found.table.index if (s, q) == (section, found.score)}
+    names = [key[2] for key in found.table.index if key[:2] == (section, found.score)]
+    return {name: found.get(section, found.score, name) for name in names}
 
 def plot_models(found:Audit):
     "Score of every model (left), and its difference to the joint model (right); a figure."
@@ -195,7 +196,7 @@ def plot_shapley(
     ax.legend(fontsize=8)
     return fig
 
-# %% ../../nbs/37_report.ipynb #6f7279c6
+# %% ../../nbs/37_report.ipynb #7bc9e5a6
 def conflicts(
     found:Audit,
     k:int=6,                    # how many
@@ -225,7 +226,8 @@ def plot_conflicts(
 _PICTURES = {       # title -> how it is drawn, and what it shows in words
     "Models": (plot_models, "Score of each model with its interval, and its difference to the joint model; "
                             "the numbers are in the table of models."),
-    "Encoders": (plot_probes, "Score of a linear probe on each encoder, after joint training and after training alone."),
+    "Encoders": (plot_probes, "Score of a linear probe on each encoder, after joint training and "
+                              "after training alone."),
     "Coalitions": (plot_coalitions, "Score of the joint model when only some of the modalities are present."),
     "Shapley values of samples": (plot_shapley, "What each modality adds on each test sample."),
     "Training": (plot_curves, "Validation accuracy of each modality inside the joint model, by epoch."),
@@ -247,7 +249,7 @@ _SECTIONS = {
     "shapley": "Shapley values", "coalitions": "Coalitions", "oracle": "Who is right",
     "information": "Information (nats)", "robustness": "Score lost", "competition strength": "Competition strength",
 }
-_SHARES = "accuracy", "only this one right", "any right minus ensemble right"     # quantities in per cent, in any section
+_SHARES = "accuracy", "only this one right", "any right minus ensemble right"     # in per cent, in any section
 _RULE = ("the advice follows from the table by the rule in the chapter `advice` of the documentation; "
          "validation scores choose the best unimodal model; the advice is read off the test part, "
          "so measure what you switch to on other data")

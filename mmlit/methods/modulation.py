@@ -73,7 +73,7 @@ def muted_logits(
     reuse:bool|None=None,          # may `zs` serve the muted passes? None: if nothing depends on the mode
     memory:int=MEMORY,             # bytes of stacked features per call of the head
 )->Tensor:                         # (S, B, C)
-    "The logits of every coalition, gradients included: the full one in the current mode, the others in evaluation mode."
+    "The logits of every coalition, with gradients: the full one in the current mode, muted ones in evaluation mode."
     if zs is None: zs = model.encode(*xs)
     if logits is None: logits = model.fuse(zs)
     if reuse is None: reuse = not depends_on_mode(model)

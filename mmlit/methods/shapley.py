@@ -200,7 +200,7 @@ def _check_absent(absent):
 def valuate(
     model:Fusion,                         # has `encode`, `fuse` and `n_modalities`; see `as_fusion`
     batches:Iterable,                     # (x_1, ..., x_M, y) or ((x_1, ..., x_M), y); in a fixed order
-    absent:str="zero_feature",            # for a missing modality: "zero_feature" (published), "zero_input" or "learned"
+    absent:str="zero_feature",            # for a missing one: "zero_feature" (published), "zero_input" or "learned"
     n_permutations:int|None=None,         # None: all 2**M coalitions; else so many random orders, for all samples
     generator:torch.Generator|None=None,  # of the orders
     memory:int=MEMORY,                    # bytes of stacked features per call of the head
