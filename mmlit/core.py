@@ -47,7 +47,7 @@ class Task(Protocol):
 
 class Estimator(Protocol):
     "A method that estimates a quantity of information from samples, in nats."
-    def __call__(self, quantity, level:float, **options)->Any: ...     # an `Estimate`
+    def __call__(self, quantity, level:float, *args:Any, **options:Any)->Any: ...     # an `Estimate`
 
 # %% ../nbs/00_core.ipynb #5e221c4b
 def is_additive(

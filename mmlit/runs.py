@@ -63,7 +63,11 @@ def loaders(
     source.train.rng.seed(seed)
     return source
 
-def _data(source): return source if isinstance(source, MultimodalData) else source.data
+def _data(source):
+    "All rows of a source; exported loaders have none."
+    data = source if isinstance(source, MultimodalData) else source.data
+    if data is None: raise ValueError("the loaders hold no data, as after `learn.export`: pass those of the training")
+    return data
 
 # %% ../nbs/30_runs.ipynb #ea704241
 def safe_name(
@@ -80,7 +84,7 @@ def _digests(source, seed):
     # how values are coded is the loaders' own: a batch tells it
     batch = b"".join(np.ascontiguousarray(t.cpu().numpy()).tobytes() for t in source.valid.one_batch())
     coding = hashlib.sha256(batch + str(source.train.bs).encode()).hexdigest()[:6]
-    return data_digest(source.data) + coding, split_hash(source.split)
+    return data_digest(_data(source)) + coding, split_hash(source.split)
 
 # %% ../nbs/30_runs.ipynb #f94da35d
 class RunStore:
@@ -162,7 +166,7 @@ def train_run(
         (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
 
     if not (torch.isfinite(valid).all() and torch.isfinite(test).all()):
-        raise FloatingPointError(f"{run.name} on {dls.data.name}, seed {seed}: the answers are not finite; "
+        raise FloatingPointError(f"{run.name} on {_data(source).name}, seed {seed}: the answers are not finite; "
                                  f"try a smaller learning rate than {lr}")
     info = _info(learn, dls, seed, start)
     def array(t): return t.float().cpu().numpy()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cloudpickle
 import joblib
@@ -37,11 +37,11 @@ from ..data.loaders import MultimodalDataLoaders
 from ..data.splits import Split, split_hash
 from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
-from ..learner import Budget, ModalityMonitor, Run, joint_run
+from ..learner import Budget, ModalityMonitor, joint_run
 from ..runs import Job, RunStore, Source, loaders, train_missing
 from ..scores import headline
 
-# %% ../../nbs/38_audit.ipynb #a7120966
+# %% ../../nbs/38_audit.ipynb #8e9236f4
 def _check_logits(model, logits, xs, dls):
     "ValueError where the answers of a model do not fit the targets of the loaders."
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(xs[0]):
@@ -69,7 +69,8 @@ def _check_model(model, dls):
     "The model in two parts, encode and fuse; ValueError where it does not fit the loaders."
     model, M = as_fusion(model, len(dls.modalities)), len(dls.modalities)
     if model.n_modalities != M:
-        raise ValueError(f"the model takes {model.n_modalities} modalities, the loaders have {M}: {list(dls.modalities)}")
+        names = list(dls.modalities)
+        raise ValueError(f"the model takes {model.n_modalities} modalities, the loaders have {M}: {names}")
 
     xs = _first_inputs(model, dls)
     with torch.no_grad(), eval_mode(model):
@@ -98,7 +99,7 @@ def _check_stand_in(model, dls, absent):
     remedy = "let it answer finitely (clamp what it divides by), or choose another stand-in, absent="
     raise ValueError("the model's answer is not finite" + (f"{where}: {remedy}" if gone else ""))
 
-# %% ../../nbs/38_audit.ipynb #55e08bc7
+# %% ../../nbs/38_audit.ipynb #2aa0417e
 def _check_source(data, model):
     "The data under audit: a data set, or loaders with their split."
     if data is None:
@@ -131,7 +132,7 @@ def _check_budget(budget, learner, source):
     budget.check()
     return budget
 
-def _check_seeds(seeds):
+def _check_seeds(seeds)->list[int]:
     "Which seeds; a number says how many."
     which = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(map(int, seeds)))
     if not which: raise ValueError(f"no seed given: at least one is needed, got {seeds!r}")
@@ -142,12 +143,13 @@ def _with_loss(source, learner):
     if learner is None or learner.loss_func is source.loss_func: return source, ""
     source = copy.copy(source)
     source.loss_func = learner.loss_func
-    return source, joblib.hash(cloudpickle.dumps(learner.loss_func))[:10]
+    return source, str(joblib.hash(cloudpickle.dumps(learner.loss_func)))[:10]
 
 @dataclass
 class _Subject:
     "What is audited, on what and how; checked."
     name:str
+    learner:Learner|None         # that brought the model
     model:Fusion|None            # in two parts; None: the recipe
     source:Source
     dls:MultimodalDataLoaders    # of the first seed
@@ -161,27 +163,31 @@ class _Subject:
     @property
     def modalities(self)->list[str]: return list(self.dls.modalities)
     @property
-    def data(self)->MultimodalData: return self.source if isinstance(self.source, MultimodalData) else self.source.data
+    def data(self)->MultimodalData: return cast(MultimodalData, self.dls.data)     # None was refused by `_check_source`
 
 def _name(model):
     if model is None: return "The recipe"
     return type(getattr(model, "module", getattr(model, "network", model))).__name__
 
-def _take_in(learner, model, data, budget, seeds, absent):
+def _take_in(given, data, budget, seeds, absent):
     "What is audited; ValueError where it cannot be."
+    learner = given if isinstance(given, Learner) else None
+    model = given if learner is None else learner.model
+    if learner is not None and data is None: data = learner.dls
+
     source = _check_source(data, model)
-    budget, seeds = _check_budget(budget, learner, source), _check_seeds(seeds)
+    budget, which = _check_budget(budget, learner, source), _check_seeds(seeds)
     source, loss = _with_loss(source, learner)
     if isinstance(source, MultimodalData):
-        for seed in seeds[1:]: loaders(source, seed, budget.bs)           # a split that fails, fails now
-    dls, name = loaders(source, seeds[0], budget.bs), _name(model)
+        for seed in which[1:]: loaders(source, seed, budget.bs)           # a split that fails, fails now
+    dls, name = loaders(source, which[0], budget.bs), _name(model)
 
     if model is not None:
         model = _check_model(model, dls)
         _check_stand_in(model, dls, absent)
     elif absent not in ("zero_feature", "zero_input"):
         raise ValueError(f"a recipe has zero_feature or zero_input for a missing modality, got {absent!r}")
-    return _Subject(name, model, source, dls, seeds, budget, absent, loss)
+    return _Subject(name, learner, model, source, dls, which, budget, absent, loss)
 
 def _check_unimodal(unimodal, subject):
     "Given unimodal models as models of all M inputs."
@@ -194,11 +200,11 @@ def _check_unimodal(unimodal, subject):
         return SelectModalities(as_fusion(u, 1), [i], M)
     return [_check_model(of_all(i, u), subject.dls) for i, u in enumerate(unimodal)]
 
-# %% ../../nbs/38_audit.ipynb #ab8850ca
+# %% ../../nbs/38_audit.ipynb #a9abf1e9
 _NOTES = dict(
-    default_encoders="mmlit cannot tell the model's encoders: its companions use default encoders by kind, so differences "
-                     "between them and the model are also differences of architecture. Name its submodules, "
-                     "as_fusion(model, M, encoders=[...]), or pass encoders=.",
+    default_encoders="mmlit cannot tell the model's encoders: its companions use default encoders by kind, "
+                     "so differences between them and the model are also differences of architecture. "
+                     "Name its submodules, as_fusion(model, M, encoders=[...]), or pass encoders=.",
     other_head="The companions pretrained and multi_loss have the head {head!r} and not the model's own: {why}.",
     few_groups="The test part has only {n} groups: intervals that resample them are too narrow to be trusted. ",
     few_groups_fixed="Cross-validate over groups.",
@@ -235,27 +241,29 @@ class _Done(NamedTuple):
     measured:Measured
     split:Split
 
-def _measure_seed(subject, runs, unimodal, store, seed):
+def _measure_seed(subject, runs, alone, store, seed):
     "Measure the joint model beside its companions of one seed."
     dls = loaders(subject.source, seed, subject.budget.bs)
-    def trained(name): return store.model(store.path(subject.source, runs[name], seed, subject.budget)).to(dls.device)
-    def said(run): return store.answer(subject.source, run, seed, subject.budget)
+    def key(run): return subject.source, run, seed, subject.budget
+    def trained(name): return store.model(store.path(*key(runs[name]))).to(dls.device)
+    def said(run): return store.answer(*key(run))
 
     joint = trained("joint") if subject.model is None else subject.model
-    alone = unimodal or [trained(f"unimodal {m}") for m in subject.modalities]
-    further = {name: said(run) for name, run in runs.items() if name != "joint" and not name.startswith("unimodal ")}
+    alone = alone or [trained(f"unimodal {m}") for m in subject.modalities]
+    further = {n: said(run) for n, run in runs.items() if n != "joint" and not n.startswith("unimodal ")}
     others = {name: (torch.as_tensor(a.valid), torch.as_tensor(a.test)) for name, a in further.items()}
     with threadpool_limits(1):                 # many small fits: threads only get into each other's way
         return _Done(measure(joint, alone, dls, others, subject.absent, seed), dls.split)
 
-def _curves(subject, runs, store, learner):
+def _curves(subject, runs, store):
     "The validation accuracy of each modality inside the joint model by epoch, where somebody watched."
-    if learner is not None: return vars(getattr(learner, "modality_monitor", learner)).get("history")
-    if subject.model is not None: return None
+    if subject.model is not None:
+        monitor = getattr(subject.learner, "modality_monitor", None)
+        return None if monitor is None else vars(monitor).get("history")
     said = store.answer(subject.source, runs["joint"], subject.seeds[0], subject.budget)
     return (said.info.get("curves") or [None])[0]
 
-# %% ../../nbs/38_audit.ipynb #6daa5cd3
+# %% ../../nbs/38_audit.ipynb #a69ae518
 def _groups(subject, done):
     "The group of each test sample of the first split, or None."
     return None if subject.data.groups is None else subject.data.groups[done[0].measured.rows]
@@ -271,20 +279,20 @@ def _intervals(subject, groups, done):
     if len(done) == 1: return _INTERVALS["samples" if groups is None else "groups"]
     return _INTERVALS["companions"] if subject.fixed else _INTERVALS["splits"].format(n=len(done))
 
-def _facts(subject, seeds, done, groups):
+def _facts(subject, done, groups)->dict[str, Any]:
     "How it was measured."
-    split, scores = done[-1].split, [d.measured.validation for d in done]
+    last, scores = done[-1].split, [d.measured.validation for d in done]
     return dict(
-        n_train=len(split.train), n_valid=len(split.valid), n_test=len(split.test),
+        n_train=len(last.train), n_valid=len(last.valid), n_test=len(last.test),
         validation={model: float(np.mean([by[model] for by in scores])) for model in scores[0]},
-        seeds=seeds, split=list(dict.fromkeys(split_hash(d.split) for d in done)), budget=asdict(subject.budget),
-        absent=subject.absent, level=LEVEL, version=__version__, torch=torch.__version__, fixed=subject.fixed,
-        intervals=_intervals(subject, groups, done))
+        seeds=subject.seeds, split=list(dict.fromkeys(split_hash(d.split) for d in done)),
+        budget=asdict(subject.budget), absent=subject.absent, level=LEVEL, fixed=subject.fixed,
+        version=__version__, torch=torch.__version__, intervals=_intervals(subject, groups, done))
 
-def _report(subject, seeds, done, notes, curves):
+def _report(subject, done, notes, curves):
     "The audit of what was measured."
     groups, first = _groups(subject, done), done[0].measured
-    facts, score = _facts(subject, seeds, done, groups), headline(bool(subject.dls.classes))
+    facts, score = _facts(subject, done, groups), headline(bool(subject.dls.classes))
     ratio = facts["n_test"]/facts["n_train"]
     table = tabulate([d.measured.quantities for d in done], groups, ratio, fixed=subject.fixed)
     table = table.assign(seeds=len(done), split=" ".join(facts["split"]))
@@ -293,32 +301,32 @@ def _report(subject, seeds, done, notes, curves):
     advice = advise(table, subject.modalities, score, freedom)
     notes = [*notes, *_group_notes(subject, groups, done), *first.notes]
     return Audit(
-        subject.data.name, subject.modalities, score, table, advice, first, subject.data, subject.name, facts, notes, curves)
+        name=subject.data.name, modalities=subject.modalities, score=score, table=table, advice=advice, first=first,
+        data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)
 
 # %% ../../nbs/38_audit.ipynb #2b72187a
 def audit(
-    model:Learner|nn.Module|None=None, # trained, of M inputs; None: the recipe of `budget` is trained and audited
+    model:Learner|nn.Module|None=None, # trained, of M inputs; None: the recipe of `budget` is trained first
     data:Source|str|None=None,         # loaders (a Learner has its own); for a recipe a data set, or the name of one
     budget:Budget|None=None,           # of all training; default `Budget()`, with the epochs of the Learner's last fit
     seeds:int|Sequence[int]=1,         # how many, or which: splits of a recipe, sets of companions of a model
-    encoders:Callable|None=None,       # () -> M untrained encoders; None: copies of the model's own, or defaults by kind
+    encoders:Callable|None=None,       # () -> M untrained encoders; None: like the model's own, or defaults by kind
     unimodal:Sequence[nn.Module]|None=None, # trained models x_m -> logits; given, nothing is trained
     absent:str="zero_feature",         # what stands for a missing modality, see `absent_features`
     out:str|Path="runs",               # where trained models are kept; interrupted, an audit goes on from there
     workers:int|None=None,             # runs at a time; None: the number of cores
     progress:bool=True,                # progress bars on stderr
 )->Audit:
-    "Measure modality competition and say what to do: of a model as it is, on its split; of a recipe, on its own splits."
-    learner = model if isinstance(model, Learner) else None
-    if learner is not None: model, data = learner.model, learner.dls if data is None else data
-    subject = _take_in(learner, model, data, budget, seeds, absent)
-    if unimodal is None: (runs, notes), seeds = _plan(subject, encoders), subject.seeds
-    else: runs, notes, seeds, unimodal = {}, [], [0], _check_unimodal(unimodal, subject)
+    "Measure modality competition and say what to do: of a model as it is, of a recipe on splits of its own."
+    if unimodal is not None: seeds = 1                     # nothing is trained: every seed would say the same
+    subject = _take_in(model, data, budget, seeds, absent)
+    alone = None if unimodal is None else _check_unimodal(unimodal, subject)
+    runs, notes = _plan(subject, encoders) if alone is None else ({}, [])
 
     store = RunStore(out)
-    jobs = [Job(subject.source, run, seed) for seed in seeds for run in runs.values()]
+    jobs = [Job(subject.source, run, seed) for seed in subject.seeds for run in runs.values()]
     train_missing(jobs, store, subject.budget, workers, progress)
 
-    bar = track(seeds, "measuring", console=Console(stderr=True, force_jupyter=False), disable=not progress)
-    done = [_measure_seed(subject, runs, unimodal, store, seed) for seed in bar]
-    return _report(subject, seeds, done, notes, _curves(subject, runs, store, learner))
+    bar = track(subject.seeds, "measuring", console=Console(stderr=True, force_jupyter=False), disable=not progress)
+    done = [_measure_seed(subject, runs, alone, store, seed) for seed in bar]
+    return _report(subject, done, notes, _curves(subject, runs, store))

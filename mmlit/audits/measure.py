@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -239,10 +239,11 @@ def _basic(i):
 
 def _bootstrapped(quantities, groups, draws):
     "An interval over samples for each quantity; plain means are resampled together."
+    intervals:dict[int, Any] = {}
     plain = [i for i, q in enumerate(quantities) if q.statistic is None and q.given is None]
-    columns = [quantities[i].values for i in plain]
-    found = bootstrap_interval(np.stack(columns, 1), groups, draws=draws, level=LEVEL) if plain else []
-    intervals = dict(zip(plain, found))
+    if plain:
+        columns = np.stack([quantities[i].values for i in plain], 1)
+        intervals |= zip(plain, bootstrap_interval(columns, groups, draws=draws, level=LEVEL))
 
     for i, q in enumerate(quantities):
         if q.given is not None: intervals[i] = q.given

@@ -6,52 +6,50 @@
 __all__ = ['ESTIMATORS', 'estimate_mi', 'estimate_cmi', 'estimate_tc']
 
 # %% ../../nbs/11_estimates.ipynb #91e226e4
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from mmlit.estimators.direct import (
-    KNN_COLUMNS,
-    KNN_SAMPLES,
-    Estimate,
-    _knn,
-    _mutual,
-    _nothing,
-    _plugin,
-    _total,
-    _variables,
-)
-from .learned import _classifier, _neural
+from ..core import Estimator, one_of
+from .direct import EntropySum, Estimate, as_variables, knn, plugin, suits_neighbours
+from .learned import classifier, neural, suits_classifier
 
 # %% ../../nbs/11_estimates.ipynb #4e9b9cd8
-ESTIMATORS = dict(plugin=_plugin, knn=_knn, classifier=_classifier, neural=_neural)
+ESTIMATORS:dict[str, Estimator] = dict(plugin=plugin, knn=knn, classifier=classifier, neural=neural)
 
 def _choose(quantity):
     if quantity.joint.discrete: return "plugin"
-    if quantity.joint.columns.shape[1] <= KNN_COLUMNS and len(quantity.joint.codes) >= KNN_SAMPLES: return "knn"
-    usable = quantity.label is not None and np.bincount(quantity.label[0].codes).min() >= 30
-    return "classifier" if usable else "neural"
+    if suits_neighbours(quantity): return "knn"
+    return "classifier" if suits_classifier(quantity) else "neural"
 
-def _estimate(quantity, method, level, **options):
-    if method != "auto" and method not in ESTIMATORS: raise ValueError(f"unknown method {method!r}; known: auto, {', '.join(ESTIMATORS)}")
+def _options_of(name):
+    "The options of an estimator: what its signature has behind quantity and level."
+    return list(inspect.signature(ESTIMATORS[name]).parameters)[2:]
+
+def _estimate(quantity, method, level, options):
+    "Estimate by the method asked for, with the options that it has; a seed may be given to one that draws nothing."
     if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
-    unknown = set(options) - {"seed", "neighbours", "folds", "neural"}
-    if unknown: raise ValueError(f"unknown options {sorted(unknown)}; known: seed, neighbours, folds, neural")
-    return ESTIMATORS[_choose(quantity) if method == "auto" else method](quantity, level, **options)
+    name = _choose(quantity) if one_of("method", method, ("auto", *ESTIMATORS)) == "auto" else method
+    known = dict.fromkeys(o for n in (ESTIMATORS if method == "auto" else [name]) for o in _options_of(n))
+    for option in options:
+        if option != "seed": one_of(f"option of method {method!r}:", option, known)
+    own = _options_of(name)
+    return ESTIMATORS[name](quantity, level, **{k: v for k, v in options.items() if k in own})
 
 def estimate_mi(
-    x,                              # samples (N,) or (N, D); floats are continuous, other types discrete; a tuple is one variable
+    x,                              # samples (N,) or (N, D); floats are continuous, others discrete; a tuple is one
     y,                              # likewise
-    method:str="auto",              # "auto", "plugin", "knn", "classifier" or "neural"
+    method:str="auto",              # a name in `ESTIMATORS`, or "auto": by the rule above
     level:float=.95,                # nominal coverage of the interval
     discrete:Sequence|None=None,    # True / False / None for x and y, where the type does not say
-    **options,                      # seed; neighbours (knn; 3, or 1 with a label); folds (classifier); neural, a `NeuralEstimator`
+    **options,                      # of the method: seed; neighbours of `knn`; folds of `classifier`; neural
 )->Estimate:
     "Mutual information I(x; y) in nats from samples."
-    x, y = _variables([x, y], discrete)
-    return _estimate(_mutual(x, y, _nothing(len(x.codes))), method, level, **options)
+    x, y = as_variables([x, y], discrete)
+    return _estimate(EntropySum.mutual(x, y), method, level, options)
 
 # %% ../../nbs/11_estimates.ipynb #a02b8150
 def estimate_cmi(
@@ -61,20 +59,22 @@ def estimate_cmi(
     method:str="auto",
     level:float=.95,
     discrete:Sequence|None=None,    # for x, y and z
-    **options,
+    **options,                      # of the method
 )->Estimate:
     "Conditional mutual information I(x; y | z) in nats from samples."
-    x, y, z = _variables([x, y, z], discrete)
-    return _estimate(_mutual(x, y, z), method, level, **options)
+    x, y, z = as_variables([x, y, z], discrete)
+    return _estimate(EntropySum.mutual(x, y, z), method, level, options)
 
 # %% ../../nbs/11_estimates.ipynb #dc82b074
 def estimate_tc(
     xs:Sequence,                    # M >= 2 variables, as in `estimate_mi`; the label may be one of them
     method:str="auto",
     level:float=.95,
-    discrete:Sequence|None=None,    # one entry a variable
-    **options,
+    discrete:Sequence|None=None,    # one entry per variable
+    **options,                      # of the method
 )->Estimate:
     "Total correlation of M variables in nats from samples."
-    if isinstance(xs, (np.ndarray, Tensor, pd.DataFrame)) or len(xs) < 2: raise ValueError(f"expected a sequence of at least two variables, got {type(xs).__name__}; of a table: [table[c] for c in table]")
-    return _estimate(_total(_variables(list(xs), discrete)), method, level, **options)
+    if isinstance(xs, (np.ndarray, Tensor, pd.DataFrame)) or len(xs) < 2:
+        raise ValueError(f"expected a sequence of at least two variables, got {type(xs).__name__}; "
+                         "of a table: [table[c] for c in table]")
+    return _estimate(EntropySum.total(as_variables(list(xs), discrete)), method, level, options)

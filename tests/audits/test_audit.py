@@ -17,16 +17,14 @@ from mmlit.audits.companions import fresh_copy
 from mmlit.audits.measure import coalition_outcomes, measure, tabulate
 from mmlit.audits.quantities import answer_information, coalition_plan, feature_information, hold
 from mmlit.audits.report import Audit, print_audit, write_page
-from mmlit.learner import multimodal_learner
-from mmlit.data.catalogue import load_dataset
+from mmlit.audits.strength import competition_strength_of
+from mmlit.data.catalogue import data_digest, load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
-from mmlit.fusion.heads import AttentionHead, ConcatHead, HEADS, SequenceEncoder, SumHead
+from mmlit.fusion.heads import HEADS, AttentionHead, ConcatHead, SequenceEncoder, SumHead
 from mmlit.fusion.models import FusionModel, SelectModalities, as_fusion
-from mmlit.audits.strength import competition_strength_of
+from mmlit.learner import Budget, multimodal_learner
 from mmlit.methods.multimodal_loss import MultiProxyHead, ScaledSumHead
-from mmlit.data.catalogue import data_digest
-from mmlit.learner import Budget
 from mmlit.methods.shapley import valuate
 
 SMALL = Budget(epochs=2, width=8)

@@ -1,4 +1,4 @@
-"Modality Shapley values: axioms, brute force over all orders, integrality, sampling, valuation of models, resampling plans."
+"Modality Shapley values: axioms, brute force over all orders, integrality, sampling, valuation, resampling plans."
 
 import math
 from itertools import permutations, product
@@ -9,13 +9,26 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from mmlit.core import eval_mode
 from mmlit.fusion.coalitions import coalition_logits, coalitions, mask_features
 from mmlit.fusion.heads import HEADS
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, as_fusion
-from mmlit.core import batch_parts, eval_mode, keep_random_state
-from mmlit.methods.shapley import EXACT_MODALITIES, combine_coalitions, draw_rows, modality_valuation
-from mmlit.methods.shapley import permutation_coalitions, random_orders, resampling_frequency, resampling_plan
-from mmlit.methods.shapley import shapley_matrix, shapley_values, shapley_values_sampled, valuate
+from mmlit.methods.shapley import (
+    _EXACT_MODALITIES,
+    FREQUENCIES,
+    ModalityResampling,
+    combine_coalitions,
+    draw_rows,
+    modality_valuation,
+    permutation_coalitions,
+    random_orders,
+    resampling_frequency,
+    resampling_plan,
+    shapley_matrix,
+    shapley_values,
+    shapley_values_sampled,
+    valuate,
+)
 
 F64 = torch.float64
 
@@ -152,9 +165,9 @@ def test_valuation_is_exact_for_many_modalities():
     assert torch.equal(units.round().sum(0), math.factorial(n) * n * c[-1].double())
     assert (units - units.round()).abs().max() < 1e-5
     assert (
-        math.factorial(EXACT_MODALITIES) * (EXACT_MODALITIES + 1) / 2
+        math.factorial(_EXACT_MODALITIES) * (_EXACT_MODALITIES + 1) / 2
         < 2**53
-        < math.factorial(EXACT_MODALITIES + 1) * (EXACT_MODALITIES + 2) / 2
+        < math.factorial(_EXACT_MODALITIES + 1) * (_EXACT_MODALITIES + 2) / 2
     )
 
 
@@ -346,7 +359,7 @@ def test_one_modality_alone_is_worth_its_correctness():
 
 
 def test_linear_head_splits_over_coalitions():
-    model, (xs, y) = model_of(3, "concat", noisy=False), data_of(3)
+    model, (xs, _) = model_of(3, "concat", noisy=False), data_of(3)
     zs = model.encode(*xs)
     W = model.head.linear.weight.split((6, 6, 6), dim=1)
     for present, logits in zip(coalitions(3), coalition_logits(model, zs)):
@@ -380,7 +393,7 @@ def test_valuation_leaves_no_trace(training, absent):
 
 def test_modes_come_back_after_an_error():
     model = model_of(2).train()
-    with pytest.raises(Exception):
+    with pytest.raises(RuntimeError, match="shapes"):
         valuate(model, [(torch.randn(4, 9), torch.randn(4, 9), torch.zeros(4, dtype=torch.long))])
     assert all(m.training for m in model.modules())
 
@@ -439,9 +452,7 @@ def test_valuate_rejects():
         valuate(model, [(*xs, y[:3])])
     with pytest.raises(ValueError, match="labels"):
         valuate(model, [xs])
-    with pytest.raises(ValueError, match="3 inputs"):
-        batch_parts((xs, y), 3)
-    with pytest.raises(ValueError, match="unknown stand-in"):
+    with pytest.raises(ValueError, match="unknown stand-in 'nothing'"):
         valuate(model, [(*xs, y)], "nothing")
 
 
@@ -469,14 +480,6 @@ def test_cuda_agrees_with_cpu():
         shapley_values_sampled(game, 3, 8, generator=gen()).standard_errors.cpu(),
         shapley_values_sampled(lambda p: game(p).cpu(), 3, 8, generator=gen()).standard_errors,
     )
-
-
-def test_random_state_comes_back_after_an_error():
-    state = torch.get_rng_state()
-    with pytest.raises(KeyError), keep_random_state():
-        torch.rand(3)
-        raise KeyError
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---- resampling
@@ -629,3 +632,36 @@ def test_labels_that_the_model_does_not_have_are_refused():
     for y in (torch.tensor([0, 2]), torch.tensor([0, -100])):
         with pytest.raises(ValueError, match="labels in 0 to 1"):
             valuate(model, [(torch.randn(2, 3), torch.randn(2, 3), y)])
+
+
+# ---- the callback
+
+
+@pytest.mark.parametrize("function", FREQUENCIES)
+def test_frequencies_start_at_nothing_and_grow(function):
+    x = torch.linspace(0, 1, 20, dtype=F64)
+    f = FREQUENCIES[function](x, 1.5)
+    assert f[0] == 0 and (f.diff() > 0).all()
+
+
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        (dict(level="epoch"), ValueError, "unknown level 'epoch'; known: sample, modality"),
+        (dict(function="linea"), ValueError, "did you mean 'linear'"),
+        (dict(alpha=-1.0), ValueError, "negative"),
+        (dict(absent="zero_feat"), ValueError, "did you mean 'zero_feature'"),
+        (dict(absent="mean_feature"), ValueError, "mean feature"),
+        (dict(alphas=2.0), TypeError, "alphas"),
+    ],
+)
+def test_options_are_checked_when_the_callback_is_made(options, error, match):
+    with pytest.raises(error, match=match):
+        ModalityResampling(**options)
+
+
+def test_function_and_slope_reach_the_frequency():
+    made = ModalityResampling("modality", function="tanh", alpha=3.0)
+    assert (made.level, made.function, made.alpha) == ("modality", "tanh", 3.0)
+    made = ModalityResampling()
+    assert (made.level, made.function, made.alpha) == ("sample", "linear", None)

@@ -1,0 +1,111 @@
+"What follows from a table of scores: intervals, sentences, pictures, pages; whatever the names hold."
+
+import html
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from mmlit.benchmark.comparison import compare
+from mmlit.benchmark.results import Comparison
+from mmlit.data.catalogue import load_dataset
+from mmlit.data.columns import MultimodalData
+from mmlit.learner import Budget
+from mmlit.scores import corrected_interval
+
+PARTS = dict(split="5e1f", n_train=120, n_test=40)
+
+
+def data(name, classes=("no", "yes")):
+    x = np.random.default_rng(0).normal(size=(2, 60, 3))
+    y = np.arange(60) % 2 if classes else x.sum((0, 2))
+    return MultimodalData(name, dict(left=x[0], right=x[1]), y, list(classes))
+
+
+def comparison(reference="ensemble", **scores):
+    "Of accuracies by method, (seeds,), on one data set."
+    rows = [
+        dict(data="a", method=m, seed=s, accuracy=v, seconds=1.0, **PARTS)
+        for m, values in scores.items()
+        for s, v in enumerate(values)
+    ]
+    return Comparison(pd.DataFrame(rows), reference, Budget(), {"a": data("a")})
+
+
+def test_the_sentence_follows_from_the_interval_of_the_differences():
+    rng = np.random.default_rng(0)
+    seen = set()
+    for shift in np.repeat([-0.03, 0.0, 0.03], 20):
+        base, other = rng.uniform(0.6, 0.8, 5), rng.normal(shift, 0.02, 5)
+        found = comparison(ensemble=base, joint=base + other)
+        low, high = corrected_interval(other, 1 / 3)[1:]
+        answer = "yes, the joint" if low > 0 else "no, the ensemble" if high < 0 else "no difference"
+        assert found.verdict("a").startswith(f"a: {answer}")
+        row = found.table.set_index("method").loc["joint"]
+        assert np.allclose([row.difference_low, row.difference_high], [low, high])
+        seen.add(answer)
+    assert len(seen) == 3
+
+
+def test_one_seed_tells_nothing():
+    found = comparison(ensemble=[0.5], joint=[0.9])
+    assert "one seed cannot tell" in found.verdict("a") and np.isnan(found.table.low).all()
+    assert "1 seed\n" in repr(found) + "\n" and len(found.plot().axes[1].lines) == 2
+
+
+def test_words_and_tables_name_every_method_but_the_parts_of_the_reference(capsys):
+    scores = {m: [0.7, 0.8] for m in ("unimodal left", "best unimodal", "ensemble", "ensemble_prob", "joint", "mcr")}
+    found = comparison(**scores)
+    found.show()
+    printed = capsys.readouterr().out
+    for text in (repr(found), printed):
+        assert [m for m in scores if found.verdict("a", m) in text] == ["joint", "mcr"]
+    assert all(m in printed for m in scores)
+    assert repr(found).splitlines()[0] == "Comparison with the ensemble on a, 2 seeds"
+
+
+def test_an_unknown_data_set_is_said():
+    with pytest.raises(ValueError, match="unknown data set 'b'; known: a"):
+        comparison(joint=[0.5]).plot("b")
+
+
+def test_one_figure_shows_all_data_sets_or_one():
+    found = comparison(ensemble=[0.5, 0.6], joint=[0.6, 0.5])
+    more = found.runs.assign(data="b", r2=found.runs.accuracy).drop(columns="accuracy")
+    sets = {"a": data("a"), "b": data("b", ())}
+    both = Comparison(pd.concat([found.runs, more]), "ensemble", Budget(), sets)
+    assert [ax.get_title("left") for ax in both.plot().axes] == ["a", "", "b", ""]
+    assert [ax.get_xlabel() for ax in both.plot("b").axes] == ["test r2", "minus ensemble"]
+    figure, axes = plt.subplots(2, 2)
+    assert both.plot(axes=axes) is figure and axes[1, 0].get_title("left") == "b"
+    with pytest.raises(ValueError):
+        both.plot("a", axes)
+    plt.close("all")
+
+
+def test_the_table_is_the_json_and_what_is_not_there_is_null(tmp_path):
+    found = comparison(ensemble=[0.5, 0.6], joint=[0.6, 0.8])
+    told = json.loads(found.to_json(tmp_path / "new" / "a.json").read_text())
+    table = pd.DataFrame(told["table"])
+    assert np.allclose(table.difference.astype(float), found.table.difference, equal_nan=True)
+    assert told["table"][0]["difference"] is None and told["verdicts"] == {"a": [found.verdict("a")]}
+    assert told["seeds"] == [0, 1] and told["datasets"]["a"]["classes"] == ["no", "yes"]
+
+
+def test_the_page_has_every_seed_and_every_sentence(tmp_path):
+    found = comparison(ensemble=[0.5, 0.6], joint=[0.6123, 0.8], mcr=[0.7, 0.7])
+    page = html.unescape(found.to_html(tmp_path / "new" / "a.html", "the <command>").read_text(encoding="utf8"))
+    assert "0.6123" in page and found.verdict("a") in page and found.verdict("a", "mcr") in page
+    assert "the <command>" in page and "Command" not in found.to_html(tmp_path / "b.html").read_text(encoding="utf8")
+
+
+def test_brackets_and_dollars_in_names_are_names(tmp_path, capsys):
+    digits = load_dataset("digits")
+    odd = MultimodalData("d [/b] $x_1$", {"a [red]": digits.xs["left"], "b $_1_2$": digits.xs["right"]}, digits.y)
+    small = Budget(epochs=1, width=16)
+    found = compare([odd], ["unimodal", "joint"], 2, small, tmp_path)
+    found.to_html(tmp_path / "report.html")
+    found.show()
+    assert "a [red]" in (text := capsys.readouterr().out) and "d [/b]" in text
