@@ -1,8 +1,6 @@
 "Bounds against exact distributions: below the truth, and tight at the best score."
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,23 +14,12 @@ from mmlit.information import (
     total_correlation,
 )
 
-ROOT = Path(__file__).parents[2]
-
-
-spec = importlib.util.spec_from_file_location("certify", ROOT / "tools" / "certify.py")
-
-
-certify = importlib.util.module_from_spec(spec)
-
-
-spec.loader.exec_module(certify)
-
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def law(*shape, seed=0):
+def task(*shape, seed=0):
     return (
         torch.rand(shape, generator=generator(seed), dtype=torch.float64)
         .pow(2)
@@ -88,7 +75,7 @@ def test_log_mean_exp_is_finite_and_has_softmax_gradients():
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 2, 3, 3)])
 @pytest.mark.parametrize("prior", ["uniform", "empirical"])
 def test_tcne_on_a_table_written_out_as_a_batch_is_the_total_correlation(shape, prior):
-    "A law whose cells are multiples of 1/B is a batch; the best score reaches TC of that batch, with the surplus of the uniform prior."
+    "A table whose cells are multiples of 1/B is a batch; the best score reaches its TC, plus the surplus of the prior."
     rows = torch.stack(
         [
             torch.randint(s, (40,), generator=generator(3))
@@ -143,8 +130,8 @@ def test_scores_of_1e4_are_finite_with_finite_gradients():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_additive_score_exceeds_the_sum_of_pair_informations(seed):
-    "The theorem, on random laws with three modalities and random scores; equality at its optimum."
-    p = law(2, 3, 2, 3, seed=seed)
+    "The theorem, on random distributions with three modalities and random scores; equality at its optimum."
+    p = task(2, 3, 2, 3, seed=seed)
     q = torch.ones((), dtype=torch.float64)
     for m in range(4):
         q = q[..., None] * p.sum([d for d in range(4) if d != m])

@@ -1,7 +1,8 @@
-"""Holds the estimators to laws whose information is known: `python tools/certify.py` writes results/certification.csv.
+"""Holds the estimators to known truths: `python tools/certify.py` writes results/certification.csv.
 
-Each law draws samples and owns its truth (the pattern of the bmi benchmark, Czyz et al. 2023): a closed form, or quadrature in one or two dimensions.
-Rows are stored as they are finished; a second run computes only what is missing. `--quick` takes a tenth of the repeats into another file.
+Each distribution draws samples and knows its truth (the pattern of the bmi benchmark, Czyz et al. 2023):
+a closed form, or quadrature in one or two dimensions. Rows are stored as they are finished; a second run computes
+only what is missing. `--quick` takes a tenth of the repeats into another file.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def signed(quantity, axes):
     return [(1, everything), *((-1, (a,)) for a in everything)]
 
 
-class FiniteLaw:
+class FiniteDistribution:
     "A joint table; one axis a variable."
 
     def __init__(self, name, quantity, p):
@@ -82,7 +83,7 @@ class FiniteLaw:
         return torch.as_tensor(np.log((joint / joint.sum(2, keepdims=True)).clip(1e-12)))[tuple(z.long() for z in zs)]
 
 
-class GaussianLaw:
+class GaussianDistribution:
     "Blocks of a Gaussian vector are the variables."
 
     def __init__(self, name, quantity, covariance, dims):
@@ -115,7 +116,7 @@ class GaussianLaw:
         )
 
 
-class StudentLaw(GaussianLaw):
+class StudentDistribution(GaussianDistribution):
     "A Gaussian vector divided by a common random scale: heavy tails, and dependence even where the correlation is 0."
 
     def __init__(self, name, covariance, dims, freedom):
@@ -132,8 +133,8 @@ class StudentLaw(GaussianLaw):
         return multivariate_t(shape=self.block(group)[1], df=self.freedom).logpdf(x)
 
 
-class StepLaw:
-    "x uniform on m labels, y uniform on [x, x + 2] (Gao et al. 2017): a label and a real number, I = log m - (m - 1)/m log 2."
+class StepDistribution:
+    "x uniform on m labels, y uniform on [x, x + 2] (Gao et al. 2017): I = log m - (m - 1)/m log 2."
 
     def __init__(self, name, m):
         self.name, self.quantity, self.m, self.truth = name, "mi", m, math.log(m) - (m - 1) / m * math.log(2)
@@ -147,7 +148,7 @@ class StepLaw:
         return math.log(self.m) - np.log(np.where((cell > 0) & (cell < self.m), 2, 1))
 
 
-class MixtureLaw:
+class MixtureDistribution:
     "Hidden components; modality m is Gaussian around means[m][component]; the label is a function of the component."
 
     def __init__(self, name, quantity, means, labels=None, weights=None):
@@ -255,7 +256,7 @@ def xor_table(flip):
 
 
 def redundant_table(agree=0.99, right=0.9):
-    "x1 and x2 agree nearly always and the label follows x1: the answers depend on x1, yet hardly anything is unique to it (axes x1, y, x2)."
+    "x1 and x2 agree nearly always, the label follows x1: hardly anything is unique to it (axes x1, y, x2)."
     p = np.zeros((2, 2, 2))
     for a, y, b in product(range(2), repeat=3):
         p[a, y, b] = 0.5 * (right if y == a else 1 - right) * (agree if b == a else 1 - agree)
@@ -264,99 +265,101 @@ def redundant_table(agree=0.99, right=0.9):
 
 RANDOM = np.random.default_rng(7).dirichlet(np.ones(24))
 
-LAWS = [
-    FiniteLaw("table 5x5, independent", "mi", np.ones((5, 5))),
-    FiniteLaw("table 2x2, weak", "mi", [[0.27, 0.23], [0.23, 0.27]]),
-    FiniteLaw("table 4x6, random", "mi", RANDOM.reshape(4, 6)),
-    FiniteLaw("table 10x10, noisy copy", "mi", np.eye(10) * 0.8 / 10 + 0.2 / 100),
-    FiniteLaw("table 8x2, rare label, independent", "mi", np.outer(np.ones(8), [0.97, 0.03])),
-    FiniteLaw("table 2x4x3, random", "cmi", RANDOM.reshape(2, 4, 3)),
-    FiniteLaw("table, redundant", "cmi", redundant_table()),
-    FiniteLaw(
+DISTRIBUTIONS = [
+    FiniteDistribution("table 5x5, independent", "mi", np.ones((5, 5))),
+    FiniteDistribution("table 2x2, weak", "mi", [[0.27, 0.23], [0.23, 0.27]]),
+    FiniteDistribution("table 4x6, random", "mi", RANDOM.reshape(4, 6)),
+    FiniteDistribution("table 10x10, noisy copy", "mi", np.eye(10) * 0.8 / 10 + 0.2 / 100),
+    FiniteDistribution("table 8x2, rare label, independent", "mi", np.outer(np.ones(8), [0.97, 0.03])),
+    FiniteDistribution("table 2x4x3, random", "cmi", RANDOM.reshape(2, 4, 3)),
+    FiniteDistribution("table, redundant", "cmi", redundant_table()),
+    FiniteDistribution(
         "table 2x2x2, chain", "cmi", redundant_table(0.9, 0.9).swapaxes(0, 2)
     ),  # x and y are noisy copies of z and nothing more
-    FiniteLaw("XOR, exact", "tc", xor_table(0.0)),
-    FiniteLaw("XOR, 10 % flipped", "tc", xor_table(0.1)),
-    FiniteLaw("XOR, 10 % flipped", "cmi", np.moveaxis(xor_table(0.1), 2, 1)),
-    GaussianLaw("Gaussian 1+1, rho 0", "mi", pair(0, 1), (1, 1)),
-    GaussianLaw("Gaussian 1+1, rho 0.6", "mi", pair(0.6, 1), (1, 1)),
-    GaussianLaw("Gaussian 1+1, rho 0.9", "mi", pair(0.9, 1), (1, 1)),
-    GaussianLaw("Gaussian 2+2, rho 0.5", "mi", pair(0.5, 2), (2, 2)),
-    GaussianLaw("Gaussian 5+5, rho 0.5", "mi", pair(0.5, 5), (5, 5)),
-    GaussianLaw("Gaussian 10+10, rho 0.5", "mi", pair(0.5, 10), (10, 10)),
-    GaussianLaw("Gaussian 10+10, rho 0.8", "mi", pair(0.8, 10), (10, 10)),
-    GaussianLaw("Gaussian, redundant 1+1+1", "cmi", [[1, 0.8, 0.9], [0.8, 1, 0.8], [0.9, 0.8, 1]], (1, 1, 1)),
-    GaussianLaw("Gaussian 4+4+4, rho 0.4", "cmi", equal(0.4, 3, 4), (4, 4, 4)),
-    GaussianLaw("Gaussian 1+1+1", "tc", [[1, 0.4, 0.3], [0.4, 1, 0.2], [0.3, 0.2, 1]], (1, 1, 1)),
-    GaussianLaw("Gaussian 4+4+4, rho 0.4", "tc", equal(0.4, 3, 4), (4, 4, 4)),
-    StudentLaw("Student 1+1, 1 d.o.f., rho 0", pair(0, 1), (1, 1), 1),
-    StudentLaw("Student 1+1, 2 d.o.f., rho 0.5", pair(0.5, 1), (1, 1), 2),
-    StudentLaw("Student 5+5, 3 d.o.f., rho 0.5", pair(0.5, 5), (5, 5), 3),
-    StepLaw("step, 5 labels", 5),
-    MixtureLaw("two humps", "mi", [[[-2], [2]], [[-2], [2]]]),
-    MixtureLaw("label x 2 features", "mi", [[[0, 0], [2, 0], [0, 2]]], [0, 1, 2]),
-    MixtureLaw("label x 10 features", "mi", [2 * np.eye(3, 10)], [0, 1, 2]),
-    MixtureLaw("label x 10 features, independent", "mi", [np.zeros((2, 10))], [0, 1]),
-    MixtureLaw(
+    FiniteDistribution("XOR, exact", "tc", xor_table(0.0)),
+    FiniteDistribution("XOR, 10 % flipped", "tc", xor_table(0.1)),
+    FiniteDistribution("XOR, 10 % flipped", "cmi", np.moveaxis(xor_table(0.1), 2, 1)),
+    GaussianDistribution("Gaussian 1+1, rho 0", "mi", pair(0, 1), (1, 1)),
+    GaussianDistribution("Gaussian 1+1, rho 0.6", "mi", pair(0.6, 1), (1, 1)),
+    GaussianDistribution("Gaussian 1+1, rho 0.9", "mi", pair(0.9, 1), (1, 1)),
+    GaussianDistribution("Gaussian 2+2, rho 0.5", "mi", pair(0.5, 2), (2, 2)),
+    GaussianDistribution("Gaussian 5+5, rho 0.5", "mi", pair(0.5, 5), (5, 5)),
+    GaussianDistribution("Gaussian 10+10, rho 0.5", "mi", pair(0.5, 10), (10, 10)),
+    GaussianDistribution("Gaussian 10+10, rho 0.8", "mi", pair(0.8, 10), (10, 10)),
+    GaussianDistribution("Gaussian, redundant 1+1+1", "cmi", [[1, 0.8, 0.9], [0.8, 1, 0.8], [0.9, 0.8, 1]], (1, 1, 1)),
+    GaussianDistribution("Gaussian 4+4+4, rho 0.4", "cmi", equal(0.4, 3, 4), (4, 4, 4)),
+    GaussianDistribution("Gaussian 1+1+1", "tc", [[1, 0.4, 0.3], [0.4, 1, 0.2], [0.3, 0.2, 1]], (1, 1, 1)),
+    GaussianDistribution("Gaussian 4+4+4, rho 0.4", "tc", equal(0.4, 3, 4), (4, 4, 4)),
+    StudentDistribution("Student 1+1, 1 d.o.f., rho 0", pair(0, 1), (1, 1), 1),
+    StudentDistribution("Student 1+1, 2 d.o.f., rho 0.5", pair(0.5, 1), (1, 1), 2),
+    StudentDistribution("Student 5+5, 3 d.o.f., rho 0.5", pair(0.5, 5), (5, 5), 3),
+    StepDistribution("step, 5 labels", 5),
+    MixtureDistribution("two humps", "mi", [[[-2], [2]], [[-2], [2]]]),
+    MixtureDistribution("label x 2 features", "mi", [[[0, 0], [2, 0], [0, 2]]], [0, 1, 2]),
+    MixtureDistribution("label x 10 features", "mi", [2 * np.eye(3, 10)], [0, 1, 2]),
+    MixtureDistribution("label x 10 features, independent", "mi", [np.zeros((2, 10))], [0, 1]),
+    MixtureDistribution(
         "label XOR, features 1+1", "cmi", [[[-1.5], [-1.5], [1.5], [1.5]], [[-1.5], [1.5], [-1.5], [1.5]]], [0, 1, 1, 0]
     ),
-    MixtureLaw(
+    MixtureDistribution(
         "label XOR, features 1+1", "tc", [[[-1.5], [-1.5], [1.5], [1.5]], [[-1.5], [1.5], [-1.5], [1.5]]], [0, 1, 1, 0]
     ),
-    MixtureLaw("label, redundant features 1+1", "cmi", [[[-1.5], [1.5]], [[-1.5], [1.5]]], [0, 1]),
-    MixtureLaw("label, redundant features 1+1", "tc", [[[-1.5], [1.5]], [[-1.5], [1.5]]], [0, 1]),
-    MixtureLaw("label, redundant features 4+4", "cmi", [[[-0.7] * 4, [0.7] * 4], [[-0.7] * 4, [0.7] * 4]], [0, 1]),
+    MixtureDistribution("label, redundant features 1+1", "cmi", [[[-1.5], [1.5]], [[-1.5], [1.5]]], [0, 1]),
+    MixtureDistribution("label, redundant features 1+1", "tc", [[[-1.5], [1.5]], [[-1.5], [1.5]]], [0, 1]),
+    MixtureDistribution(
+        "label, redundant features 4+4", "cmi", [[[-0.7] * 4, [0.7] * 4], [[-0.7] * 4, [0.7] * 4]], [0, 1]
+    ),
 ]
 
 
-def permutation(law, sample, form, seed):
+def permutation(task, sample, form, seed):
     "The permutation contrasts of the exact posterior, as estimates of the conditional mutual information."
     x, y, z = sample
     zs = [torch.as_tensor(v) for v in (x, z)]
     if form == "permutation":
-        found = permutation_cmi(law.logits, zs, 0, torch.as_tensor(y))
+        found = permutation_cmi(task.logits, zs, 0, torch.as_tensor(y))
     elif form == "permutation, jsd":
-        found = permutation_cmi(law.logits, zs, 0, form="jsd")
+        found = permutation_cmi(task.logits, zs, 0, form="jsd")
     else:
-        found = conditional_permutation_cmi(law.logits, zs, 0, torch.as_tensor(y))
+        found = conditional_permutation_cmi(task.logits, zs, 0, torch.as_tensor(y))
     mean, half = found.mean.item(), 1.96 * found.per_sample.std().item() / math.sqrt(len(y))
     return Estimate(mean, max(mean - half, 0), max(mean + half, 0), form, "score", len(y))
 
 
-def run(law, estimator, n, repeat):
+def run(task, estimator, n, repeat):
     "One estimate on fresh samples; the same samples for every estimator."
-    sample = law.sample(n, np.random.default_rng([zlib.crc32(law.name.encode()), n, repeat]))
+    sample = task.sample(n, np.random.default_rng([zlib.crc32(task.name.encode()), n, repeat]))
     start = time.process_time()
     found = (
-        permutation(law, sample, estimator, repeat)
+        permutation(task, sample, estimator, repeat)
         if "permutation" in estimator
-        else ESTIMATE[law.quantity](*sample, method=estimator, seed=repeat)
+        else ESTIMATE[task.quantity](*sample, method=estimator, seed=repeat)
     )
     return found, time.process_time() - start
 
 
-def summary(law, estimator, n, found):
+def summary(task, estimator, n, found):
     "One row of the table."
     estimates, seconds = zip(*found)
     value, low, high = (np.array([getattr(e, k) for e in estimates]) for k in ("value", "low", "high"))
     quiet = np.array([e.covers for e in estimates])
-    inside = (low <= law.truth + 1e-12) & (law.truth - 1e-12 <= high)
+    inside = (low <= task.truth + 1e-12) & (task.truth - 1e-12 <= high)
     notes = [w.split(":")[0] for e in estimates for w in e.warnings]
     row = dict(
-        quantity=law.quantity,
-        law=law.name,
+        quantity=task.quantity,
+        law=task.name,
         estimator=estimator,
         kind=estimates[0].kind,
         n=n,
         repeats=len(found),
-        truth=law.truth,
+        truth=task.truth,
         mean=value.mean(),
-        bias=value.mean() - law.truth,
+        bias=value.mean() - task.truth,
         bias_se=value.std(ddof=1) / math.sqrt(len(found)),
         sd=value.std(ddof=1),
         reported_se=np.mean(high - low) / (2 * 1.96),
         coverage=inside.mean(),
-        low_holds=(low <= law.truth + 1e-12).mean(),
+        low_holds=(low <= task.truth + 1e-12).mean(),
         quiet=quiet.mean(),
         claimed=bool(quiet.mean() >= CLAIMED),
         coverage_quiet=inside[quiet].mean() if quiet.any() else math.nan,
@@ -367,33 +370,33 @@ def summary(law, estimator, n, found):
 
 
 def plan(quick=False):
-    "(law, estimator, n, repeats), cheap ones first."
+    "(task, estimator, n, repeats), cheap ones first."
     jobs = []
-    for law in LAWS:
-        columns = law.sample(50, np.random.default_rng(0))
+    for task in DISTRIBUTIONS:
+        columns = task.sample(50, np.random.default_rng(0))
         widths = [np.asarray(c).reshape(50, -1).shape[1] if np.asarray(c).dtype.kind == "f" else 0 for c in columns]
-        discrete, label = not any(widths), 0 in widths and law.quantity != "tc"
+        discrete, label = not any(widths), 0 in widths and task.quantity != "tc"
         if discrete:
-            jobs += [(law, "plugin", n, 1000) for n in (200, 1000)]
+            jobs += [(task, "plugin", n, 1000) for n in (200, 1000)]
         elif sum(widths) <= 10:
             jobs += [
-                (law, "knn", 500, 600 if sum(widths) <= 4 else 100),
-                (law, "knn", 2000, 400 if sum(widths) <= 4 else 20),
+                (task, "knn", 500, 600 if sum(widths) <= 4 else 100),
+                (task, "knn", 2000, 400 if sum(widths) <= 4 else 20),
             ]
         if label and not discrete:
-            jobs += [(law, "classifier", 500, 60), (law, "classifier", 2000, 40)]
-        if hasattr(law, "logits") and law.quantity == "cmi":
+            jobs += [(task, "classifier", 500, 60), (task, "classifier", 2000, 40)]
+        if hasattr(task, "logits") and task.quantity == "cmi":
             jobs += [
-                (law, e, 500, 100 if "conditional" not in e else 40)
+                (task, e, 500, 100 if "conditional" not in e else 40)
                 for e in ("permutation", "permutation, jsd", "conditional permutation")
             ]
-        if not discrete and not (label and law.quantity == "mi"):
-            jobs.append((law, "neural", 1000, 30))
-        if law.name.startswith("Gaussian 10+10"):
-            jobs.append((law, "neural", 5000, 12))
+        if not discrete and not (label and task.quantity == "mi"):
+            jobs.append((task, "neural", 1000, 30))
+        if task.name.startswith("Gaussian 10+10"):
+            jobs.append((task, "neural", 5000, 12))
     jobs = [j for j in jobs if "permutation" not in j[1] or "2x4x3" not in j[0].name]
     if quick:
-        jobs = [(law, e, n, max(4, repeats // 20)) for law, e, n, repeats in jobs if n <= 1000]
+        jobs = [(task, e, n, max(4, repeats // 20)) for task, e, n, repeats in jobs if n <= 1000]
     return jobs
 
 
@@ -426,26 +429,26 @@ def main():
         help="the table; default results/certification.csv, with --quick runs/certification-quick.csv",
     )
     parser.add_argument("--quick", action="store_true", help="a twentieth of the repeats and no more than 1000 samples")
-    parser.add_argument("--only", default="", help="only rows whose law or estimator contains this")
+    parser.add_argument("--only", default="", help="only rows whose task or estimator contains this")
     parser.add_argument("--fresh", action="store_true", help="compute the rows again even if they are there")
     args = parser.parse_args()
     torch.set_num_threads(1)
     path = args.out or ROOT / ("runs/certification-quick.csv" if args.quick else "results/certification.csv")
     jobs = plan(args.quick)
-    done, order = read(path), [(law.quantity, law.name, e, n) for law, e, n, _ in jobs]
+    done, order = read(path), [(task.quantity, task.name, e, n) for task, e, n, _ in jobs]
     wanted = [j for j in jobs if args.only in j[0].name or args.only in j[1]]
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
         rows = bar.add_task("rows", total=len(wanted))
-        for law, estimator, n, repeats in wanted:
-            here = law.quantity, law.name, estimator, n
+        for task, estimator, n, repeats in wanted:
+            here = task.quantity, task.name, estimator, n
             if args.fresh or here not in done or int(done[here]["repeats"]) != repeats:
-                task = bar.add_task(f"{law.quantity} {law.name}, {estimator}, n = {n}", total=repeats)
+                bar_of_row = bar.add_task(f"{task.quantity} {task.name}, {estimator}, n = {n}", total=repeats)
                 found = []
                 for r in range(repeats):
-                    found.append(run(law, estimator, n, r))
-                    bar.advance(task)
-                bar.remove_task(task)
-                done[here] = summary(law, estimator, n, found)
+                    found.append(run(task, estimator, n, r))
+                    bar.advance(bar_of_row)
+                bar.remove_task(bar_of_row)
+                done[here] = summary(task, estimator, n, found)
                 write(path, [done[k] for k in order if k in done])
             bar.advance(rows)
     print(path)

@@ -33,7 +33,7 @@ def absent_features(
     model:Fusion,        # the model
     xs:Sequence[Tensor], # a batch of inputs
     kind:str,            # one of ABSENT
-    zs:Sequence[Tensor]|None=None, # the features of `xs`, where they are there already
+    zs:Sequence[Tensor]|None=None,   # the features of `xs`, where they are there already
 )->tuple[Tensor, ...]:   # M tensors with one row
     "The feature that stands for each missing modality; gradients flow where they can."
     one_of("stand-in for a missing modality", kind, ABSENT)
@@ -91,10 +91,12 @@ def coalition_logits(
         raise ValueError(f"present must be bool of shape (S, M) with M={n}, got {present.dtype} {tuple(present.shape)}")
     present = present.to(zs[0].device)
     absent = [torch.zeros_like(z[:1]) for z in zs] if absent is None else absent
+
     if is_additive(model):
         there, gone = model.contributions(zs), model.contributions(tuple(absent))
         weight = present.to(there.dtype)
         return torch.einsum("sm,mbc->sbc", weight, there) + torch.einsum("sm,mbc->sbc", 1 - weight, gone)
+
     def rows(index):
         s, b = index.to(present.device)//batch, index.to(present.device) % batch
         return mask_features(tuple(z[b] for z in zs), present[s], absent)
@@ -128,6 +130,7 @@ def _all_pairings(model, zs):
     def axes(*own): return [batch if m in own else 1 for m in range(n)]
     if is_additive(model):
         return reduce(add, (c.view(*axes(m), -1) for m, c in enumerate(model.contributions(zs))))
+
     if is_conditional(model):
         g, terms = model.conditional_contributions(zs)
         def place(m, t):
@@ -150,11 +153,13 @@ def pairing_logits(
                              f"memory={memory} bytes: pass `index`, a smaller batch or more memory")
         out = _all_pairings(model, zs)
         if out is not None: return out
+
         index = torch.cartesian_prod(*[torch.arange(batch)]*n).view(-1, n)
         return pairing_logits(model, zs, index, memory).unflatten(0, (batch,)*n)
     if index.ndim != 2 or index.shape[1] != n or index.is_floating_point():
         raise ValueError(f"index must hold integers of shape (K, M) with M={n}, got {index.dtype} {tuple(index.shape)}")
     index = index.to(zs[0].device)
     if is_additive(model): return reduce(add, (c[i] for c, i in zip(model.contributions(zs), index.T)))
+
     def rows(k): return tuple(z[i] for z, i in zip(zs, index[k.to(index.device)].T))
     return _fuse_rows(model, rows, len(index), _row_bytes(zs), memory)

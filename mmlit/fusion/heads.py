@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core import check_features, eval_mode
+from ..core import check_features, eval_mode, one_of
 
 # %% ../../nbs/04_heads.ipynb #94baae75
 class FusionHead(nn.Module):
@@ -62,7 +62,10 @@ class SumHead(FusionHead):
 # %% ../../nbs/04_heads.ipynb #f03d9f1c
 class ConcatHead(FusionHead):
     "One linear layer on the joined features; additive: modality m owns the columns of its features, 1/M of the bias."
-    def __init__(self, dims, n_classes):
+    def __init__(self,
+        dims:Sequence[int],  # D_m of each modality
+        n_classes:int,       # C
+    ):
         super().__init__(dims, n_classes)
         self.linear = nn.Linear(sum(self.dims), n_classes)
 
@@ -93,7 +96,7 @@ class ConditionalHead(FusionHead):
         self.bias = nn.Parameter(torch.empty(n_classes))
         self.reset_parameters()
 
-    def reset_parameters(self): nn.init.zeros_(self.bias)                               # its own; layers have theirs
+    def reset_parameters(self): nn.init.zeros_(self.bias)   # its own; layers have theirs
 
     # for the k-th other modality: (gamma, beta or None), each (B, width)
     def modulation(self, z:Tensor, k:int)->tuple[Tensor, Tensor|None]: raise NotImplementedError
@@ -120,19 +123,30 @@ class ConditionalHead(FusionHead):
 # %% ../../nbs/04_heads.ipynb #d1d9d096
 class FiLMHead(ConditionalHead):
     "FiLM (Perez et al. 2018): modality `condition` scales and shifts the features of the others; then a linear layer."
-    def __init__(self, dims, n_classes, condition=0):
+    def __init__(self,
+        dims:Sequence[int],  # D_m of each modality, M >= 2
+        n_classes:int,       # C
+        condition:int=0,     # the modality that sets the conditions
+    ):
         widths = [d for m, d in enumerate(dims) if m != condition]
         super().__init__(dims, n_classes, widths, condition)
         self.film = nn.ModuleList([nn.Linear(self.dims[condition], 2*w) for w in widths])
+
     def modulation(self, z, k): return self.film[k](z).chunk(2, dim=-1)
 
 # %% ../../nbs/04_heads.ipynb #d33e00b2
 class GatedHead(ConditionalHead):
     "Gated fusion (Kiela et al. 2018): a sigmoid gate of modality `condition` multiplies a linear map of the others."
-    def __init__(self, dims, n_classes, condition=0, width=64):
+    def __init__(self,
+        dims:Sequence[int],  # D_m of each modality, M >= 2
+        n_classes:int,       # C
+        condition:int=0,     # the modality that sets the conditions
+        width:int=64,        # at which each other modality is gated
+    ):
         super().__init__(dims, n_classes, [width]*(len(dims) - 1), condition)
         self.gate = nn.ModuleList([nn.Linear(self.dims[condition], width) for _ in self.others])
         self.values = nn.ModuleList([nn.Linear(self.dims[m], width) for m in self.others])
+
     def modulation(self, z, k): return torch.sigmoid(self.gate[k](z)), None
     def value(self, z, k): return self.values[k](z)
 
@@ -143,15 +157,22 @@ def mlp(
 )->nn.Sequential:
     "Linear layers with ReLU between them."
     layers = []
-    for n_in, n_out in zip(widths[:-1], widths[1:]): layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
+    for n_in, n_out in zip(widths[:-1], widths[1:]):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
 # %% ../../nbs/04_heads.ipynb #c1412f71
 class MLPHead(FusionHead):
     "A multilayer perceptron on the joined features."
-    def __init__(self, dims, n_classes, hidden=(64,), dropout=0.):
+    def __init__(self,
+        dims:Sequence[int],           # D_m of each modality
+        n_classes:int,                # C
+        hidden:Sequence[int]=(64,),   # widths of the hidden layers
+        dropout:float=0.,             # after each hidden layer
+    ):
         super().__init__(dims, n_classes)
         self.layers = mlp((sum(self.dims), *hidden, n_classes), dropout)
+
     def forward(self, zs): return self.layers(torch.cat(self.check(zs), dim=1))
 
 # %% ../../nbs/04_heads.ipynb #666efed0
@@ -163,7 +184,7 @@ class AttentionHead(FusionHead):
         width:int=64,       # token width inside
         heads:int=4,        # attention heads
         depth:int=1,        # transformer layers
-        dropout:float=0.,
+        dropout:float=0.,   # inside the transformer layers
     ):
         super().__init__(dims, n_classes)
         self.project = nn.ModuleList([nn.Linear(d, width) for d in self.dims])
@@ -177,6 +198,7 @@ class AttentionHead(FusionHead):
 
     def reset_parameters(self): nn.init.normal_(self.kind, std=self.kind.shape[1]**-.5)
     def check(self, zs): return check_features(zs, self.dims)
+
     def forward(self, zs):
         tokens = [p(z if z.ndim == 3 else z[:, None]) + k for z, p, k in zip(self.check(zs), self.project, self.kind)]
         readout = self.kind[-1].expand(len(tokens[0]), 1, -1)
@@ -188,9 +210,10 @@ HEADS = dict(sum=SumHead, concat=ConcatHead, film=FiLMHead, gated=GatedHead, mlp
 # %% ../../nbs/04_heads.ipynb #6bd2d1ec
 class StructureOf(nn.Module):
     "Base of what stands around a module: it has `contributions` and its like exactly when the module inside has them."
-    inside = "head"                                            # the attribute that holds the module inside
+    inside = "head"       # the attribute that holds the module inside
 
-    def structure(self, name, ask): return ask                 # what is asked instead of the module inside
+    # `ask` is the method `name` of the module inside; what is returned is the same method of the module around it
+    def structure(self, name, ask): return ask
 
     def __getattr__(self, name):
         if name not in ("contributions", "conditional_contributions"): return super().__getattr__(name)
@@ -202,7 +225,7 @@ class InUnits(StructureOf):
     shift:Tensor
     scale:Tensor
     def __init__(self,
-        head:nn.Module,
+        head:nn.Module,  # zs -> numbers (B, C)
         shift:float,     # e.g. mean of the training targets
         scale:float,     # e.g. their standard deviation
     ):
@@ -227,9 +250,9 @@ class InUnits(StructureOf):
         return getattr(self.head, name) if name in ("dims", "n_classes") else super().__getattr__(name)
 
 def in_units(
-    head:nn.Module,
+    head:nn.Module,  # zs -> numbers (B, C), or logits
     dls,             # loaders; their `units` are mean and deviation of the training targets, None for classes
-)->nn.Module:
+)->nn.Module:        # InUnits, or the head itself
     "The head in the units of the targets; as it is for classes."
     units = getattr(dls, "units", None)
     return head if units is None else InUnits(head, *units)
@@ -237,13 +260,22 @@ def in_units(
 # %% ../../nbs/04_heads.ipynb #46b04df4
 class VectorEncoder(nn.Sequential):
     "A multilayer perceptron on vectors (B, D); inputs of more axes are flattened."
-    def __init__(self, n_in:int, n_out:int=64, hidden:Sequence[int]=(128,), dropout:float=0.):
+    def __init__(self,
+        n_in:int,                     # D, the number of entries of an input
+        n_out:int=64,                 # feature width
+        hidden:Sequence[int]=(128,),  # widths of the hidden layers
+        dropout:float=0.,             # after each hidden layer
+    ):
         super().__init__(nn.Flatten(), *mlp((n_in, *hidden, n_out), dropout), nn.ReLU())
 
 # %% ../../nbs/04_heads.ipynb #8ec040d4
 class PictureEncoder(nn.Sequential):
     "Three strided convolutions and a global average on small pictures (B, channels, height, width)."
-    def __init__(self, channels:int=3, n_out:int=64, width:int=16):
+    def __init__(self,
+        channels:int=3,  # of the picture
+        n_out:int=64,    # feature width
+        width:int=16,    # channels after the first convolution; they double with each further one
+    ):
         sizes = (channels, width, 2*width, 4*width)
         def block(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU())
         blocks = map(block, sizes[:-1], sizes[1:])
@@ -252,12 +284,18 @@ class PictureEncoder(nn.Sequential):
 # %% ../../nbs/04_heads.ipynb #65595cef
 class SequenceEncoder(nn.Module):
     "Two strided convolutions on sequences (B, channels, T), averaged over time; `pool=False`: (B, T', n_out) tokens."
-    def __init__(self, channels:int, n_out:int=64, width:int=32, pool:bool=True):
+    def __init__(self,
+        channels:int,    # of the sequence
+        n_out:int=64,    # feature width
+        width:int=32,    # channels between the convolutions
+        pool:bool=True,  # average over time?
+    ):
         super().__init__()
         self.pool = pool
         self.layers = nn.Sequential(
             nn.Conv1d(channels, width, 5, stride=2, padding=2), nn.GroupNorm(4, width), nn.ReLU(),
             nn.Conv1d(width, n_out, 5, stride=2, padding=2), nn.ReLU())
+
     def forward(self, x):
         h = self.layers(x)
         return h.mean(-1) if self.pool else h.transpose(1, 2)
@@ -265,9 +303,14 @@ class SequenceEncoder(nn.Module):
 # %% ../../nbs/04_heads.ipynb #5deccb70
 class TokenEncoder(nn.Module):
     "The mean embedding of a bag of token ids (B, T), id 0 is padding; with `pool=False` the (B, T, n_out) embeddings."
-    def __init__(self, vocabulary:int, n_out:int=64, pool:bool=True):
+    def __init__(self,
+        vocabulary:int,  # number of token ids, padding included
+        n_out:int=64,    # feature width
+        pool:bool=True,  # average over the tokens?
+    ):
         super().__init__()
         self.pool, self.embedding = pool, nn.Embedding(vocabulary, n_out, padding_idx=0)
+
     def forward(self, x):
         e = self.embedding(x)
         if not self.pool: return e
@@ -280,12 +323,12 @@ def encoder_for(
     n_out:int=64,        # feature width
     vocabulary:int=0,    # number of token ids, padding included (tokens only)
 )->nn.Module:
-    "The default encoder of an input of this kind."
+    "The default encoder of an input of this kind; ValueError where the kind is unknown."
+    one_of("kind of modality", kind, ("vector", "sequence", "picture", "tokens"))
     if kind == "vector": return VectorEncoder(math.prod(shape), n_out)
     if kind == "sequence": return SequenceEncoder(shape[0], n_out)
     if kind == "picture": return PictureEncoder(shape[0], n_out)
-    if kind == "tokens": return TokenEncoder(vocabulary, n_out)
-    raise ValueError(f"unknown kind of modality {kind!r}; known: vector, sequence, picture, tokens")
+    return TokenEncoder(vocabulary, n_out)
 
 # %% ../../nbs/04_heads.ipynb #740cfb10
 class SelectOutput(nn.Module):
@@ -305,7 +348,7 @@ def feature_dims(
     encoders:Sequence[nn.Module], # one per modality
     xs:Sequence[Tensor],          # a batch of inputs, one per modality
 )->tuple[int, ...]:               # D_m
-    "The feature width of each encoder, measured on a batch without training anything."
+    "The feature width of each encoder, measured in evaluation mode; ValueError when one returns no tensor."
     if len(encoders) != len(xs): raise ValueError(f"got {len(encoders)} encoders for {len(xs)} inputs")
     dims = []
     for m, (encoder, x) in enumerate(zip(encoders, xs)):

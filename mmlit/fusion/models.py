@@ -28,6 +28,7 @@ class Fusion(nn.Module):
 
     def encode(self, *xs): raise NotImplementedError
     def fuse(self, zs): raise NotImplementedError
+
     def forward(self, *xs):
         if len(xs) != self.n_modalities:
             raise ValueError(f"the model has {self.n_modalities} modalities and was given {len(xs)} inputs")
@@ -41,7 +42,7 @@ class Fusion(nn.Module):
         self,
         hook:Callable,    # called with the tuple of M features; what it returns, if not None, goes to the head instead
         first:bool=False, # before the other hooks? For one that replaces features: the others see what the head sees
-    )->RemovableHandle: # `handle.remove()` takes the hook away
+    )->RemovableHandle:   # `handle.remove()` takes the hook away
         "Look at the features, or replace them, on their way to the head in `forward`."
         handle = RemovableHandle(self._feature_hooks)
         self._feature_hooks[handle.id] = hook
@@ -50,9 +51,9 @@ class Fusion(nn.Module):
 
 # %% ../../nbs/05_models.ipynb #c32db01a
 class FusionModel(StructureOf, Fusion):
-    "Intermediate or late fusion: one encoder a modality, then a head on their features."
+    "Intermediate or late fusion: one encoder per modality, then a head on their features."
     def __init__(self,
-        encoders:Sequence[nn.Module],  # one a modality: x_m -> (B, D_m)
+        encoders:Sequence[nn.Module],  # one per modality: x_m -> (B, D_m)
         head:nn.Module,                # maps the tuple of features to logits (B, C)
         learn_absent:bool=False,       # also hold a learned feature that stands for each missing modality?
     ):
@@ -77,24 +78,37 @@ class EarlyFusion(Fusion):
     ):
         super().__init__()
         self.network, self.n_modalities = network, n_modalities
+
     def encode(self, *xs): return tuple(xs)
     def fuse(self, zs): return self.network(*zs)
 
 # %% ../../nbs/05_models.ipynb #46acd5cb
 class JoinedMLP(nn.Module):
     "A multilayer perceptron on the joined, flattened inputs: the plainest early fusion."
-    def __init__(self, shapes:Sequence[Sequence[int]], n_classes:int, hidden:Sequence[int]=(128, 64)):
+    def __init__(self,
+        shapes:Sequence[Sequence[int]],     # of one sample of each modality, without the batch axis
+        n_classes:int,                      # C
+        hidden:Sequence[int]=(128, 64),     # widths of the hidden layers
+    ):
         super().__init__()
         self.layers = mlp((sum(math.prod(s) for s in shapes), *hidden, n_classes))
+
     def forward(self, *xs): return self.layers(torch.cat([x.flatten(1).float() for x in xs], dim=1))
 
 # %% ../../nbs/05_models.ipynb #473add8d
 class WrappedFusion(StructureOf, Fusion):
     "A foreign module that names its own two halves."
     inside = "module"
-    def __init__(self, module:nn.Module, n_modalities:int, encode:str="encode", fuse:str="fuse"):
+    def __init__(self,
+        module:nn.Module,      # has a method for each half
+        n_modalities:int,      # M
+        encode:str="encode",   # name of the method (x_1, ..., x_M) -> M features
+        fuse:str="fuse",       # name of the method from the tuple of M features to logits (B, C)
+    ):
         super().__init__()
-        self.module, self.n_modalities, self._encode, self._fuse = module, n_modalities, encode, fuse
+        self.module, self.n_modalities = module, n_modalities
+        self._encode, self._fuse = encode, fuse
+
     def encode(self, *xs): return tuple(getattr(self.module, self._encode)(*xs))
     def fuse(self, zs): return getattr(self.module, self._fuse)(zs)
 
@@ -102,14 +116,16 @@ class _Encoded(Exception): "All encoders have answered."
 
 class _Given(nn.Module):
     "Stands where an encoder stood and returns features that are there already."
-    def __init__(self, z): super().__init__(); self.z = z
+    def __init__(self, z):
+        super().__init__()
+        self.z = z
     def forward(self, *args, **kwargs): return self.z
 
 class NamedEncoders(Fusion):
     "A foreign module whose encoders are submodules: they give the features; to fuse is to run it with these in place."
     def __init__(self,
         module:nn.Module,        # called as module(x_1, ..., x_M) -> logits (B, C)
-        encoders:Sequence[str],  # the submodule of each modality, as `named_modules` calls it; best the first one
+        encoders:Sequence[str],  # the submodule of each modality, as `named_modules` calls it; best one that takes x_m
     ):
         super().__init__()
         known = dict(module.named_modules())
@@ -118,7 +134,8 @@ class NamedEncoders(Fusion):
             has = [n for n, _ in module.named_children()]
             raise ValueError(f"{type(module).__name__} has no submodule {unknown[0]!r}; it has {has}")
 
-        self.module, self.names, self.n_modalities, self._blank = module, list(encoders), len(encoders), None
+        self.module, self.names, self.n_modalities = module, list(encoders), len(encoders)
+        self._blank = None
 
     @property
     def encoders(self): return [self.module.get_submodule(n) for n in self.names]
@@ -156,11 +173,11 @@ class NamedEncoders(Fusion):
         setattr(self.module.get_submodule(".".join(path)), last, module)
 
 def as_fusion(
-    model:nn.Module,   # a Fusion, a module with encode and fuse, or any module that takes M inputs
-    n_modalities:int,  # M
-    encoders:Sequence[str]|None=None, # names of the submodules that encode, see `NamedEncoders`
-)->Fusion:
-    "`model` in two parts: itself, by its named encoders, with its own `encode` and `fuse`, or as early fusion."
+    model:nn.Module,                   # a Fusion, a module with encode and fuse, or any module that takes M inputs
+    n_modalities:int,                  # M
+    encoders:Sequence[str]|None=None,  # names of the submodules that encode, see `NamedEncoders`
+)->Fusion:                             # the model itself, or what stands around it
+    "`model` in two parts: by its named encoders, itself, with its own `encode` and `fuse`, or as early fusion."
     if encoders is not None:
         if len(encoders) != n_modalities:
             raise ValueError(f"got {len(encoders)} names of encoders for {n_modalities} modalities")

@@ -29,7 +29,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def law(*shape, seed=0):
+def task(*shape, seed=0):
     return (
         torch.rand(shape, generator=generator(seed), dtype=torch.float64)
         .pow(2)
@@ -55,22 +55,22 @@ def gaussians(rng, n, d, rho):
     ],
 )
 def test_plugin_interval_covers(quantity, name, runs=400, n=300):
-    law = next(l for l in certify.LAWS if (l.quantity, l.name) == (quantity, name))
-    estimates = [certify.run(law, "plugin", n, 5000 + r)[0] for r in range(runs)]
+    task = next(t for t in certify.DISTRIBUTIONS if (t.quantity, t.name) == (quantity, name))
+    estimates = [certify.run(task, "plugin", n, 5000 + r)[0] for r in range(runs)]
     values = np.array([e.value for e in estimates])
-    inside = np.mean([e.low <= law.truth + 1e-12 and law.truth - 1e-12 <= e.high for e in estimates])
-    assert abs(values.mean() - law.truth) < 4 * values.std() / math.sqrt(runs) + 0.002
+    inside = np.mean([e.low <= task.truth + 1e-12 and task.truth - 1e-12 <= e.high for e in estimates])
+    assert abs(values.mean() - task.truth) < 4 * values.std() / math.sqrt(runs) + 0.002
     assert 0.90 <= inside <= 0.99
 
 
 @pytest.mark.parametrize("name", ["Gaussian 1+1, rho 0.6", "Student 1+1, 2 d.o.f., rho 0.5", "step, 5 labels"])
 def test_nearest_neighbour_interval_covers(name, runs=60, n=500):
-    law = next(l for l in certify.LAWS if l.name == name)
-    estimates = [certify.run(law, "knn", n, 5000 + r)[0] for r in range(runs)]
+    task = next(t for t in certify.DISTRIBUTIONS if t.name == name)
+    estimates = [certify.run(task, "knn", n, 5000 + r)[0] for r in range(runs)]
     values = np.array([e.value for e in estimates])
-    inside = np.mean([e.low <= law.truth <= e.high for e in estimates])
+    inside = np.mean([e.low <= task.truth <= e.high for e in estimates])
     assert inside >= 0.85  # 60 runs at 93 %: 4 standard errors
-    assert abs(values.mean() - law.truth) < 0.03
+    assert abs(values.mean() - task.truth) < 0.03
 
 
 def test_nearest_neighbours_agree_with_scikit_learn():

@@ -33,7 +33,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def law(*shape, seed=0):
+def task(*shape, seed=0):
     return (
         torch.rand(shape, generator=generator(seed), dtype=torch.float64)
         .pow(2)
@@ -49,15 +49,15 @@ def gaussians(rng, n, d, rho):
     return x, rho * x + math.sqrt(1 - rho**2) * rng.normal(size=(n, d))
 
 
-@pytest.mark.parametrize("law", certify.LAWS, ids=lambda l: f"{l.quantity}-{l.name}")
-def test_each_law_owns_its_truth(law, n=40_000):
-    ratio = law.log_ratio(*law.sample(n, np.random.default_rng(5)))
+@pytest.mark.parametrize("task", certify.DISTRIBUTIONS, ids=lambda t: f"{t.quantity}-{t.name}")
+def test_each_distribution_knows_its_truth(task, n=40_000):
+    ratio = task.log_ratio(*task.sample(n, np.random.default_rng(5)))
     error = ratio.std() / math.sqrt(n)
-    assert error < 0.02 and abs(ratio.mean() - law.truth) <= 4 * error + 1e-9
+    assert error < 0.02 and abs(ratio.mean() - task.truth) <= 4 * error + 1e-9
 
 
 def test_truths_agree_with_the_exact_module():
-    by_name = {(l.quantity, l.name): l for l in certify.LAWS}
+    by_name = {(t.quantity, t.name): t for t in certify.DISTRIBUTIONS}
     assert math.isclose(
         by_name["cmi", "table, redundant"].truth,
         conditional_mutual_information(torch.tensor(certify.redundant_table())).item(),
@@ -118,8 +118,8 @@ def test_certification_keeps_finished_rows(tmp_path, monkeypatch, capsys):
 
 def test_every_claim_of_the_table_holds():
     rows = certify.read(ROOT / "results" / "certification.csv").values()
-    planned = {(law.quantity, law.name, e, n) for law, e, n, _ in certify.plan()}
-    assert {certify.key(r) for r in rows} == planned, "laws or estimators changed: run python tools/certify.py"
+    planned = {(task.quantity, task.name, e, n) for task, e, n, _ in certify.plan()}
+    assert {certify.key(r) for r in rows} == planned, "distributions or estimators changed: run python tools/certify.py"
     for row in rows:
         if row["claimed"] == "True":
             assert 0.90 <= float(row["coverage_quiet"]) <= 0.99, row

@@ -27,7 +27,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def law(*shape, seed=0):
+def task(*shape, seed=0):
     return (
         torch.rand(shape, generator=generator(seed), dtype=torch.float64)
         .pow(2)
@@ -44,19 +44,19 @@ def gaussians(rng, n, d, rho):
 
 
 @pytest.mark.parametrize(
-    "law",
+    "task",
     [
-        l
-        for l in certify.LAWS
-        if l.quantity != "cmi" and l.name in ("Gaussian 5+5, rho 0.5", "Gaussian 4+4+4, rho 0.4", "label x 10 features")
+        t
+        for t in certify.DISTRIBUTIONS
+        if t.quantity != "cmi" and t.name in ("Gaussian 5+5, rho 0.5", "Gaussian 4+4+4, rho 0.4", "label x 10 features")
     ],
-    ids=lambda l: f"{l.quantity}-{l.name}",
+    ids=lambda t: f"{t.quantity}-{t.name}",
 )
-def test_lower_bounds_stay_below_and_come_close(law):
-    method = "classifier" if law.name.startswith("label") else "neural"
-    estimate = certify.run(law, method, 1000, 77)[0]
+def test_lower_bounds_stay_below_and_come_close(task):
+    method = "classifier" if task.name.startswith("label") else "neural"
+    estimate = certify.run(task, method, 1000, 77)[0]
     assert estimate.kind == "lower bound" and not estimate.covers
-    assert estimate.low <= law.truth and estimate.value > 0.7 * law.truth
+    assert estimate.low <= task.truth and estimate.value > 0.7 * task.truth
 
 
 def test_classifier_sees_xor_and_ignores_a_known_condition():
