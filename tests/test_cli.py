@@ -1,5 +1,6 @@
 "The command as a user meets it: help, lists, wrong input, an interruption, what it writes."
 
+import inspect
 import json
 import re
 import signal
@@ -91,7 +92,8 @@ def test_each_data_set_is_listed_and_told_about(said):
     assert max(map(len, out.splitlines())) <= 100
     for name, info in DATASETS.items():
         text = " ".join(said("data", name)[1].split())
-        assert f"rows {info.n:,} modalities" in text and "options" in text
+        assert f"rows {info.n:,} modalities" in text
+        assert all(f"{option}=" in text for option in inspect.signature(info.load).parameters)
         known = (info.licence, info.citation, info.caveats, info.groups, *info.modalities, *info.classes)
         assert all(" ".join(part.split()) in text for part in known)
 

@@ -1,10 +1,12 @@
-"""Does the audit's advice turn out right? `python tools/advice.py` writes results/advice.csv and results/advice_judge.csv.
+"""Does the audit's advice turn out right? `python tools/advice.py` writes results/advice.csv and advice_judge.csv.
 
-Each case is a law with known dials or a real data set. Audits see some seeds (for a law: some draws), the judge others: every recipe is trained anew
-there, and what counts is which one turns out best. Finished runs are kept in `runs`, so it can be interrupted; about 40 minutes on 2 cores.
+Each case is a synthetic task with known dials or a real data set. Audits see some seeds (for a synthetic task: some
+draws), the judge others: every recipe is trained anew there, and what counts is which one turns out best. Finished runs
+are kept in `runs`, so it can be interrupted; about 40 minutes on 2 cores.
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +15,10 @@ import pandas as pd
 from mmlit.audits.advice import CANDIDATES
 from mmlit.audits.audit import audit
 from mmlit.benchmark.comparison import compare
-from mmlit.learner import METHODS, Method
-from mmlit.data.catalogue import load_dataset
-from mmlit.data.catalogue import parse_dataset
-from mmlit.learner import Budget, joint_run
+from mmlit.core import is_additive
+from mmlit.data.catalogue import load_dataset, parse_dataset
+from mmlit.fusion.heads import HEADS
+from mmlit.learner import METHODS, Budget, Method, joint_run
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERACTING = {
@@ -38,22 +40,23 @@ JUDGED = [
     "resampling",
     "agm_lr",
 ]
-AUDITS = (5, 6, 7, 8, 9)  # seeds of the audits: each alone (fast), and all together (full)
+AUDITS = (5, 6, 7, 8, 9)  # seeds of the audits
+ASKED = [*(("fast", [seed]) for seed in AUDITS), ("full", list(AUDITS))]  # each seed alone, and all together
 JUDGE = (0, 1, 2, 3, 4)
 
 
 @dataclass
 class Case:
-    "A law or a data set with a budget; `draw(part)` gives the data of the audits (part 1) and of the judge (part 0)."
+    "A synthetic task or a data set with a budget; `draw(part)` gives the data of audits (part 1) and judge (part 0)."
 
     name: str
-    draw: object
-    training: Budget = field(default_factory=lambda: Budget(epochs=15))
+    draw: Callable
+    budget: Budget = field(default_factory=lambda: Budget(epochs=15))
     stored: bool = False  # is the judge's table in results/benchmark.csv?
 
     @property
     def additive(self):
-        return self.training.head in ("sum", "concat")
+        return is_additive(HEADS[self.budget.head]((1, 1), 2))
 
     def data(self, part):
         data = self.draw(part)
@@ -61,7 +64,7 @@ class Case:
         return data
 
 
-def law(name, n=1500, **dials):
+def task(name, n=1500, **dials):
     return lambda part: load_dataset(name, n=n, seed=100 + part, **dials)
 
 
@@ -71,24 +74,24 @@ def real(name):
 
 CASES = [
     *(
-        Case(name, law(name))
+        Case(name, task(name))
         for name in ("redundant", "unique", "strong_weak", "easy_hard", "random_modality", "shared_unique")
     ),
-    Case("xor, additive head", law("xor")),
-    Case("xor, FiLM head", law("xor"), Budget(epochs=15, head="film")),
-    Case("half synergy", law("competition", unique=(0.1, 0.1), redundant=0.0, synergistic=0.5)),
-    Case("a little synergy", law("competition", unique=(0.4, 0.4), redundant=0.1, synergistic=0.1)),
-    Case("one modality louder", law("competition", unique=(0.5, 0.5), redundant=0.0, strength=(8.0, 1.0))),
+    Case("xor, additive head", task("xor")),
+    Case("xor, FiLM head", task("xor"), Budget(epochs=15, head="film")),
+    Case("half synergy", task("competition", unique=(0.1, 0.1), redundant=0.0, synergistic=0.5)),
+    Case("a little synergy", task("competition", unique=(0.4, 0.4), redundant=0.1, synergistic=0.1)),
+    Case("one modality louder", task("competition", unique=(0.5, 0.5), redundant=0.0, strength=(8.0, 1.0))),
     Case(
-        "louder, 4 epochs", law("competition", unique=(0.5, 0.5), redundant=0.3, strength=(8.0, 1.0)), Budget(epochs=4)
+        "louder, 4 epochs", task("competition", unique=(0.5, 0.5), redundant=0.3, strength=(8.0, 1.0)), Budget(epochs=4)
     ),
-    Case("three modalities", law("competition", unique=(0.4, 0.4, 0.4), redundant=0.3, strength=(5.0, 1.0, 1.0))),
-    Case("few samples", law("competition", n=400, unique=(0.4, 0.4), redundant=0.3, dim=32)),
+    Case("three modalities", task("competition", unique=(0.4, 0.4, 0.4), redundant=0.3, strength=(5.0, 1.0, 1.0))),
+    Case("few samples", task("competition", n=400, unique=(0.4, 0.4), redundant=0.3, dim=32)),
     *(
-        Case(f"memorable, {n} samples", law("memorable", n=n, dim=dim))
+        Case(f"memorable, {n} samples", task("memorable", n=n, dim=dim))
         for n, dim in ((800, 400), (1500, 600), (2500, 900))
     ),
-    Case("memorable, FiLM head", law("memorable", n=1500), Budget(epochs=15, head="film")),
+    Case("memorable, FiLM head", task("memorable", n=1500), Budget(epochs=15, head="film")),
     *(Case(name, real(name), Budget()) for name in ("digits", "breast_cancer", "htad")),
     *(Case(name, real(name), Budget(), stored=True) for name in ("mfeat", "emoji", "watch")),
 ]
@@ -103,26 +106,26 @@ def judged(case, out, workers):
         table = pd.concat(
             [
                 table[table.method.isin([*JUDGED, "best unimodal"])],
-                compare([case.data(0)], extra, JUDGE, case.training, out, registry, "interacting", workers).runs,
+                compare([case.data(0)], extra, JUDGE, case.budget, out, registry, "interacting", workers).runs,
             ]
         )
     else:
-        table = compare([case.data(0)], JUDGED + extra, JUDGE, case.training, out, registry, "ensemble", workers).runs
+        table = compare([case.data(0)], JUDGED + extra, JUDGE, case.budget, out, registry, "ensemble", workers).runs
     return table[~table.method.str.startswith("unimodal ")].assign(case=case.name)[
         ["case", "method", "seed", "split", "n_train", "n_test", "accuracy"]
     ]
 
 
 def audited(case, out, workers):
-    "What each audit advises: a row an audit, with the recipe that validation scores alone would choose."
+    "What each audit advises: a row per audit, with the recipe that validation scores alone would choose."
     rows = []
-    for budget, seeds in [*(("fast", [s]) for s in AUDITS), ("full", list(AUDITS))]:
-        found = audit(data=case.data(1), training=case.training, seeds=seeds, out=out, workers=workers)
+    for asked, seeds in ASKED:
+        found = audit(data=case.data(1), budget=case.budget, seeds=seeds, out=out, workers=workers)
         scores = found.facts["validation"]
         rows.append(
             dict(
                 case=case.name,
-                budget=budget,
+                budget=asked,
                 seeds=" ".join(map(str, seeds)),
                 use=found.advice.use,
                 validation=max(["joint", *CANDIDATES], key=lambda c: scores.get(c, 0.0)),
@@ -137,14 +140,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="only cases whose name contains this; nothing is written")
     parser.add_argument("--out", default=str(ROOT / "runs"), help="folder of finished runs")
-    parser.add_argument("--jobs", type=int, default=None, help="runs at a time; default: the number of cores")
+    parser.add_argument("--workers", type=int, default=None, help="runs at a time; default: the number of cores")
     args = parser.parse_args()
     judges, advices = [], []
     for case in CASES:
         if args.only not in case.name:
             continue
-        advices.append(audited(case, args.out, args.jobs))
-        judges.append(judged(case, args.out, args.jobs))
+        advices.append(audited(case, args.out, args.workers))
+        judges.append(judged(case, args.out, args.workers))
         print(
             case.name,
             advices[-1][["budget", "use", "findings"]].to_string(index=False, header=False),

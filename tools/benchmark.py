@@ -1,6 +1,8 @@
-"""Make results/benchmark.csv: every method of the registry on real data, the five and their controls on the laws made for them, five seeds each.
+"""Make results/benchmark.csv: every method of the registry on real data, the five methods and their controls on the
+synthetic tasks made for them, five seeds each.
 
-About an hour on 2 cores; finished runs are kept in `runs`, so it can be interrupted. XOR needs a head that is not additive, hence FiLM there.
+About an hour on 2 cores; finished runs are kept in `runs`, so it can be interrupted. XOR needs a head that is not
+additive, hence FiLM there.
 """
 
 from pathlib import Path
@@ -8,12 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from mmlit.benchmark.comparison import compare
-from mmlit.benchmark.results import print_comparison, report
-from mmlit.learner import METHODS
-from mmlit.learner import Budget
+from mmlit.learner import METHODS, Budget
 
 ROOT = Path(__file__).resolve().parent.parent
-LAW_METHODS = [
+CORE_METHODS = [
     "unimodal",
     "ensemble",
     "joint",
@@ -28,15 +28,15 @@ LAW_METHODS = [
 ]
 PARTS = [
     (["mfeat", "emoji", "watch"], list(METHODS), Budget()),
-    (["strong_weak", "redundant"], LAW_METHODS, Budget(epochs=15)),
-    (["xor"], LAW_METHODS, Budget(epochs=15, head="film")),
+    (["strong_weak", "redundant"], CORE_METHODS, Budget(epochs=15)),
+    (["xor"], CORE_METHODS, Budget(epochs=15, head="film")),
 ]
 
 if __name__ == "__main__":
     tables = []
     for number, (datasets, methods, budget) in enumerate(PARTS):
         result = compare(datasets, methods, seeds=5, budget=budget, out=ROOT / "runs")
-        print_comparison(result)
-        report(result, ROOT / "runs" / f"benchmark_{number}.html", "make benchmark")
+        result.show()
+        result.to_html(ROOT / "runs" / f"benchmark_{number}.html", "make benchmark")
         tables.append(result.runs.assign(head=budget.head, epochs=budget.epochs))
     pd.concat(tables).drop(columns="seconds").round(6).to_csv(ROOT / "results" / "benchmark.csv", index=False)

@@ -1,14 +1,19 @@
-"""Take MultiModal loss apart on three synthetic designs: which of its terms helps, by how much, and are its unimodal scores upright?
+"""Take MultiModal loss apart on three synthetic designs: which of its terms helps, by how much, and are its unimodal
+scores upright?
 
-    OMP_NUM_THREADS=1 python tools/multi_proxy_ablation.py      # a few minutes on one core; writes results/multi_proxy_ablation.csv
+    OMP_NUM_THREADS=1 python tools/multi_proxy_ablation.py      # a few minutes on one core
 
-One line a run: design, head, seed, accuracies on 2,000 fresh samples, and what became of the modalities and of the proxies.
-Encoders and training follow the authors' synthetic notebook (linear encoders, whole batch, Adam 5e-4 with weight decay 1e-4, stop when the
-training loss has not fallen by 1e-4 for 100 epochs); their generator is not published, so the data are a stand-in with n/d = 5, made small.
-All seeds of a head train at once: parameters are stacked along a first axis, and Adam works number by number.
+writes results/multi_proxy_ablation.csv, one line per run: design, head, seed, accuracies on 2,000 fresh samples, and
+what became of the modalities and of the proxies.
+
+Encoders and training follow the authors' synthetic notebook: linear encoders, whole batch, Adam 5e-4 with weight decay
+1e-4, and a stop when the training loss has not fallen by 1e-4 for 100 epochs. Their generator is not published, so the
+data are a stand-in with n/d = 5, made small. All seeds of a head train at once: parameters are stacked along a first
+axis, and Adam works number by number.
 """
 
-import csv, math
+import csv
+import math
 from pathlib import Path
 
 import torch
@@ -20,13 +25,19 @@ from mmlit.fusion.models import FusionModel
 from mmlit.methods.multimodal_loss import MultiProxyHead, ScaledSumHead, unimodal_accuracy
 
 OUT = Path(__file__).resolve().parent.parent / "results" / "multi_proxy_ablation.csv"
-D, N, N_TEST, WIDTHS, EPOCHS, PATIENCE, SEEDS = 40, 200, 2000, (16, 16, 16), 1500, 100, 20
+D = 40  # features per modality
+N, N_TEST = 200, 2000
+WIDTHS = (16, 16, 16)  # of the layers of an encoder
+EPOCHS, PATIENCE = 1500, 100
+SEEDS = 20
+
 DESIGNS = dict(  # strength of each modality's class signal
-    one_easy=dict(classes=2, sigma=(1.7, 0.25, 0.25)),  # one informative modality, two that are nearly noise
-    one_easy_4=dict(classes=4, sigma=(2.5, 0.4, 0.4)),  # the same with four classes
-    random=dict(
-        classes=2, sigma=(3.0, 3.0, 3.0), one=True
-    ),  # each sample is informative in one modality, drawn at random
+    # one informative modality, two that are nearly noise
+    one_easy=dict(classes=2, sigma=(1.7, 0.25, 0.25)),
+    # the same with four classes
+    one_easy_4=dict(classes=4, sigma=(2.5, 0.4, 0.4)),
+    # each sample is informative in one modality, drawn at random
+    random=dict(classes=2, sigma=(3.0, 3.0, 3.0), one=True),
 )
 
 
@@ -112,13 +123,15 @@ def draw(n, means, sigma, generator, one=False):
 
 def prepare(design, head, seed):
     "Training inputs, test inputs and the untrained model of one run."
-    law, generator = DESIGNS[design], torch.Generator().manual_seed(seed)
-    means = [class_means(law["classes"], generator) for _ in law["sigma"]]
-    (xs, _), (xs_test, _) = (draw(n, means, law["sigma"], generator, law.get("one", False)) for n in (N, N_TEST))
+    d, generator = DESIGNS[design], torch.Generator().manual_seed(seed)
+    means = [class_means(d["classes"], generator) for _ in d["sigma"]]
+    (xs, _), (xs_test, _) = (draw(n, means, d["sigma"], generator, d.get("one", False)) for n in (N, N_TEST))
     seen = 1 if head == "modality 1 alone" else len(xs)
+
     torch.manual_seed(seed)
     encoders = [nn.Sequential(*(nn.Linear(a, b) for a, b in zip((D, *WIDTHS), WIDTHS))) for _ in range(seen)]
-    return xs[:seen], xs_test[:seen], Net(encoders, HEADS[head][0]((WIDTHS[-1],) * seen, law["classes"]))
+    make_head, _ = HEADS[head]
+    return xs[:seen], xs_test[:seen], Net(encoders, make_head((WIDTHS[-1],) * seen, d["classes"]))
 
 
 def mean_cross_entropy(logits, y):
@@ -129,14 +142,12 @@ def mean_cross_entropy(logits, y):
 def train(forward, params, xs, y, auxiliary=0.0, optimiser=torch.optim.Adam):
     "Train stacked models, each until its own loss stops falling; parameters, losses and epochs at that moment."
     step = optimiser(params.values(), lr=5e-4, weight_decay=1e-4)
-    final, n = {name: q.detach().clone() for name, q in params.items()}, len(xs[0])
-    best, last, wait, epochs = (
-        torch.full((n,), math.inf),
-        torch.zeros(n),
-        torch.zeros(n),
-        torch.zeros(n, dtype=torch.long),
-    )
+    final = {name: q.detach().clone() for name, q in params.items()}
+    n = len(xs[0])
+    best, last, wait = torch.full((n,), math.inf), torch.zeros(n), torch.zeros(n)
+    epochs = torch.zeros(n, dtype=torch.long)
     running = torch.ones(n, dtype=torch.bool)
+
     while running.any():
         f, u = forward(params, xs)  # (S, B, C), (S, M, B, C)
         losses = mean_cross_entropy(f, y)
@@ -145,6 +156,7 @@ def train(forward, params, xs, y, auxiliary=0.0, optimiser=torch.optim.Adam):
         step.zero_grad()
         losses.sum().backward()
         step.step()
+
         losses, improved = losses.detach(), losses.detach() < best - 1e-4
         best, wait = torch.where(improved, losses, best), torch.where(improved, 0, wait + 1)
         epochs[running] += 1
@@ -157,21 +169,21 @@ def train(forward, params, xs, y, auxiliary=0.0, optimiser=torch.optim.Adam):
 
 
 def run(design, head, seeds):
-    "Train one head on one draw a seed; a dictionary a seed of what came out."
+    "Train one head on one draw per seed; for each seed a dictionary of what came out."
     torch.set_flush_denormal(True)  # saturated softmaxes make denormal numbers, which are slow
     xs, xs_test, models = zip(*(prepare(design, head, seed) for seed in seeds))
     xs, xs_test = ([torch.stack(x) for x in zip(*inputs)] for inputs in (xs, xs_test))
     y, y_test = (torch.arange(n) % DESIGNS[design]["classes"] for n in (N, N_TEST))
+
     params, _ = stack_module_state(models)
     before = {name: q.detach().clone() for name, q in params.items()}
     forward = vmap(lambda params, xs: functional_call(models[0], params, tuple(xs)))
     final, losses, epochs = train(forward, params, xs, y, **HEADS[head][1])
     with torch.no_grad():
         (f, u), (f_test, u_test) = forward(final, xs), forward(final, xs_test)
+
     rows = []
     for i, seed in enumerate(seeds):
-        accuracy, renamed = unimodal_accuracy(u_test[i], y_test)
-        each = dict(accuracy=accuracy, renamed=renamed, confident=(u[i].softmax(-1).amax(-1) > 0.9).float().mean(1))
         row = dict(
             design=design,
             head=head,
@@ -182,10 +194,14 @@ def run(design, head, seeds):
             epochs=epochs[i].item(),
         )
         if "head.proxies" in final:
-            row["revived"] = (final["head.proxies"][i][before["head.proxies"][i] < 0] > 0).float().mean().item()
-        rows.append(
-            row | {f"{name}_{m + 1}": value for name, values in each.items() for m, value in enumerate(values.tolist())}
-        )
+            was, now = before["head.proxies"][i], final["head.proxies"][i]
+            row["revived"] = (now[was < 0] > 0).float().mean().item()
+
+        accuracy, renamed = unimodal_accuracy(u_test[i], y_test)
+        confident = (u[i].softmax(-1).amax(-1) > 0.9).float().mean(1)
+        for name, values in dict(accuracy=accuracy, renamed=renamed, confident=confident).items():
+            row |= {f"{name}_{m + 1}": value for m, value in enumerate(values.tolist())}
+        rows.append(row)
     return rows
 
 

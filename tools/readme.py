@@ -1,4 +1,5 @@
-"""README.md from nbs/index.ipynb. `--check` only compares; `--demo` first runs the demo and puts its output and the two pictures into the index."""
+"""README.md from nbs/index.ipynb. `--check` only compares; `--demo` first runs the demo and puts its output and the two
+pictures into the index."""
 
 import argparse
 import io
@@ -8,12 +9,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-INDEX, GALLERY, README, PICTURES = (
-    ROOT / "nbs" / "index.ipynb",
-    ROOT / "nbs" / "gallery.ipynb",
-    ROOT / "README.md",
-    ROOT / "nbs" / "images",
-)
+INDEX, GALLERY, PICTURES = ROOT / "nbs" / "index.ipynb", ROOT / "nbs" / "gallery.ipynb", ROOT / "nbs" / "images"
+README = ROOT / "README.md"
 START = "<!-- output of `make demo`, written by `make readme` -->"
 
 
@@ -33,20 +30,17 @@ def demo():
     import matplotlib
 
     matplotlib.use("agg")
-    import matplotlib.pyplot as plt
     from rich.console import Console
 
     from mmlit.benchmark.comparison import compare
-    from mmlit.benchmark.results import print_comparison
 
     result = compare(["mfeat", "emoji"], ["unimodal", "ensemble", "joint"], seeds=5, out=ROOT / "runs")
-    heights = [len(result.intervals(d)) for d in result.datasets]
-    figure, axes = plt.subplots(2, 2, figsize=(8, 4.6), sharey="row", layout="constrained", height_ratios=heights)
-    for data, row in zip(result.datasets, axes):
-        result.plot(data, row)
+    figure = result.plot()
+    figure.set_size_inches(8, 4.6)
     figure.savefig(PICTURES / "demo.png", dpi=110, metadata={"Software": None})
+
     text = io.StringIO()
-    print_comparison(result, Console(file=text, width=116))
+    result.show(Console(file=text, width=116))
     lines = "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
     book = json.loads(INDEX.read_text(encoding="utf8"))
     cell = next(c for c in book["cells"] if "".join(c["source"]).startswith(START))

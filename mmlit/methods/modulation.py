@@ -74,8 +74,8 @@ def muted_logits(
     memory:int=MEMORY,             # bytes of stacked features per call of the head
 )->Tensor:                         # (S, B, C)
     "The logits of every coalition, with gradients: the full one in the current mode, muted ones in evaluation mode."
-    if zs is None: zs = model.encode(*xs)
-    if logits is None: logits = model.fuse(zs)
+    current = model.encode(*xs) if zs is None else zs
+    full = model.fuse(current) if logits is None else logits
     if reuse is None: reuse = not depends_on_mode(model)
     skip = int(present is None)                        # nobody's answer cancels, so nobody is asked
     if present is None: present = coalitions(len(xs))
@@ -83,12 +83,12 @@ def muted_logits(
 
     # cuDNN refuses the backward pass of recurrent layers in evaluation mode
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    muted, parts = present[skip:-1], [torch.zeros_like(logits)[None]]*skip
+    muted, parts = present[skip:-1], [torch.zeros_like(full)[None]]*skip
     with eval_mode(model), torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
-        features = zs if reuse else model.encode(*xs)
+        features = current if reuse else model.encode(*xs)
         gone = absent_features(model, xs, absent, features)
         if len(muted): parts.append(coalition_logits(model, features, muted, gone, memory))
-    return torch.cat([*parts, logits[None]])
+    return torch.cat([*parts, full[None]])
 
 # %% ../../nbs/22_modulation.ipynb #bcc36c9e
 _SCORE_FLOOR = math.log(1e-8)      # published: a probability counts as at least 1e-8 (-18.42 nats)

@@ -366,7 +366,7 @@ class ModalityResampling(FusionMethod):
         frequency = resampling_frequency(phi, self.level, self.function, self.alpha)
         return resampling_plan(frequency, len(index), self.replacement, self.max_copies, index, self.generator)
 
-    def _as_it_is(self):
+    def _without_plan(self):
         "Does this epoch go without a plan: warm-up, skipped by a training that is resumed, or `lr_find`?"
         skip = getattr(self.learn, "skip_to_epoch", None)
         skipped = skip is not None and self.epoch < skip._skip_to
@@ -375,7 +375,7 @@ class ModalityResampling(FusionMethod):
     def begin_epoch(self):
         super().begin_epoch()
         self.plan = None
-        if self._as_it_is(): return
+        if self._without_plan(): return
         self.plan = self.make_plan()
         self.record(1, **{"extra rows": len(self.plan[0]) - len(self.dls.train.dataset)})
 

@@ -322,18 +322,19 @@ class Clip(nn.Module):
         return self.out(torch.cat([self.unit(self.left(a)), self.unit(self.right(b))], 1)) * self.scale
 
 
+@pytest.fixture
 def encoders():
-    return [nn.Linear(32, 8) for _ in range(2)]
+    return lambda: [nn.Linear(32, 8) for _ in range(2)]  # processes get it by value
 
 
-def test_answers_that_are_not_finite_without_a_modality_are_said_before_training(digits, tmp_path):
+def test_answers_that_are_not_finite_without_a_modality_are_said_before_training(digits, encoders, tmp_path):
     model = as_fusion(Clip(floor=0.0), 2, encoders=["left", "right"])
     with pytest.raises(ValueError, match="not finite where .* zero feature"):
         audit(model, digits, encoders=encoders, out=tmp_path / "runs", progress=False)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_model_that_cannot_be_reset_is_audited_with_encoders(digits, small, tmp_path):
+def test_a_model_that_cannot_be_reset_is_audited_with_encoders(digits, encoders, small, tmp_path):
     model = as_fusion(Clip(), 2, encoders=["left", "right"])
     with pytest.raises(ValueError, match="pass encoders="):
         audit(model, digits, out=tmp_path / "runs", progress=False)

@@ -101,3 +101,23 @@ def test_early_fusion_masks_its_inputs_tokens_included():
     logits = coalition_logits(early, early.encode(*xs))
     assert_close(logits[1], early(xs[0], torch.zeros_like(xs[1])))
     assert_close(logits[2], early(torch.zeros_like(xs[0]), xs[1]))
+
+
+def test_absent_features_give_each_module_its_own_mode_back():
+    "Training with a frozen normalisation: the one stays in training mode, the other in evaluation mode."
+    encoders = [nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)) for _ in range(2)]
+    model = FusionModel(encoders, HEADS["sum"]((4, 4), 2)).train()
+    encoders[0][1].eval()
+    modes = [m.training for m in model.modules()]
+    absent_features(model, [torch.randn(6, 5) for _ in range(2)], "zero_input")
+    assert [m.training for m in model.modules()] == modes and not all(modes)
+
+
+def test_unknown_names_are_refused_with_what_is_known():
+    model, xs = model_of("concat", 2)
+    with pytest.raises(ValueError, match="did you mean 'zero_feature'..; known: zero_feature, zero_input"):
+        absent_features(model, xs, "zero_features")
+    with pytest.raises(ValueError, match="unknown strategy 'splt' .did you mean 'split'"):
+        unimodal_logits(model, model.encode(*xs), "splt")
+    with pytest.raises(ValueError, match="no meaning"):
+        absent_features(model, xs, "mean_feature", zs=(torch.zeros(4, 3).long(),) * 2)

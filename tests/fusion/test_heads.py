@@ -5,12 +5,20 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmlit.fusion.heads import HEADS, InUnits, PictureEncoder, SequenceEncoder, SumHead, TokenEncoder, VectorEncoder
+from mmlit.fusion.heads import (
+    HEADS,
+    InUnits,
+    PictureEncoder,
+    SequenceEncoder,
+    SumHead,
+    TokenEncoder,
+    VectorEncoder,
+    encoder_for,
+    feature_dims,
+)
 from mmlit.fusion.models import FusionModel, as_fusion
 
 HEAD = pytest.mark.parametrize("name", HEADS)
-
-MODALITIES = pytest.mark.parametrize("M", [2, 3, 4])
 
 
 def model_of(name, M, C=3, seed=0):
@@ -79,3 +87,24 @@ def test_heads_refuse_what_does_not_fit():
         SumHead((3, 4), 2, shared=True)
     with pytest.raises(ValueError, match="one vector per sample"):
         SumHead((3, 4), 2)((torch.zeros(2, 5, 3), torch.zeros(2, 4)))
+
+
+def test_feature_dims_give_each_module_its_own_mode_back():
+    encoder = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4).eval(), nn.Dropout())
+    assert feature_dims([encoder], [torch.randn(5, 6)]) == (4,)
+    assert [m.training for m in encoder.modules()] == [True, True, False, True]
+    assert encoder[1].num_batches_tracked == 0
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no answer")
+
+    broken = Broken().train()
+    with pytest.raises(RuntimeError, match="no answer"):
+        feature_dims([broken], [torch.randn(5, 6)])
+    assert broken.training
+
+
+def test_an_unknown_kind_of_input_is_refused_with_what_is_known():
+    with pytest.raises(ValueError, match="unknown kind of modality 'tokns' .did you mean 'tokens'"):
+        encoder_for("tokns", (3,))

@@ -8,15 +8,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmlit.fusion.coalitions import (
-    coalition_logits,
-)
+from mmlit.fusion.coalitions import coalition_logits
 from mmlit.fusion.heads import HEADS, SumHead
 from mmlit.fusion.models import FusionModel, as_fusion
 
 HEAD = pytest.mark.parametrize("name", HEADS)
-
-MODALITIES = pytest.mark.parametrize("M", [2, 3, 4])
 
 
 def model_of(name, M, C=3, seed=0):

@@ -1,5 +1,6 @@
 "MCR: the one-pass game against explicit players, the terms against their loops, and the loss in its limits."
 
+import inspect
 import math
 import warnings
 from itertools import permutations as orders
@@ -11,12 +12,27 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from mmlit.core import scale_grad
 from mmlit.fusion.heads import AttentionHead, ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
-from mmlit.core import scale_grad
-from mmlit.methods.mcr import DISTANCES, MCRHeads, STRATEGIES, as_vectors, bounded_squared_error
-from mmlit.methods.mcr import conditional_entropy_bottleneck, mcr_loss, mipd, owned_parameters, partners
-from mmlit.methods.mcr import player_scales, proper_subsets, squared_error, stand_ins, supervised_nt_xent
+from mmlit.methods.mcr import (
+    DISTANCES,
+    MCR,
+    STRATEGIES,
+    MCRHeads,
+    as_vectors,
+    bounded_squared_error,
+    conditional_entropy_bottleneck,
+    mcr_loss,
+    mipd,
+    owned_parameters,
+    partners,
+    player_scales,
+    proper_subsets,
+    squared_error,
+    stand_ins,
+    supervised_nt_xent,
+)
 from mmlit.permutation import js_divergence_with_logits
 
 ADDITIVE, OTHER = (SumHead, ConcatHead), (FiLMHead, GatedHead, MLPHead)
@@ -46,7 +62,7 @@ def gradients(loss, model, zs):
 
 
 def players_of(model, zs, live):
-    "Rows of a player each, with a gradient for player `live` only, and the function from rows to answers; shared parameters are constants."
+    "Rows of a player each, a gradient for `live` only, and the function from rows to answers; shared are constants."
     head = model.head
     if isinstance(head, ConcatHead):
         rows, bias = [z @ w.T for z, w in zip(zs, head.linear.weight.split(head.dims, 1))], head.linear.bias.detach()
@@ -706,3 +722,36 @@ def test_targets_of_a_regression_may_be_flat():
     )
     assert_close(loss(y), loss(y[:, None]))
     assert_close(loss(y), F.l1_loss(head(zs)[:, 0], y))
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(stand_in="zero"), TypeError, "stand_in"),
+        (dict(strategy="gredy"), ValueError, "unknown strategy 'gredy' .did you mean 'greedy'"),
+        (dict(clean_grad="half"), ValueError, "unknown clean_grad 'half'"),
+        (dict(draw="twist"), ValueError, "unknown draw 'twist'"),
+        (dict(exclude="twins"), ValueError, "unknown exclude 'twins'"),
+        (dict(distance="cosine"), ValueError, "unknown distance 'cosine'"),
+        (dict(permutations="all"), ValueError, "permutations must"),
+        (dict(permutations=0), ValueError, "permutations must"),
+        (dict(mipd_weight=-1), ValueError, "mipd_weight must not be negative"),
+        (dict(ceb_weight=math.nan), ValueError, "ceb_weight must not be negative"),
+    ],
+)
+def test_the_callback_refuses_an_option_where_it_is_made(options, error, message):
+    with pytest.raises(error, match=message):
+        MCR(**options)
+
+
+def test_the_options_of_the_callback_are_those_of_its_signature_and_the_defaults_those_of_the_loss():
+    method, own = MCR(seed=3), inspect.signature(MCR).parameters
+    assert own.keys() - {"seed"} == method.options.keys() and method.seed == 3
+    defaults = {name: p.default for name, p in inspect.signature(mcr_loss).parameters.items()}
+    assert method.options.items() <= defaults.items()
+
+
+def test_to_make_a_callback_draws_no_number():
+    before = torch.get_rng_state()
+    MCR(permutations=4)
+    assert torch.equal(torch.get_rng_state(), before)
