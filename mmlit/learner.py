@@ -38,7 +38,7 @@ def default_encoders(
     def words(m): return len(dls.vocab[m]) if m in dls.vocab else 0
     return [encoder_for(dls.kinds[m], dls.shapes[m], width, words(m)) for m in dls.modalities]
 
-# %% ../nbs/16_learner.ipynb #67332aff
+# %% ../nbs/16_learner.ipynb #ee9aa362
 def build_model(
     dls:MultimodalDataLoaders,                      # they know the number of modalities, the inputs and the classes
     model:nn.Module|Sequence[nn.Module]|None=None,  # a whole model, or encoders, one per modality; None: default ones
@@ -57,7 +57,7 @@ def build_model(
     if isinstance(head, nn.Module): return FusionModel(encoders, head)
 
     # a head that is made here answers in the units of the targets, where these are numbers
-    dims = feature_dims(encoders, [x.cpu() for x in dls.valid.one_batch()[:n_modalities]])
+    dims = feature_dims(encoders, [x.cpu() for x in next(iter(dls.valid))[:n_modalities]])
     return FusionModel(encoders, in_units(head(dims, dls.c), dls))
 
 # %% ../nbs/16_learner.ipynb #c7d636a2
@@ -74,9 +74,9 @@ def multimodal_learner(
 )->Learner:
     "A fastai `Learner` of a multimodal model; further options are those of `Learner`."
     if metrics is None: metrics = [accuracy] if dls.classes else []
-    kwargs = {"loss_func": dls.loss_func} | kwargs
+    options:dict[str, Any] = {"loss_func": dls.loss_func, "metrics": metrics, "cbs": list(L(cbs))} | kwargs
 
-    learn = Learner(dls, build_model(dls, model, head, width), metrics=metrics, cbs=list(L(cbs)), **kwargs)
+    learn = Learner(dls, build_model(dls, model, head, width), **options)
     if method is not None: learn.add_cb(method)
     return learn
 
@@ -320,12 +320,12 @@ def joint(
 
 # %% ../nbs/16_learner.ipynb #71be076c
 class _Registry(Mapping):
-    "Name -> `Method`, by chapters of `mmlit.methods`, then what others registered."
+    "Name -> `Method`: the modules of `mmlit.methods` in alphabetical order, then what others registered."
     def __init__(self): self._entries:dict[str, Method] = {}
 
     @property
     def entries(self)->dict[str, Method]:
-        importlib.import_module("mmlit.methods")      # imports its chapters in order, and each registers its methods
+        importlib.import_module("mmlit.methods")      # imports its modules, and each registers its methods
         return self._entries
 
     def __getitem__(self, name:str)->Method: return self.entries[one_of("method", name, self.entries)]

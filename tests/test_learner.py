@@ -1,9 +1,13 @@
-"The methods as callbacks: neutral settings, precision, accumulation, interruption, and that what should learn does."
+"The learner and the methods as callbacks: neutral settings, precision, accumulation, interruption, and the registry."
 
 import copy
+import itertools
 import math
+import subprocess
+import sys
 import warnings
 
+import cloudpickle
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -14,18 +18,28 @@ from fastai.learner import load_learner
 from fastai.optimizer import SGD, Adam
 from torch.testing import assert_close
 
-from mmlit.methods.baselines import ModalityDropout, MultiLoss
-from mmlit.learner import FusionMethod, ModalityMonitor, multimodal_learner
-from mmlit.methods.mcr import MCR
-from mmlit.methods.modulation import GradientModulation
-from mmlit.methods.multimodal_loss import MultiModal
-from mmlit.methods.shapley import ModalityResampling
-from mmlit.methods.tcmax import TCMax
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS
-from mmlit.methods.mcr import mcr_loss
-from mmlit.methods.tcmax import tcmax_model_loss
+from mmlit.learner import METHODS as REGISTRY
+from mmlit.learner import (
+    Budget,
+    FusionMethod,
+    Method,
+    ModalityMonitor,
+    build_model,
+    default_encoders,
+    joint,
+    joint_run,
+    multimodal_learner,
+    register_method,
+)
+from mmlit.methods.baselines import ModalityDropout, MultiLoss
+from mmlit.methods.mcr import MCR, mcr_loss
+from mmlit.methods.modulation import GradientModulation
+from mmlit.methods.multimodal_loss import MultiModal
+from mmlit.methods.shapley import ModalityResampling
+from mmlit.methods.tcmax import TCMax, tcmax_model_loss
 
 DATA = load_dataset("breast_cancer")  # three modalities, two classes, 569 samples
 METHODS = dict(
@@ -135,7 +149,7 @@ def test_the_decoder_of_the_bottleneck_moves_when_it_has_a_weight():
 
 @EVERY
 def test_fit_twice_is_a_fresh_fit(name):
-    "A second fit on the same initial weights and batches gives what the first one gave: no state is left in the callback."
+    "A second fit on the same initial weights and batches gives what the first one gave: the callback keeps no state."
     learn = learner(METHODS[name]())
     start, rng = weights(learn), learn.dls.train.rng.getstate()
     first = weights(fit(learn))
@@ -408,7 +422,7 @@ def test_options_that_could_not_act_are_refused():
     learn.remove_cb(learn.multi_modal)
     with pytest.raises(ValueError, match="already"):
         learn.add_cb(MultiModal(k=3))
-    with pytest.raises(ValueError, match="lack ln p"):
+    with pytest.raises(TypeError, match="prior"):  # with another prior the trained logits would lack ln p(y)
         TCMax(prior="empirical")
     encoder = torch.nn.Sequential(torch.nn.Linear(10, 8), torch.nn.ReLU())
     with pytest.raises(ValueError, match="share parameters"):
@@ -468,3 +482,206 @@ def test_methods_combine_where_it_has_a_meaning():
     assert learn.recorder.values[-1][2] > 0.8
     with pytest.raises(ValueError, match="cannot be combined"):
         learner(GradientModulation(), TCMax())
+
+
+# ---- the base class
+
+
+class Penalty(FusionMethod):
+    columns = ("penalty",)
+
+    def __init__(self, weight=0.1):
+        self.weight = weight
+
+    def after_loss(self):
+        term = sum(z.pow(2).mean() for z in self.zs)
+        self.record(penalty=term)
+        self.add_loss(self.weight * term)
+
+
+class Louder(Penalty):
+    pass
+
+
+class ByName(FusionMethod):
+    excludes = ("Penalty",)
+
+
+class ByClass(FusionMethod):
+    excludes = (Penalty,)
+
+
+@pytest.mark.parametrize("one", [ByName, ByClass])
+@pytest.mark.parametrize("other", [Penalty, Louder])
+def test_what_a_method_excludes_is_refused_in_either_order_and_with_its_subclasses(one, other):
+    for pair in itertools.permutations([one, other]):
+        with pytest.raises(ValueError, match="cannot be combined"):
+            learner(*(kind() for kind in pair))
+
+
+def test_a_subclass_of_gradient_modulation_is_excluded_by_tcmax():
+    class Mine(GradientModulation):
+        pass
+
+    for cbs in ([TCMax(), Mine()], [Mine(), TCMax()]):
+        with pytest.raises(ValueError, match="cannot be combined"):
+            learner(*cbs)
+
+
+def test_a_method_goes_beside_itself_only_as_another_class():
+    with pytest.raises(ValueError, match="cannot be combined"):
+        learner(Penalty(), Penalty())
+    assert math.isfinite(fit(learner(Penalty(), Louder()), 1).recorder.values[-1][0])
+
+
+def test_a_value_without_a_column_is_an_error_that_names_the_columns():
+    class Misspelt(Penalty):
+        def after_loss(self):
+            self.record(penalti=0.0)
+
+    with pytest.raises(ValueError, match="did you mean 'penalty'"):
+        fit(learner(Misspelt()), 1)
+
+
+def test_records_are_means_weighted_by_their_counts():
+    class Counted(FusionMethod):
+        columns = ("value", "never")
+
+        def after_loss(self):
+            self.record(value=float(self.iter), n=self.iter)
+
+    history = fit(learner(Counted()), 2).counted.history
+    n = len(learner().dls.train)
+    mean = sum(i * i for i in range(n)) / sum(range(n))
+    assert history["value"] == pytest.approx([mean, mean])
+    assert all(math.isnan(v) for v in history["never"]) and len(history["never"]) == 2
+
+
+def test_a_method_refuses_models_and_loaders_that_do_not_fit():
+    learn = learner()
+    learn.model = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="encode and fuse"):
+        learn.add_cb(Penalty())
+
+
+def test_the_generator_depends_on_seed_and_epoch_only():
+    class Draws(FusionMethod):
+        def __init__(self, seed):
+            self.seed, self.seen = seed, []
+
+        def begin_epoch(self):
+            super().begin_epoch()
+            self.seen.append(torch.rand(1, generator=self.generator).item())
+
+    one, same_seed, other = (fit(learner(Draws(seed), seed=k), 3).draws.seen for k, seed in ((0, 5), (1, 5), (0, 6)))
+    assert one == same_seed and len(set(one)) == 3 and one != other
+
+
+# ---- models of loaders
+
+
+def test_encoders_and_heads_that_do_not_fit_are_refused():
+    dls = learner().dls
+    with pytest.raises(ValueError, match="unknown head 'flim' .did you mean 'film'"):
+        build_model(dls, head="flim")
+    with pytest.raises(ValueError, match="2 encoders for the 3 modalities"):
+        build_model(dls, default_encoders(dls)[:2])
+    with pytest.raises(TypeError, match="los_func"):
+        multimodal_learner(dls, los_func=None)
+
+
+def test_a_model_or_a_head_that_is_given_is_taken_as_it_is():
+    dls = learner().dls
+    model = build_model(dls)
+    assert build_model(dls, model) is model
+    head = HEADS["sum"]((64,) * 3, 2)
+    assert build_model(dls, torch.nn.ModuleList(default_encoders(dls)), head=head).head is head
+
+
+# ---- runs, methods, the registry
+
+
+def test_the_tag_of_a_run_is_its_options_in_order():
+    run = joint_run("mine", ModalityDropout, seed=3, p=0.5)
+    assert run.tag == "[('p', 0.5), ('seed', 3)]" and joint_run().tag == "[]"
+    assert joint_run("mine", ModalityDropout, p=0.5, tag="other").tag == "other"
+
+
+def test_an_option_that_the_callback_does_not_have_is_refused_at_once():
+    with pytest.raises(TypeError, match="alignmnt"):
+        joint_run("tcmax", TCMax, alignmnt=1.0)
+    with pytest.raises(TypeError, match="wieght"):
+        joint("title", "multi_loss", MultiLoss, wieght=1.0)
+
+
+def test_a_run_makes_encoders_and_callbacks_anew():
+    made = []
+
+    def encoders():
+        made.append(default_encoders(dls, 8))
+        return made[-1]
+
+    dls, run = learner().dls, joint_run("mine", MultiLoss, encoders=encoders, head="sum", weight=0.5)
+    one, two = (run.make(dls, Budget(), {}) for _ in range(2))
+    assert len(made) == 2 and one.model.encoders[0] is not two.model.encoders[0]
+    assert one.multi_loss is not two.multi_loss and one.multi_loss.weight == 0.5
+    assert isinstance(one.model.head, HEADS["sum"])
+
+
+ORDER = (
+    "unimodal ensemble ensemble_prob joint lr_control multi_loss modality_dropout pretrained frozen "
+    "multimodal scaled_sum tcmax mcr mcr_pretrained resampling resampling_modality agm agm_lr"
+).split()
+
+
+@pytest.mark.parametrize("first", ["mmlit.learner", "mmlit.methods.tcmax", "mmlit.methods.modulation"])
+def test_the_registry_has_every_method_in_the_order_of_the_chapters(first):
+    code = f"import {first}; from mmlit.learner import METHODS; print(*METHODS)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ORDER, done.stderr
+
+
+def test_the_registry_reads_like_a_dictionary():
+    assert list(REGISTRY) == list(REGISTRY.keys()) and len(REGISTRY) >= len(ORDER) and "joint" in REGISTRY
+    assert "no such" not in REGISTRY and REGISTRY.get("no such") is None and REGISTRY.get("joint") is REGISTRY["joint"]
+    assert all(isinstance(m, Method) and m.title for m in REGISTRY.values())
+    mine = joint("mine", "mine", MultiLoss, weight=0.1)
+    both = REGISTRY | {"mine": mine, "joint": mine}
+    assert type(both) is dict and both["mine"] is both["joint"] is mine
+    assert "mine" not in REGISTRY and REGISTRY["joint"] is not mine
+    with pytest.raises(ValueError, match="unknown method 'tcmx' .did you mean 'tcmax'"):
+        REGISTRY["tcmx"]
+
+
+def test_a_name_is_registered_once_and_again_by_its_own_chapter_only():
+    mine, again = joint("mine", "scratch"), joint("mine", "scratch")
+    try:
+        assert register_method("scratch", mine) is mine and REGISTRY["scratch"] is mine
+        register_method("scratch", again)  # the same title: a cell that is run twice
+        assert REGISTRY["scratch"] is again
+        with pytest.raises(ValueError, match="'scratch' already, 'mine'"):
+            register_method("scratch", joint("another", "scratch"))
+    finally:
+        REGISTRY.entries.pop("scratch")
+    with pytest.raises(ValueError, match="'tcmax' already"):
+        register_method("tcmax", mine)
+    assert list(REGISTRY) == ORDER
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_method_can_be_sent_to_another_process(name):
+    method = cloudpickle.loads(cloudpickle.dumps(REGISTRY[name]))
+    runs, sent = REGISTRY[name].runs(["a", "b"]), method.runs(["a", "b"])
+    assert method.title == REGISTRY[name].title
+    assert [(r.name, r.tag, r.lr, [n.name for n in r.needs]) for r in sent] == [
+        (r.name, r.tag, r.lr, [n.name for n in r.needs]) for r in runs
+    ]
+
+
+@pytest.mark.parametrize(
+    "options", [dict(epochs=0), dict(bs=1), dict(width=0), dict(lr=0.0), dict(lr=-1.0), dict(head="concatt")], ids=str
+)
+def test_a_budget_that_trains_nothing_is_refused(options):
+    with pytest.raises(ValueError, match="a budget needs|did you mean 'concat'"):
+        Budget(**options).check()
+    Budget().check()

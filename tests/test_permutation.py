@@ -1,4 +1,4 @@
-"Permutation contrasts against their proofs and loops, the corrected estimate against known CMI, and the test's level and power."
+"Permutation contrasts against their proofs and loops; the corrected estimate; the level and the power of the test."
 
 import math
 from itertools import permutations as orders
@@ -9,9 +9,17 @@ from scipy.stats import binom, chisquare
 from torch.testing import assert_close
 
 from mmlit.information import conditional_mutual_information
-from mmlit.permutation import conditional_permutation_cmi, conditional_weights, cyclic_shifts, derangements
-from mmlit.permutation import js_divergence_with_logits, permutation_cmi, permutation_test, permute_modality
-from mmlit.permutation import random_permutations
+from mmlit.permutation import (
+    conditional_permutation_cmi,
+    conditional_weights,
+    cyclic_shifts,
+    derangements,
+    js_divergence_with_logits,
+    permutation_cmi,
+    permutation_test,
+    permute_modality,
+    random_permutations,
+)
 
 
 def generator(seed=0):
@@ -198,7 +206,7 @@ def test_all_pairs_is_the_mean_over_all_permutations(n_modalities, form):
     every = list(orders(range(4)))
     deranged = [s for s in every if all(i != j for i, j in enumerate(s))]
     for m in range(n_modalities):
-        mean = lambda sigmas: torch.stack([naive(head, head.zs, [m], head.y, form, [s]) for s in sigmas]).mean(0)
+        mean = lambda sigmas, m=m: torch.stack([naive(head, head.zs, [m], head.y, form, [s]) for s in sigmas]).mean(0)
         exact = permutation_cmi(head, head.zs, m, head.y, form)
         assert_close(exact.per_sample, mean(every), atol=1e-12, rtol=0)
         cyclic = permutation_cmi(head, head.zs, m, head.y, form, "cyclic")
@@ -326,9 +334,9 @@ def redundant_table(delta, noise=0.05):
     return 0.5 * flip(noise)[:, :, None] * flip(delta)[:, None, :]
 
 
-@pytest.mark.parametrize("law", ["redundant", 0, 1, 2])
-def test_corrected_estimate_is_the_cmi_on_dependent_tables(law, runs=30, n=300):
-    p = redundant_table(0.1) if law == "redundant" else random_table(law)
+@pytest.mark.parametrize("task", ["redundant", 0, 1, 2])
+def test_corrected_estimate_is_the_cmi_on_dependent_tables(task, runs=30, n=300):
+    p = redundant_table(0.1) if task == "redundant" else random_table(task)
     truth = conditional_mutual_information(p).item()
     estimates = torch.stack(
         [
@@ -522,7 +530,7 @@ def index_of_a_real_target(n, g, effect):
     return [x, z], a + effect * (x - a) + 0.5 * normal((n, 1), g)
 
 
-LAWS = [
+TASKS = [
     gaussian,
     gaussian_5,
     sine,
@@ -537,10 +545,10 @@ LAWS = [
 ]
 
 
-def pvalues(law, effect, runs, n, reps=99):
+def pvalues(task, effect, runs, n, reps=99):
     return torch.tensor(
         [
-            permutation_test(*first_of(law(n, generator(s), effect)), reps=reps, generator=generator(s + 10**6)).pvalue
+            permutation_test(*first_of(task(n, generator(s), effect)), reps=reps, generator=generator(s + 10**6)).pvalue
             for s in range(runs)
         ]
     )
@@ -553,24 +561,24 @@ def assert_level(p, levels=(0.05, 0.1, 0.2)):
         )
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_level(law):
-    assert_level(pvalues(law, 0.0, runs=150, n=100))
+@pytest.mark.parametrize("task", TASKS)
+def test_level(task):
+    assert_level(pvalues(task, 0.0, runs=150, n=100))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", LAWS)
-def test_level_at_a_larger_sample(law):
-    assert_level(pvalues(law, 0.0, runs=500, n=300, reps=199))
+@pytest.mark.parametrize("task", TASKS)
+def test_level_at_a_larger_sample(task):
+    assert_level(pvalues(task, 0.0, runs=500, n=300, reps=199))
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_power(law):
-    assert (pvalues(law, 1.0, runs=30, n=250) <= 0.05).float().mean() > {
+@pytest.mark.parametrize("task", TASKS)
+def test_power(task):
+    assert (pvalues(task, 1.0, runs=30, n=250) <= 0.05).float().mean() > {
         unequal_variance: 0.3,
         discrete: 0.6,
         gaussian_5: 0.7,
-    }.get(law, 0.8)
+    }.get(task, 0.8)
 
 
 def gaussian_16(n, g, effect):
@@ -593,22 +601,22 @@ def test_refitting_keeps_the_level_in_many_dimensions():
 
 
 def test_residual_features_limit_what_a_poor_regression_costs():
-    "Laws for which the docs claim no level: still far better than with one of the two regressions alone (about 0.39 and 0.6)."
+    "No level is claimed for these; still far better than one of the two regressions alone (about 0.39 and 0.6)."
     assert 0.03 < (pvalues(product, 0.0, runs=100, n=200) <= 0.05).float().mean() < 0.25
     assert 0.1 < (pvalues(jump, 0.0, runs=100, n=200) <= 0.05).float().mean() < 0.5
 
 
 def test_the_level_is_not_bought_with_conservatism():
-    p = torch.cat([pvalues(law, 0.0, runs=100, n=100) for law in (gaussian, sine, mixed)])
+    p = torch.cat([pvalues(task, 0.0, runs=100, n=100) for task in (gaussian, sine, mixed)])
     assert (p <= 0.2).sum() >= binom.ppf(0.001, len(p), 0.2) and (p <= 0.05).sum() >= binom.ppf(0.001, len(p), 0.05)
 
 
 def test_marginal_permutation_rejects_true_nulls(runs=60, n=100, reps=99):
-    "The correlation of x_m and y against its distribution for shuffled x_m, under a law where y is independent of x_m given the rest."
+    "The correlation of x_m and y against that for shuffled x_m, where y is independent of x_m given the rest."
     found = 0
     for seed in range(runs):
         (x, _z), y = gaussian(n, generator(seed), 0.0)
-        statistic = lambda x: torch.corrcoef(torch.stack([x[:, 0], y.double()]))[0, 1].abs()
+        statistic = lambda x, y=y: torch.corrcoef(torch.stack([x[:, 0], y.double()]))[0, 1].abs()
         null = torch.stack([statistic(x[i]) for i in random_permutations(n, reps, generator(seed))])
         found += (1 + (null >= statistic(x)).sum()) / (1 + reps) <= 0.05
     assert found > 0.9 * runs

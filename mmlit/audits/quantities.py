@@ -245,7 +245,7 @@ def answer_information(
         row(", shared", "all", everything - sum(given_rest)),
     ]
 
-# %% ../../nbs/34_quantities.ipynb #d5b07ea9
+# %% ../../nbs/34_quantities.ipynb #f8d185ec
 _CELLS = 2000       # cells of the quantised table at most
 _JACKKNIFE = 10     # parts of the samples that are left out in turn for a standard error
 
@@ -254,7 +254,8 @@ def _quantise(z, held_out, k, seed):
     scale = StandardScaler().fit(z[:_PROBED])
     seen = scale.transform(z[:_PROBED])
     k = min(k, len(np.unique(seen, axis=0)))
-    cells = KMeans(k, n_init=3, random_state=seed)         # pyright: ignore[reportArgumentType]: the stub knows "auto" only
+    # the stub of scikit-learn knows n_init="auto" only
+    cells = KMeans(k, n_init=3, random_state=seed)         # pyright: ignore[reportArgumentType]
     return cells.fit(seen).predict(scale.transform(held_out))
 
 def _decompose(codes, y, shape):

@@ -49,7 +49,7 @@ def unimodal_learner(
     m = places[one_of("modality", modality, places)]
 
     encoder = default_encoders(dls, width)[m] if encoder is None else encoder
-    x = dls.valid.one_batch()[m].cpu()
+    x = next(iter(dls.valid))[m].cpu()
     dims = feature_dims([encoder], [x])
     with torch.no_grad(), eval_mode(encoder): tokens = encoder(x[:2]).ndim == 3
 

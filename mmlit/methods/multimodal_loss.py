@@ -27,7 +27,7 @@ from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, regi
 def unit_proxies(
     proxies:Tensor, # W, shape (M, C, C, K)
 )->Tensor:          # P, same shape
-    "Negative entries cut off, each proxy scaled to unit length over its M*C entries; one without positive entries is zero."
+    "Negative entries cut off, each proxy scaled to unit length over its M*C entries; zero where none is positive."
     positive = proxies.relu()       # relu, not clamp: its gradient at 0 is 0, and a proxy of zeros must not receive 1/0
     return normalize(positive.flatten(0, 1), dim=0).view_as(proxies)
 
@@ -79,10 +79,10 @@ def multi_proxy_logits(
     probs:Tensor|Sequence[Tensor], # unimodal probabilities p: (M, B, C), or M tensors (B, C)
     proxies:Tensor,                # W, shape (M, C, C, K)
     gamma:float=.1,                # temperature
-    axis:str="class",              # n sums to one over the classes (as published), or the proxies of a class (SoftTriple)
+    axis:str="class",              # n sums to one over classes (as published), or the proxies of a class (SoftTriple)
     attention:bool=False,          # also return the soft subgroups?
 )->Tensor|tuple[Tensor, Tensor]:   # logits (B, C); with `attention` also (B, C, K)
-    "Logits of Moon & Lee (2023), whose cross-entropy is the MultiModal loss. ValueError for wrong shapes, or logits as `probs`."
+    "Logits whose cross-entropy is the MultiModal loss (Moon & Lee 2023). ValueError for shapes, or no probabilities."
     if not isinstance(probs, Tensor):
         shapes = [tuple(q.shape) for q in probs]
         if len(set(shapes)) != 1:
@@ -124,12 +124,13 @@ class MultiProxyHead(FusionHead):
         n_classes:int,        # C, at least 2
         k:int=20,             # K, proxies per class; also the scale of the logits
         gamma:float=.1,       # temperature
-        init:str="paper",     # see `init_proxies`; "aligned" kept the unimodal scores upright in every run measured here
+        init:str="paper",     # see `init_proxies`; "aligned" kept the unimodal scores upright in all runs measured here
         axis:str="class",     # see `multi_proxy_logits`
     ):
         super().__init__(dims, n_classes)
         if n_classes < 2:
-            raise ValueError(f"the MultiModal loss is for classification: expected at least two classes, got {n_classes}")
+            raise ValueError("the MultiModal loss is for classification: expected at least two classes, "
+                             f"got {n_classes}")
         size = len(self.dims)*n_classes**2*k
         if size >= _MANY_PROXIES:
             warnings.warn(f"{size:,} proxy parameters (M*C*C*K) for {n_classes} classes: "
@@ -165,12 +166,13 @@ class MultiProxyHead(FusionHead):
         return terms.z + terms.o
 
 # %% ../../nbs/18_multimodal_loss.ipynb #625965f3
+@delegates(MultiProxyHead.__init__, keep=True)
 def use_head(
     model:Fusion,                                            # a `FusionModel`
-    make:Callable[..., nn.Module]=MultiProxyHead,            # called as `make(dims, n_classes, **options)`
-    **options,                                               # of the new head
+    make:Callable[..., nn.Module]=MultiProxyHead,            # called as `make(dims, n_classes, **kwargs)`
+    **kwargs,
 )->FusionModel:                                              # the same model
-    "Exchange a model's head, in place, for a new one of the same widths and classes; options are those of the new head."
+    "Exchange a model's head, in place, for a new one of the same widths and classes, with the options of the new one."
     name = getattr(make, "__name__", "the new head")
     if not isinstance(model, FusionModel):
         raise ValueError(f"{name} reads one feature vector per modality: expected a FusionModel with one encoder per "
@@ -181,7 +183,7 @@ def use_head(
                          f"build FusionModel(encoders, {name}(dims, n_classes)) yourself")
 
     like = next(old.parameters(), torch.zeros(()))
-    model.head = make(old.dims, old.n_classes, **options).to(like.device, like.dtype)
+    model.head = make(old.dims, old.n_classes, **kwargs).to(like.device, like.dtype)
     return model
 
 # %% ../../nbs/18_multimodal_loss.ipynb #95b1701a
@@ -224,8 +226,8 @@ class MultiModal(FusionMethod):
     def __init__(self,
         k:int|None=None,         # K, proxies per class; None: those of the model's head, else 20
         gamma:float|None=None,   # temperature; None: that of the model's head, else 0.1
-        init:str|None=None,      # "paper" or "aligned", see `init_proxies`; None: that of the model's head, else "paper"
-        axis:str|None=None,      # "class" or "proxy", see `multi_proxy_logits`; None: that of the model's head, else "class"
+        init:str|None=None,      # see `init_proxies`; None: that of the model's head, else "paper"
+        axis:str|None=None,      # see `multi_proxy_logits`; None: that of the model's head, else "class"
     ):
         if k is not None and k < 1: raise ValueError(f"expected at least one proxy per class, got k={k}")
         if gamma is not None and not gamma > 0: raise ValueError(f"the temperature gamma must be positive, got {gamma}")

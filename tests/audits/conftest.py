@@ -59,7 +59,7 @@ def copies():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def subject():
     "`subject(seed)`: an untrained joint model and unimodal ones of their own, on the halved digits."
 

@@ -1,6 +1,7 @@
 "The report: the same audit as a page, on a terminal, as JSON and as pictures, whatever names hold."
 
 import json
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,11 +24,16 @@ def no_figure_stays_open():
     plt.close("all")
 
 
-@pytest.fixture
-def found(digits, subject):
+@pytest.fixture(scope="module")
+def once(subject):
     "An audit without any training."
     joint, alone = subject(0)
-    return audit(joint, digits, unimodal=alone, progress=False)
+    return audit(joint, multimodal_dls(load_dataset("digits"), seed=0), unimodal=alone, progress=False)
+
+
+@pytest.fixture
+def found(once):
+    return replace(once, table=once.table.copy())
 
 
 def said(found, width=200):

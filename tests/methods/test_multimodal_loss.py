@@ -1,6 +1,11 @@
-"""MultiModal loss: the formula against loops, its properties over random shapes, precision, the heads in training, and the committed ablation."""
+"MultiModal loss: the formula against loops, random shapes, precision, the heads, the callback, the committed ablation."
 
-import copy, csv, importlib.util, itertools, math
+import copy
+import csv
+import importlib.util
+import inspect
+import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -9,13 +14,24 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
+from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import AttentionHead, SumHead, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, SelectModalities
-from mmlit.methods.multimodal_loss import AXES, INITS, MultiProxyHead, ScaledSumHead, init_proxies
-from mmlit.methods.multimodal_loss import multi_proxy_logits, multi_proxy_terms, unimodal_accuracy, unit_proxies
-from mmlit.methods.multimodal_loss import use_head
+from mmlit.learner import METHODS, Budget, multimodal_learner
+from mmlit.methods.multimodal_loss import (
+    MultiModal,
+    MultiProxyHead,
+    ScaledSumHead,
+    init_proxies,
+    multi_proxy_logits,
+    multi_proxy_terms,
+    unimodal_accuracy,
+    unit_proxies,
+    use_head,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
+AXES, INITS = ("class", "proxy"), ("paper", "aligned")
 SHAPES = [(1, 4, 3, 2), (2, 5, 2, 4), (3, 1, 4, 3), (4, 6, 3, 1), (2, 7, 1, 5), (3, 3, 2, 20)]  # M, B, C, K
 
 
@@ -111,7 +127,7 @@ def test_each_modality_may_rename_its_classes_without_changing_z(M):
         assert_close(renamed.attention, a)
 
 
-# gradients ----------------------------------------------------------------------------------------------------------------------------------
+# ---- gradients
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -145,7 +161,7 @@ def test_dead_proxies_leave_the_cross_entropy_of_summed_probabilities():
         assert (W.grad == 0).all()
 
 
-# precision ----------------------------------------------------------------------------------------------------------------------------------
+# ---- precision
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -180,7 +196,7 @@ def test_a_batch_may_be_cut_in_pieces():
     assert multi_proxy_logits(p[:, :0], W).shape == (0, 4)
 
 
-# the heads ----------------------------------------------------------------------------------------------------------------------------------
+# ---- the heads
 
 
 @pytest.mark.parametrize("dims", [(3,), (3, 4), (3, 4, 5), (3, 4, 5, 2)], ids=str)
@@ -277,7 +293,7 @@ def test_best_renaming_is_the_best_of_all_permutations(C, seed):
         )
 
 
-# the committed ablation ---------------------------------------------------------------------------------------------------------------------
+# ---- the committed ablation
 
 
 def ablation():
@@ -328,3 +344,64 @@ def test_pull_of_the_proxies_beats_the_plain_sum_of_probabilities():
 def test_a_new_head_has_the_precision_of_the_old(dtype):
     model = FusionModel([nn.Linear(3, 4), nn.Linear(2, 4)], SumHead((4, 4), 3)).to(dtype)
     assert use_head(model)(torch.randn(5, 3, dtype=dtype), torch.randn(5, 2, dtype=dtype)).isfinite().all()
+
+
+# ---- the callback
+
+
+def loaders():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 120, 3, generator=rng)
+    return multimodal_dls({"a": x[0], "b": x[1]}, (x[0, :, 0] > 0).long().numpy(), device="cpu", seed=0)
+
+
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        (dict(gama=0.1), TypeError, "gama"),
+        (dict(gamma=-1.0), ValueError, "positive"),
+        (dict(k=0), ValueError, "at least one proxy"),
+        (dict(init="papre"), ValueError, "did you mean 'paper'"),
+        (dict(axis="clas"), ValueError, "did you mean 'class'"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_where_they_are_written(options, error, match):
+    with pytest.raises(error, match=match):
+        MultiModal(**options)
+
+
+@pytest.mark.parametrize("options", [{}, dict(k=3), dict(gamma=0.2, axis="proxy"), dict(init="aligned")], ids=str)
+def test_the_head_has_the_options_of_the_callback_and_else_its_own(options):
+    own = {
+        name: p.default for name, p in inspect.signature(MultiProxyHead).parameters.items() if p.default is not p.empty
+    }
+    assert multimodal_learner(loaders(), method=MultiModal(**options)).model.head.options == own | options
+
+
+def test_a_head_that_is_there_goes_on_with_options_that_fit_it_or_none():
+    learn = multimodal_learner(loaders(), method=MultiModal(k=5, gamma=0.2))
+    head = learn.model.head
+    for options in ({}, dict(k=5), dict(gamma=0.2), dict(init="paper", axis="class")):
+        learn.remove_cb(learn.multi_modal)
+        learn.add_cb(MultiModal(**options))
+        assert learn.model.head is head
+    for options in (dict(k=20), dict(gamma=0.1), dict(init="aligned"), dict(axis="proxy")):
+        learn.remove_cb(learn.multi_modal)
+        with pytest.raises(ValueError, match="already"):
+            learn.add_cb(MultiModal(**options))
+        learn.add_cb(MultiModal())
+
+
+def test_numbers_have_no_proxies():
+    x = torch.randn(2, 100, 3)
+    dls = multimodal_dls({"a": x[0], "b": x[1]}, torch.randn(100).numpy(), device="cpu")
+    with pytest.raises(ValueError, match="targets are numbers"):
+        multimodal_learner(dls, method=MultiModal())
+
+
+def test_the_control_in_the_comparison_has_the_scale_of_the_head():
+    [run] = METHODS["scaled_sum"].runs(["a", "b"])
+    made = run.make(loaders(), Budget(width=8), {})
+    assert isinstance(made.model.head, ScaledSumHead)
+    assert made.model.head.scale == inspect.signature(MultiProxyHead).parameters["k"].default

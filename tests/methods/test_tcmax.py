@@ -1,5 +1,6 @@
-"TCMax: loop oracles, exact laws, sampling, memory and precision."
+"TCMax: loop oracles, exact distributions, sampling, memory, precision and the callback."
 
+import inspect
 import itertools
 import math
 
@@ -9,11 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from mmlit.bounds import class_log_prior, tcne, tcne_additive
+from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel
-from mmlit.methods.tcmax import PAIRINGS, TANGENT_FROM, TCMaxLoss, class_log_prior, draw_pairings, pairing_log_sums
-from mmlit.methods.tcmax import tcmax_loss, tcmax_loss_conditional, tcmax_loss_full, tcmax_loss_sampled
-from mmlit.methods.tcmax import tcmax_model_loss, unimodal_losses
+from mmlit.learner import multimodal_learner
+from mmlit.methods.tcmax import (
+    TCMax,
+    TCMaxLoss,
+    draw_pairings,
+    pairing_log_sums,
+    tcmax_loss,
+    tcmax_loss_conditional,
+    tcmax_loss_full,
+    tcmax_loss_sampled,
+    tcmax_model_loss,
+    unimodal_losses,
+)
+
+TANGENT_FROM = 10.0  # log of the mean from which on the exponential of "nwj" is its tangent
+PAIRINGS = inspect.signature(tcmax_model_loss).parameters["pairings"].default
 
 OPTIONS = [
     dict(prior=prior, alignment=alignment, form=form)
@@ -106,7 +122,7 @@ def test_conditional_is_the_loops(head, dims, condition, options):
     assert_close(loss, oracle, rtol=0, atol=1e-12)
     inputs = [*zs, *head.parameters()]
     for ours, theirs in zip(
-        *(torch.autograd.grad(l, inputs, allow_unused=True, materialize_grads=True) for l in (loss, oracle))
+        *(torch.autograd.grad(v, inputs, allow_unused=True, materialize_grads=True) for v in (loss, oracle))
     ):
         assert_close(ours, theirs, rtol=0, atol=1e-11)
 
@@ -125,7 +141,7 @@ def test_gradcheck(form):
     index = draw_pairings(3, 2, 7, "independent", seeded())
     for diagonal in ("exact", "drawn"):
         assert torch.autograd.gradcheck(
-            lambda a, b: tcmax_loss_sampled(a, b, index, y, diagonal, form=form),
+            lambda a, b, diagonal=diagonal: tcmax_loss_sampled(a, b, index, y, diagonal, form=form),
             (normal(3, 4).requires_grad_(), normal(7, 4).requires_grad_()),
         )
 
@@ -183,7 +199,7 @@ def test_gradient_at_alignment_zero_is_that_of_the_cross_entropy():
         )
 
 
-# ---- laws: a batch that has the counts of a table is the law, and its pairings are the product of the marginals
+# ---- a batch that has the counts of a table is its distribution, and its pairings are the product of the marginals
 
 
 def batch_of(counts):
@@ -228,7 +244,7 @@ def tables_of(f, xs):
     return out
 
 
-LAWS = {
+TABLES = {
     "general": torch.tensor([[[6, 1], [1, 3]], [[1, 4], [3, 5]]]),
     "xor": torch.tensor([[[1, 0], [0, 1]], [[0, 1], [1, 0]]]),
     "three": torch.tensor([[[[2, 1], [1, 0]], [[1, 1], [0, 3]]], [[[1, 2], [2, 1]], [[1, 1], [1, 4]]]]),
@@ -236,9 +252,9 @@ LAWS = {
 
 
 @pytest.mark.parametrize("prior", ["uniform", "empirical"])
-@pytest.mark.parametrize("law", LAWS)
-def test_suprema_over_laws(law, prior):
-    counts = LAWS[law]
+@pytest.mark.parametrize("name", TABLES)
+def test_suprema_over_distributions(name, prior):
+    counts = TABLES[name]
     *xs, y = batch_of(counts)
     H, TC, unimodal = truth_of(counts)
     B, M, C = len(y), len(xs), counts.shape[-1]
@@ -254,9 +270,9 @@ def test_suprema_over_laws(law, prior):
         c.view(*[2 if k == m else 1 for k in range(M)], C) for m, c in enumerate(conditionals)
     ) / counts.double().sum(list(range(M))) ** (M - 1)
     assert_close((table_of(f) + shift).softmax(-1), naive_bayes / naive_bayes.sum(-1, keepdim=True), rtol=0, atol=1e-3)
-    if law == "xor":
+    if name == "xor":
         assert abs(unimodal) < 1e-12 and TC == pytest.approx(math.log(2))
-    if law == "three":
+    if name == "three":
         return
     least, f = minimise(lambda f: tcmax_loss_full(tables_of(f, xs), y, prior=prior), *counts.shape)
     assert offset - least == pytest.approx(TC + extra, abs=1e-6)  # any head: the total correlation
@@ -265,7 +281,7 @@ def test_suprema_over_laws(law, prior):
 
 
 def test_random_critics_stay_below_and_the_log_ratio_attains():
-    counts = LAWS["general"]
+    counts = TABLES["general"]
     *xs, y = batch_of(counts)
     H, TC, _ = truth_of(counts)
     offset = math.log(len(y)) + H
@@ -283,7 +299,7 @@ def test_random_critics_stay_below_and_the_log_ratio_attains():
 
 
 def test_xor_additive_is_at_most_zero():
-    *xs, y = batch_of(LAWS["xor"])
+    *xs, y = batch_of(TABLES["xor"])
     for s in range(50):
         f = normal(2, 2, 2, seed=s, scale=2.0)
         assert math.log(4) + math.log(2) - tcmax_loss(torch.stack([t[x] for t, x in zip(f, xs)]), y).item() <= 1e-12
@@ -624,8 +640,6 @@ def test_class_log_prior_counts_and_smooths():
 
 
 def test_loss_is_minus_the_bound():
-    from mmlit.bounds import tcne, tcne_additive
-
     f, y = normal(3, 4, 5), labels(4, 5)
     assert_close(tcmax_loss(f, y), math.log(4**2 * 5) - tcne_additive(f, y))
     assert_close(tcmax_loss_full(table_of(f), y), math.log(4**2 * 5) - tcne(table_of(f), y))
@@ -706,11 +720,11 @@ def test_two_pass_accumulation_has_the_gradient_of_the_whole_batch():
     [
         (lambda f, y: tcmax_loss(f, torch.tensor([0, 1, 4])), "0 to 3"),
         (lambda f, y: tcmax_loss(f, torch.tensor([0, -1, 1])), "got -1"),
-        (lambda f, y: tcmax_loss(f, y[:2]), "one label a sample"),
-        (lambda f, y: tcmax_loss(f, F.one_hot(y, 4)), "one label a sample"),
+        (lambda f, y: tcmax_loss(f, y[:2]), "one label per sample"),
+        (lambda f, y: tcmax_loss(f, F.one_hot(y, 4)), "one label per sample"),
         (lambda f, y: tcmax_loss(f, y.float()), "continuous target"),
         (lambda f, y: tcmax_loss(f[0], y), r"\(M, B, C\)"),
-        (lambda f, y: tcmax_loss(f[:, :0], y[:0]), "at least one sample"),
+        (lambda f, y: tcmax_loss(f[:, :0], y[:0]), "per sample and at least one"),
         (lambda f, y: tcmax_loss(f.long(), y), "floating point"),
         (lambda f, y: tcmax_loss(f, y, prior="flat"), "unknown prior"),
         (lambda f, y: tcmax_loss(f, y, prior=torch.zeros(4)), "sum to 1"),
@@ -759,3 +773,64 @@ def test_a_head_that_draws_still_has_an_alignment_that_is_not_negative():
             torch.manual_seed(1)
             full = tcmax_model_loss(FusionModel([torch.nn.Identity()] * 2, head), zs, y)
             assert full >= plain - 1e-5
+
+
+# ---- options, and the callback
+
+
+def loaders(regression=False):
+    x = torch.randn(2, 120, 3, generator=seeded())
+    y = x[0, :, 0] + x[1, :, 0]
+    y = y if regression else (y > 0).long()
+    return multimodal_dls({"a": x[0], "b": x[1]}, y.numpy(), device="cpu", seed=0)
+
+
+@pytest.mark.parametrize("make", [TCMax, TCMaxLoss])
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        (dict(alignmnt=1.0), TypeError, "alignmnt"),
+        (dict(alignment=-1.0), ValueError, "weight"),
+        (dict(form="nwk"), ValueError, "unknown form 'nwk' .did you mean 'nwj'"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused_where_they_are_written(make, options, error, match):
+    with pytest.raises(error, match=match):
+        make(**options)
+
+
+def test_the_callback_trains_predictions_and_takes_no_prior():
+    with pytest.raises(TypeError, match="prior"):  # the logits it trains would lack ln p(y)
+        TCMax(prior="empirical")
+    with pytest.raises(ValueError, match="targets are numbers"):
+        multimodal_learner(loaders(regression=True), method=TCMax())
+
+
+@pytest.mark.parametrize("call", [tcmax_loss, tcmax_loss_full, tcmax_loss_conditional, tcmax_loss_sampled])
+def test_a_misspelt_option_of_a_loss_is_a_type_error(call):
+    names = set(inspect.signature(call).parameters)
+    assert {"prior", "alignment", "form"} <= names and not names & {"options", "kwargs"}
+    with pytest.raises(TypeError, match="alignmnt"):
+        call(None, None, alignmnt=0.5)
+
+
+@pytest.mark.parametrize("options", [{}, dict(alignment=0.3), dict(form="nwj"), dict(pairings=40, seed=3)], ids=str)
+@pytest.mark.parametrize("head", ["concat", "mlp"])
+def test_the_callback_backpropagates_the_function_with_its_options(head, options):
+    "In every step, with the draws of its seed and epoch."
+    pairs, generator = [], seeded(options.get("seed", 0) * 100_003)
+    arguments = {name: value for name, value in options.items() if name != "seed"}
+
+    class Watched(TCMax):
+        def after_loss(self):
+            expected = tcmax_model_loss(self.model, self.zs, self.y, generator=generator, **arguments)
+            super().after_loss()
+            pairs.append((self.learn.loss_grad.item(), expected.item()))
+
+    torch.manual_seed(0)
+    learn = multimodal_learner(loaders(), method=Watched(**options), head=head, width=8)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+    assert pairs and all(one == other for one, other in pairs)
+    assert learn.watched.history["tcmax"] == pytest.approx([np.mean([one for one, _ in pairs])], rel=1e-6)
