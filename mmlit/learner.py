@@ -320,7 +320,7 @@ def joint(
 
 # %% ../nbs/16_learner.ipynb #71be076c
 class _Registry(Mapping):
-    "Name -> `Method`: the modules of `mmlit.methods` in alphabetical order, then what others registered."
+    "Name -> `Method`: those of `mmlit.methods`, always in the same order, then what others registered."
     def __init__(self): self._entries:dict[str, Method] = {}
 
     @property

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmlit.audits.audit import audit
-from mmlit.audits.report import conflicts, figures, plot_curves, plot_models, plot_probes, plot_shapley
+from mmlit.audits.report import _plot_probes, conflicts, figures, plot_curves, plot_models, plot_shapley
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
@@ -128,7 +128,7 @@ def test_pictures_are_those_there_are_numbers_for(found):
 
 
 def test_probes_are_drawn_beside_each_other_from_above(found):
-    ax = plot_probes(found).axes[0]
+    ax = _plot_probes(found).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["left", "right"] and ax.yaxis.get_inverted()
     dots = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
     for x, y in dots:

@@ -789,7 +789,7 @@ def loaders(regression=False):
 @pytest.mark.parametrize(
     "options, error, match",
     [
-        (dict(alignmnt=1.0), TypeError, "alignmnt"),
+        (dict(alignments=1.0), TypeError, "alignments"),
         (dict(alignment=-1.0), ValueError, "weight"),
         (dict(form="nwk"), ValueError, "unknown form 'nwk' .did you mean 'nwj'"),
     ],
@@ -811,8 +811,8 @@ def test_the_callback_trains_predictions_and_takes_no_prior():
 def test_a_misspelt_option_of_a_loss_is_a_type_error(call):
     names = set(inspect.signature(call).parameters)
     assert {"prior", "alignment", "form"} <= names and not names & {"options", "kwargs"}
-    with pytest.raises(TypeError, match="alignmnt"):
-        call(None, None, alignmnt=0.5)
+    with pytest.raises(TypeError, match="alignments"):
+        call(None, None, alignments=0.5)
 
 
 @pytest.mark.parametrize("options", [{}, dict(alignment=0.3), dict(form="nwj"), dict(pairings=40, seed=3)], ids=str)
