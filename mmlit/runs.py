@@ -31,6 +31,7 @@ from .data.catalogue import data_digest
 from .data.columns import MultimodalData
 from .data.loaders import MultimodalDataLoaders, multimodal_dls
 from .data.splits import grouped_split, split_hash
+from .fusion.heads import HEADS
 from .learner import Budget, Run
 from .scores import Answer
 
@@ -195,8 +196,9 @@ def _missing(wanted, store, budget):
             found[path] = _Missing(Job(job.source, run, job.seed), path, {r.name: p for r, p in zip(run.needs, needs)})
     return [[m for m in found.values() if bool(m.needs) == has_needs] for has_needs in (False, True)]
 
-def _train_and_store(missing, store, budget):
-    "Train a job; the caller's threads and random states stay as they were."
+def _train_and_store(missing, store, budget, heads):
+    "Train a job; `heads` are the caller's `HEADS`, and its threads and random states stay as they were."
+    HEADS.update(heads)                                # in a worker, those from outside of mmlit are new
     job, threads, random_states = missing.job, torch.get_num_threads(), get_random_states()
     models = {name: store.model(path) for name, path in missing.needs.items()}
     try: answer, model = train_run(job.run, job.source, job.seed, budget, models)
@@ -231,8 +233,8 @@ def train_missing(
             if workers == 1 or len(wave) < 2:
                 for m in wave:
                     bar.update(task, description=f"{_data(m.job.source).name} · {m.job.run.name} · seed {m.job.seed}")
-                    _train_and_store(m, store, budget)
+                    _train_and_store(m, store, budget, HEADS)
                     bar.advance(task)
             else:
-                work = (joblib.delayed(_train_and_store)(m, store, budget) for m in wave)
+                work = (joblib.delayed(_train_and_store)(m, store, budget, dict(HEADS)) for m in wave)
                 for _ in joblib.Parallel(workers, return_as="generator_unordered")(work): bar.advance(task)

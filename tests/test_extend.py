@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -68,6 +69,8 @@ def outside_estimator(quantity, level, shrink=0.0):
 @pytest.fixture(scope="module", autouse=True)
 def extended():
     "All four are entered, and leave nothing behind for other tests."
+    here = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(here)  # pytest gives this file a name that no other process can import
     title = "from outside"
     register_method("outside_method", joint(title, "outside_method", OutsideMethod, weight=0.5))
     HEADS["outside_head"] = OutsideHead
@@ -75,6 +78,7 @@ def extended():
     register("outside_data", **about, licence="none", citation="this test", source="mmlit")(outside_data)
     ESTIMATORS["outside_estimator"] = outside_estimator
     yield
+    cloudpickle.unregister_pickle_by_value(here)
     METHODS.entries.pop("outside_method")
     for table, name in ((HEADS, "outside_head"), (DATASETS, "outside_data"), (ESTIMATORS, "outside_estimator")):
         table.pop(name)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['classifier_log_likelihood', 'cross_fitted_log_likelihood', 'suits_classifier', 'classifier', 'gaussian_log_ratio',
-           'NeuralEstimator', 'neural']
+           'ScoreNetwork', 'NeuralEstimator', 'neural']
 
 # %% ../../nbs/10_learned.ipynb #8b6e8222
 import math
@@ -142,7 +142,7 @@ def gaussian_log_ratio(
     return lambda z: .5*((z - mean)@difference*(z - mean)).sum(1) + constant
 
 # %% ../../nbs/10_learned.ipynb #943a405c
-class _ScoreNetwork(nn.Module):
+class ScoreNetwork(nn.Module):
     "A score `T(x)`: a Gaussian start plus a small network on columns, squares and the start, bent below `ceiling`."
     def __init__(self,
         start,         # x (K, D) -> (K,), e.g. `gaussian_log_ratio`
@@ -184,7 +184,7 @@ class NeuralEstimator:
     def _critic(self, train, ceiling, generator):
         "An untrained score network: the Gaussian answer."
         with torch.random.fork_rng(devices=[]), torch.no_grad():      # the weights come from the generator given
-            critic = _ScoreNetwork(gaussian_log_ratio(train), sum(p.shape[1] for p in train), self.hidden, ceiling)
+            critic = ScoreNetwork(gaussian_log_ratio(train), sum(p.shape[1] for p in train), self.hidden, ceiling)
             for p in critic.parameters():
                 if p.ndim > 1: p.copy_(torch.randn(p.shape, generator=generator)/math.sqrt(p.shape[-1]))
                 else: p.zero_()

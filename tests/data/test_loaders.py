@@ -432,8 +432,8 @@ def test_bad_input_is_refused_in_words(case):
 
 def test_an_option_that_loaders_do_not_have_is_refused(emoji):
     dls = multimodal_dls(emoji, device="cpu")
-    with pytest.raises(ValueError, match="unknown option of MultimodalDL: 'shufle'"):
-        dls.train.new(shufle=True)
+    with pytest.raises(ValueError, match="unknown option of MultimodalDL: 'shuffled'"):
+        dls.train.new(shuffled=True)
     with pytest.raises(ValueError, match="unknown option of MultimodalDL: 'batchsize'"):
         dls.test_dl(emoji, batchsize=3)
     assert dls.test_dl(emoji, bs=7).one_batch()[0].shape[0] == 7

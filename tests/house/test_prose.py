@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 PAGES = [n for n in NOTEBOOKS if not n.stem[0].isdigit()]
 # mistakes made on purpose, a view of mfeat, a variable, words that are meant
-ALLOWED = "jont,siz,mor,abd,informations,advices,re-use,re-used,re-uses"
+ALLOWED = "jont,siz,mor,abd,informations,advices,re-use,re-used,re-uses,ue"
 
 HOUSE = {
     "a word stands there twice": r"\b([a-z]+)\s+\1\b",
@@ -99,7 +99,7 @@ def known_names():
     other = (
         "xs zs logits index detach logsumexp torch.logsumexp LightningModule Trainer Step DataLoaders.from_dsets dls.c"
     )
-    return known | set(f"{other} model.parts num_classes".split())
+    return known | set(f"{other} model.parts num_classes self.zs".split())
 
 
 def names_of(exported, o, module):
