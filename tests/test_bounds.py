@@ -19,15 +19,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def task(*shape, seed=0):
-    return (
-        torch.rand(shape, generator=generator(seed), dtype=torch.float64)
-        .pow(2)
-        .flatten()
-        .div_(1)
-        .softmax(0)
-        .reshape(shape)
-    )
+def random_table(*shape, seed=0):
+    scores = torch.rand(shape, generator=generator(seed), dtype=torch.float64).pow(2)
+    return scores.flatten().softmax(0).reshape(shape)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -131,7 +125,7 @@ def test_scores_of_1e4_are_finite_with_finite_gradients():
 @pytest.mark.parametrize("seed", range(3))
 def test_no_additive_score_exceeds_the_sum_of_pair_informations(seed):
     "The theorem, on random distributions with three modalities and random scores; equality at its optimum."
-    p = task(2, 3, 2, 3, seed=seed)
+    p = random_table(2, 3, 2, 3, seed=seed)
     q = torch.ones((), dtype=torch.float64)
     for m in range(4):
         q = q[..., None] * p.sum([d for d in range(4) if d != m])

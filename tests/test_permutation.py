@@ -38,7 +38,7 @@ def uniform(n, g):
     return torch.rand(n, generator=g, dtype=torch.float64)
 
 
-# Laws: tables with axes (x_m, y, x_r)
+# Tasks: tables with axes (x_m, y, x_r)
 
 
 def random_table(seed):
@@ -74,7 +74,7 @@ def test_log_ratio_is_never_below_cmi():
         log_ratio, jsd = answer_contrasts(p)
         assert log_ratio >= cmi - 1e-12
         exceeding += jsd > cmi
-    assert 20 < exceeding < 300  # under dependence the JSD form is no lower bound: some laws exceed, not all
+    assert 20 < exceeding < 300  # under dependence the JSD form is no lower bound: some tables exceed, not all
 
 
 def test_jsd_is_not_above_cmi_for_independent_modalities():

@@ -1,9 +1,8 @@
 "Plug-in and nearest neighbours against truths and other libraries, their intervals by coverage."
 
-import importlib.util
 import math
-from pathlib import Path
 
+import certify
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,32 +11,6 @@ from sklearn.feature_selection import mutual_info_classif, mutual_info_regressio
 
 from mmlit.estimators.direct import Estimate, as_variable
 from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
-
-ROOT = Path(__file__).parents[2]
-
-
-spec = importlib.util.spec_from_file_location("certify", ROOT / "tools" / "certify.py")
-
-
-certify = importlib.util.module_from_spec(spec)
-
-
-spec.loader.exec_module(certify)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def task(*shape, seed=0):
-    return (
-        torch.rand(shape, generator=generator(seed), dtype=torch.float64)
-        .pow(2)
-        .flatten()
-        .div_(1)
-        .softmax(0)
-        .reshape(shape)
-    )
 
 
 def gaussians(rng, n, d, rho):

@@ -1,9 +1,9 @@
 "The three functions, the certification and its claims."
 
-import importlib.util
 import math
 from pathlib import Path
 
+import certify
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,30 +18,6 @@ from mmlit.information import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-spec = importlib.util.spec_from_file_location("certify", ROOT / "tools" / "certify.py")
-
-
-certify = importlib.util.module_from_spec(spec)
-
-
-spec.loader.exec_module(certify)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def task(*shape, seed=0):
-    return (
-        torch.rand(shape, generator=generator(seed), dtype=torch.float64)
-        .pow(2)
-        .flatten()
-        .div_(1)
-        .softmax(0)
-        .reshape(shape)
-    )
 
 
 def gaussians(rng, n, d, rho):

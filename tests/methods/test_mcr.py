@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from mmlit.core import scale_grad
 from mmlit.fusion.heads import AttentionHead, ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
 from mmlit.methods.mcr import (
@@ -110,30 +109,6 @@ def naive_game(model, zs, k, clean_grad):
 
 
 # ---- the primitive
-
-
-@pytest.mark.parametrize("k", [1, 0.0, -1.0, 0.3, torch.tensor(-0.5), torch.tensor([2.0, 0.0, -1.0])])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_scale_grad_is_the_identity_with_a_scaled_gradient(k, dtype):
-    x = torch.tensor([[1.0, -2.0, 1e-30], [3.3, 1e30, 0.0]], dtype=dtype, requires_grad=True)
-    assert torch.equal(scale_grad(x, k), x)
-    (g,) = torch.autograd.grad(scale_grad(x, k).sum(), x)
-    assert_close(g, (torch.ones(2, 3) * k).to(dtype)) and g.dtype == dtype
-
-
-def test_scale_grad_differentiates_twice_and_under_vmap():
-    x = torch.tensor([1.0, 2.0], requires_grad=True, dtype=torch.float64)
-    (g,) = torch.autograd.grad((scale_grad(x, 3.0) ** 3).sum(), x, create_graph=True)
-    assert_close(g, 9 * x**2)
-    assert_close(torch.autograd.grad(g.sum(), x)[0], 6 * x.detach() * 9)
-    assert_close(torch.func.vmap(torch.func.grad(lambda v: scale_grad(v, -2.0) ** 2))(x.detach()), -4 * x.detach())
-
-
-def test_scale_grad_takes_no_gradient_itself_and_rejects_a_wrong_shape():
-    k = torch.tensor(2.0, requires_grad=True)
-    assert torch.autograd.grad(scale_grad(torch.ones(3, requires_grad=True), k).sum(), k, allow_unused=True) == (None,)
-    with pytest.raises(ValueError, match="broadcast"):
-        scale_grad(torch.ones(3), torch.ones(2, 3))
 
 
 # ---- the game

@@ -2,12 +2,12 @@
 
 import copy
 import csv
-import importlib.util
 import inspect
 import itertools
 import math
 from pathlib import Path
 
+import multi_proxy_ablation
 import pytest
 import torch
 from torch import nn
@@ -296,26 +296,19 @@ def test_best_renaming_is_the_best_of_all_permutations(C, seed):
 # ---- the committed ablation
 
 
-def ablation():
-    spec = importlib.util.spec_from_file_location("multi_proxy_ablation", ROOT / "tools" / "multi_proxy_ablation.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
 def committed():
     with open(ROOT / "results" / "multi_proxy_ablation.csv", newline="") as file:
         return {(r["design"], r["head"], int(r["seed"])): r for r in csv.DictReader(file)}
 
 
 def test_ablation_table_is_complete():
-    tool = ablation()
+    tool = multi_proxy_ablation
     assert list(committed()) == [(design, head, seed) for design, head in tool.PLAN for seed in range(tool.SEEDS)]
 
 
 @pytest.mark.parametrize("job", [("one_easy", "20 sum p", 0), ("random", "sum logits", 2)], ids=str)
 def test_ablation_run_can_be_repeated(job):
-    [row], old = ablation().run(*job[:2], job[2:]), committed()[job]
+    [row], old = multi_proxy_ablation.run(*job[:2], job[2:]), committed()[job]
     for name in (
         "accuracy",
         "accuracy_1",
@@ -325,9 +318,9 @@ def test_ablation_run_can_be_repeated(job):
         assert abs(row[name] - float(old[name])) < 0.03, name
 
 
-def test_stacked_training_is_training_one_by_one():
-    tool = ablation()
-    tool.EPOCHS = 50
+def test_stacked_training_is_training_one_by_one(monkeypatch):
+    tool = multi_proxy_ablation
+    monkeypatch.setattr(tool, "EPOCHS", 50)
     together = tool.run("one_easy", "as published", [3, 4])
     for row in together:
         [alone] = tool.run("one_easy", "as published", [row["seed"]])
@@ -335,7 +328,7 @@ def test_stacked_training_is_training_one_by_one():
 
 
 def test_pull_of_the_proxies_beats_the_plain_sum_of_probabilities():
-    tool, seeds = ablation(), [100, 101, 102]  # seeds that the table does not hold
+    tool, seeds = multi_proxy_ablation, [100, 101, 102]  # seeds that the table does not hold
     published, plain = (tool.run("one_easy", head, seeds) for head in ("as published", "sum p"))
     assert all(a["accuracy"] > b["accuracy"] + 0.1 for a, b in zip(published, plain))
 
