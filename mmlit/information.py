@@ -204,8 +204,8 @@ def guaranteed_information(
         scores[m] = scores[m] - torch.where(worst.isfinite(), worst, 0.)[:, None]
 
     scores = [torch.where(pair > 0, score, 0.) for score, pair in zip(scores, marginals)]
-    gain = sum((score*pair).sum() for score, pair in zip(scores, marginals))
-    return entropy(marginals[0].sum(0)) + gain, scores
+    h_y = entropy(marginals[0].sum(0))
+    return h_y + sum((score*pair).sum() for score, pair in zip(scores, marginals)), scores
 
 # %% ../nbs/01_information.ipynb #a881a72a
 def _ratio(a, b):
@@ -343,8 +343,8 @@ def union_information(
             "raise max_steps", stacklevel=2)
 
     scores = [score.to(p.device) for score in scores]
-    gain = sum((pair*score).sum() for pair, score in zip(pairwise_marginals(exact), scores))
-    information = entropy(marginal(exact, -1)) + gain
+    h_y = entropy(marginal(exact, -1))
+    information = h_y + sum((pair*score).sum() for pair, score in zip(pairwise_marginals(exact), scores))
     return UnionInformation(information.to(p.dtype), max(upper - lower, 0.), torch.from_numpy(coupling).to(p), scores)
 
 # %% ../nbs/01_information.ipynb #21d1301e

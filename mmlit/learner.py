@@ -18,6 +18,7 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.metrics import ValueMetric, accuracy
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
@@ -79,6 +80,12 @@ def multimodal_learner(
     learn = Learner(dls, build_model(dls, model, head, width), **options)
     if method is not None: learn.add_cb(method)
     return learn
+
+# %% ../nbs/16_learner.ipynb #a0d17e5e
+@patch
+def audit(self:Learner, **options):
+    "Audit this learner's model on its own loaders; options as in `mmlit.audit`."
+    return importlib.import_module("mmlit.audits.audit").audit(self, **options)      # a later chapter
 
 # %% ../nbs/16_learner.ipynb #9e5fbfba
 def _excludes(one, other):
@@ -331,6 +338,7 @@ class _Registry(Mapping):
     def __getitem__(self, name:str)->Method: return self.entries[one_of("method", name, self.entries)]
     def __iter__(self)->Iterator[str]: return iter(self.entries)
     def __len__(self)->int: return len(self.entries)
+    def __repr__(self)->str: return f"METHODS: {', '.join(self)}"
     def __contains__(self, name)->bool: return name in self.entries
     def get(self, name, default=None): return self.entries.get(name, default)
     def __or__(self, more:Mapping)->dict[str, Method]: return {**self.entries, **more}

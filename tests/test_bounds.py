@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmlit.bounds import donsker_varadhan, info_nce, log_mean_exp, matched_logits, nwj, tcne, tcne_additive
+from mmlit.bounds import (
+    class_labels,
+    class_log_prior,
+    donsker_varadhan,
+    info_nce,
+    log_mean_exp,
+    log_prior_of,
+    matched_logits,
+    nwj,
+    tcne,
+    tcne_additive,
+)
 from mmlit.information import (
     gaussian_mutual_information,
     kl_divergence,
@@ -145,3 +156,51 @@ def test_no_additive_score_exceeds_the_sum_of_pair_informations(seed):
             <= pairs + 1e-12
         )
     assert pairs < total_correlation(p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_priors_are_frequencies_of_the_wanted_type(dtype):
+    y = class_labels(torch.tensor([2, 0, 2, 1], dtype=torch.uint8), 4, 3)
+    assert y.dtype == torch.int64 and type(y) is torch.Tensor
+    for prior, frequencies in (
+        ("uniform", [1 / 3, 1 / 3, 1 / 3]),
+        ("empirical", [0.25, 0.25, 0.5]),
+        (class_log_prior(y, 3, smoothing=1), [2 / 7, 2 / 7, 3 / 7]),
+    ):
+        assert_close(log_prior_of(prior, y, 3, dtype).exp(), torch.tensor(frequencies, dtype=dtype), check_dtype=True)
+
+
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        ([0.0, 1.0], "continuous"),
+        ([0, 3], "0 to 2, got 0 to 3"),
+        ([-1, 0], "0 to 2, got -1 to 0"),
+        ([0, 1, 2], "one label per sample"),
+        ([[0, 1]], "one label per sample"),
+    ],
+)
+def test_what_is_no_label_is_refused(y, message):
+    for f in (
+        lambda: class_labels(torch.tensor(y), 2, 3),
+        lambda: tcne(torch.zeros(2, 2, 3), torch.tensor(y)),
+        lambda: tcne_additive(torch.zeros(2, 2, 3), torch.tensor(y)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            f()
+
+
+@pytest.mark.parametrize(
+    "prior, message",
+    [
+        ("empircal", "did you mean 'empirical'"),
+        (torch.zeros(2), "3 frequencies"),
+        (torch.zeros(3), "sum to 1"),
+        (torch.tensor([0.5, 0.5, 0.0]).log(), "no weight"),
+    ],
+)
+def test_what_is_no_prior_is_refused(prior, message):
+    y = torch.tensor([0, 2])
+    for f in (tcne, tcne_additive):
+        with pytest.raises(ValueError, match=message):
+            f(torch.zeros(2, 2, 3), y, prior)

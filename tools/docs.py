@@ -1,7 +1,7 @@
 """The book: notebooks run in a copy, processed by nbdev, rendered to docs/ by smalldocs. No Quarto, no network.
 
 python tools/docs.py                     # everything; notebooks that did not change are not run again
-python tools/docs.py --only 02_fusion    # run this one (and use what is stored of the others)
+python tools/docs.py --only 04_heads     # run this one (and use what is stored of the others)
 python tools/docs.py --no-run            # run none, for work on the layout
 """
 

@@ -70,8 +70,9 @@ class Comparison:
 
     def verdict(self, data:str, method:str="joint")->str:
         "Does `method` beat the reference on this data set? One sentence, with the interval that decides it."
-        value, difference = self.intervals(data).get(method, (None, None))
-        if value is None or difference is None: return f"{data}: {method} was not compared with the {self.reference}."
+        intervals = self.intervals(data)
+        value, difference = intervals[one_of("method", method, intervals)]
+        if difference is None: return f"{data}: {method} was not compared with the {self.reference}."
         span = _span(difference, self.score(data))
         if math.isnan(difference.low):
             return f"{data}: one seed cannot tell whether the {method} model beats the {self.reference} ({span})."

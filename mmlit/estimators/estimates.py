@@ -25,29 +25,35 @@ def _choose(quantity):
     if suits_neighbours(quantity): return "knn"
     return "classifier" if suits_classifier(quantity) else "neural"
 
+_AUTO = tuple(ESTIMATORS)    # what "auto" chooses from: an estimator of your own is taken by its name only
+
 def _options_of(name):
-    "The options of an estimator: what its signature has behind quantity and level."
-    return list(inspect.signature(ESTIMATORS[name]).parameters)[2:]
+    "The options of an estimator: what its signature has behind quantity and level; None if it takes any."
+    parameters = list(inspect.signature(ESTIMATORS[name]).parameters.values())[2:]
+    if any(p.kind == p.VAR_KEYWORD for p in parameters): return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 def _estimate(quantity, method, level, options):
     "Estimate by the method asked for, with the options that it has; a seed may be given to one that draws nothing."
     if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
     name = _choose(quantity) if one_of("method", method, ("auto", *ESTIMATORS)) == "auto" else method
-    known = dict.fromkeys(o for n in (ESTIMATORS if method == "auto" else [name]) for o in _options_of(n))
+    own = _options_of(name)
+    if own is None: return ESTIMATORS[name](quantity, level, **options)
+
+    known = dict.fromkeys(o for n in _AUTO for o in _options_of(n) or ()) if method == "auto" else own
     for option in options:
         if option != "seed": one_of(f"option of method {method!r}:", option, known)
-    own = _options_of(name)
     return ESTIMATORS[name](quantity, level, **{k: v for k, v in options.items() if k in own})
 
 def estimate_mi(
     x,                              # samples (N,) or (N, D); floats are continuous, others discrete; a tuple is one
     y,                              # likewise
-    method:str="auto",              # a name in `ESTIMATORS`, or "auto": by the rule above
+    method:str="auto",              # a name in `ESTIMATORS`; "auto": the first that suits, in their order
     level:float=.95,                # nominal coverage of the interval
     discrete:Sequence|None=None,    # True / False / None for x and y, where the type does not say
-    **options,                      # of the method: seed; neighbours of `knn`; folds of `classifier`; neural
+    **options,                      # of the method, as in its signature: seed; neighbours; folds; neural
 )->Estimate:
-    "Mutual information I(x; y) in nats from samples."
+    "Mutual information I(x; y) in nats from samples. \"auto\" takes the options of all four and uses those that fit."
     x, y = as_variables([x, y], discrete)
     return _estimate(EntropySum.mutual(x, y), method, level, options)
 

@@ -178,6 +178,8 @@ def as_fusion(
     encoders:Sequence[str]|None=None,  # names of the submodules that encode, see `NamedEncoders`
 )->Fusion:                             # the model itself, or what stands around it
     "`model` in two parts: by its named encoders, itself, with its own `encode` and `fuse`, or as early fusion."
+    if not isinstance(n_modalities, int) or n_modalities < 1:
+        raise ValueError(f"n_modalities is the number of modalities, got {n_modalities!r}; encoders= takes their names")
     if encoders is not None:
         if len(encoders) != n_modalities:
             raise ValueError(f"got {len(encoders)} names of encoders for {n_modalities} modalities")
