@@ -2,7 +2,7 @@
 
 Each distribution draws samples and knows its truth (the pattern of the bmi benchmark, Czyz et al. 2023):
 a closed form, or quadrature in one or two dimensions. Rows are stored as they are finished; a second run computes
-only what is missing. `--quick` takes a tenth of the repeats into another file.
+only what is missing. `--quick` takes a twentieth of the repeats into another file.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def signed(quantity, axes):
 
 
 class FiniteDistribution:
-    "A joint table; one axis a variable."
+    "A joint table; one axis per variable."
 
     def __init__(self, name, quantity, p):
         self.name, self.quantity, self.p = name, quantity, np.asarray(p, dtype=float) / np.sum(p)

@@ -1,5 +1,6 @@
 "The three functions, the certification and its claims."
 
+import functools
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
+from mmlit.estimators.estimates import ESTIMATORS, estimate_cmi, estimate_mi, estimate_tc
 from mmlit.estimators.learned import NeuralEstimator
 from mmlit.information import (
     conditional_mutual_information,
@@ -132,3 +133,49 @@ def test_a_constant_changes_nothing(constant):
 def test_input_that_cannot_be_meant_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.random.default_rng(0).normal(size=100))
+
+
+def outside(quantity, level, bandwidth=1.0):
+    return quantity.estimate(bandwidth, 0.0, "outside", "estimate", level, [])
+
+
+def any_option(quantity, level, **options):
+    return quantity.estimate(options["bandwidth"], 0.0, "outside", "estimate", level, [])
+
+
+class Callable:
+    def __call__(self, quantity, level, *, bandwidth):
+        return quantity.estimate(bandwidth, 0.0, "outside", "estimate", level, [])
+
+
+@pytest.mark.parametrize("estimator", [outside, any_option, Callable(), functools.partial(outside, bandwidth=7.0)])
+def test_an_outside_estimator_gets_its_own_options(estimator, monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "outside", estimator)
+    x, y, z = np.random.default_rng(0).normal(size=(3, 50))
+    options = dict(method="outside", bandwidth=2.0)
+    found = estimate_mi(x, y, **options), estimate_cmi(x, y, z, **options), estimate_tc([x, y, z], **options)
+    assert all(e.value == 2.0 and e.method == "outside" for e in found)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(method="outside", bandwidt=2.0), "method 'outside': 'bandwidt' .did you mean 'bandwidth'.*: bandwidth$"),
+        (dict(method="outside", folds=2), "method 'outside': 'folds'; known: bandwidth$"),
+        (dict(method="knn", folds=2), "method 'knn': 'folds'; known: seed, neighbours$"),
+        (dict(bandwidth=2.0), "method 'auto': 'bandwidth'; known: seed, neighbours, folds, neural$"),
+        (dict(method="outsider"), "unknown method 'outsider' .did you mean 'outside'"),
+    ],
+)
+def test_an_option_that_the_method_does_not_have_is_refused(options, message, monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "outside", outside)
+    x = np.random.default_rng(0).normal(size=50)
+    with pytest.raises(ValueError, match=message):
+        estimate_mi(x, x, **options)
+
+
+def test_auto_uses_the_options_of_the_method_that_it_chooses():
+    x, y = gaussians(np.random.default_rng(0), 500, 1, 0.6)
+    assert estimate_mi(x, y, neighbours=7, folds=3) == estimate_mi(x, y, method="knn", neighbours=7)
+    assert estimate_mi(x, y, neighbours=7) != estimate_mi(x, y)
+    assert estimate_mi(x > 0, y > 0, seed=3) == estimate_mi(x > 0, y > 0, method="plugin")
