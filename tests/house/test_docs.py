@@ -160,11 +160,16 @@ def test_the_store_notices_what_a_notebook_depends_on(tmp_path, monkeypatch):
         other: "from .a import f",
         read: "",
     }
+
+    def write(path, text):
+        cells = [{"cell_type": "code", "source": [text]}]
+        path.write_text(json.dumps({"cells": cells}) if path == book else text)
+
     for path, text in texts.items():
-        path.write_text(text)
+        write(path, text)
     for path, text in texts.items():
         before = docs.stored(book)
-        path.write_text(text + " # changed")
+        write(path, text + " # changed")
         assert (docs.stored(book) == before) == (path == other)
 
 
