@@ -71,8 +71,10 @@ __all__ = [  # noqa: F822
 ]
 
 
-_ROOMS = ("core", "information", "data", "fusion", "bounds", "permutation", "estimators", "scores", "learner", "methods",
-          "runs", "pages", "audits", "benchmark", "cli")
+_ROOMS = (
+    "core", "information", "data", "fusion", "bounds", "permutation", "estimators", "scores", "learner", "methods",
+    "runs", "pages", "audits", "benchmark", "cli",
+)
 
 
 def __getattr__(name):
@@ -80,19 +82,8 @@ def __getattr__(name):
     if name not in _DOOR: raise AttributeError(f"module 'mmlit' has no attribute {name!r}; its names are in dir(mmlit)")
 
     value = getattr(_import_module(f"{__name__}.{_DOOR[name]}"), name)
-    if name == "multimodal_learner": _give_learners_an_audit()
     globals()[name] = value
     return value
 
 
 def __dir__(): return sorted({*__all__, *(n for n in globals() if n.startswith("__"))})
-
-
-def _give_learners_an_audit():
-    from fastai.learner import Learner
-    from fastcore.basics import patch_to
-
-    @patch_to(Learner)
-    def audit(self, **options):
-        "Audit this learner's model on its own loaders; options as in `mmlit.audit`."
-        return __getattr__("audit")(self, **options)

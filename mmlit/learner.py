@@ -18,11 +18,13 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner
 from fastai.metrics import ValueMetric, accuracy
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+import mmlit
 from .core import device_of, eval_mode, one_of
 from .data.loaders import MultimodalDataLoaders
 from .fusion.coalitions import unimodal_logits
@@ -79,6 +81,12 @@ def multimodal_learner(
     learn = Learner(dls, build_model(dls, model, head, width), **options)
     if method is not None: learn.add_cb(method)
     return learn
+
+# %% ../nbs/16_learner.ipynb #a0d17e5e
+@patch
+def audit(self:Learner, **options):
+    "Audit this learner's model on its own loaders; options as in `mmlit.audit`."
+    return mmlit.audit(self, **options)     # by the front door, which loads that chapter when it is asked for
 
 # %% ../nbs/16_learner.ipynb #9e5fbfba
 def _excludes(one, other):

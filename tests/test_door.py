@@ -73,10 +73,16 @@ def test_an_unknown_name_is_an_import_error_and_star_gives_all():
     assert fresh("from mmlit import *; print(audit.__name__, len(DATASETS) > 5)") == "audit True"
 
 
-def test_learners_audit_themselves_without_a_second_import():
-    assert (
-        fresh(
-            "from mmlit import multimodal_learner; from fastai.learner import Learner; print(hasattr(Learner, 'audit'))"
-        )
-        == "True"
-    )
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from mmlit import multimodal_learner",
+        "from mmlit.learner import multimodal_learner",
+        "import mmlit.cli; from mmlit import TCMax",
+    ],
+)
+def test_learners_audit_themselves_without_a_second_import(first):
+    asked = "from mmlit.learner import Learner, multimodal_learner\nfrom mmlit import load_dataset, multimodal_dls\n"
+    asked += "try: multimodal_learner(multimodal_dls(load_dataset('digits'))).audit(absent='no such')\n"
+    asked += "except ValueError as e: print('stand-in' in str(e))"
+    assert fresh(f"{first}\n{asked}") == "True"
