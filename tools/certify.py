@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 ESTIMATE = dict(mi=estimate_mi, cmi=estimate_cmi, tc=lambda *xs, **options: estimate_tc(xs, **options))
 COLUMNS = [
     "quantity",
-    "law",
+    "distribution",
     "estimator",
     "kind",
     "n",
@@ -326,14 +326,14 @@ def permutation(task, sample, form, seed):
     return Estimate(mean, max(mean - half, 0), max(mean + half, 0), form, "score", len(y))
 
 
-def run(task, estimator, n, repeat):
-    "One estimate on fresh samples; the same samples for every estimator."
+def run(task, estimator, n, repeat, **options):
+    "One estimate on fresh samples; the same samples for every estimator. `options` are the estimator's own."
     sample = task.sample(n, np.random.default_rng([zlib.crc32(task.name.encode()), n, repeat]))
     start = time.process_time()
     found = (
         permutation(task, sample, estimator, repeat)
         if "permutation" in estimator
-        else ESTIMATE[task.quantity](*sample, method=estimator, seed=repeat)
+        else ESTIMATE[task.quantity](*sample, method=estimator, seed=repeat, **options)
     )
     return found, time.process_time() - start
 
@@ -347,7 +347,7 @@ def summary(task, estimator, n, found):
     notes = [w.split(":")[0] for e in estimates for w in e.warnings]
     row = dict(
         quantity=task.quantity,
-        law=task.name,
+        distribution=task.name,
         estimator=estimator,
         kind=estimates[0].kind,
         n=n,
@@ -408,7 +408,7 @@ def read(path):
 
 
 def key(row):
-    return row["quantity"], row["law"], row["estimator"], int(row["n"])
+    return row["quantity"], row["distribution"], row["estimator"], int(row["n"])
 
 
 def write(path, rows):
