@@ -84,7 +84,7 @@ def class_labels(
             "bin it first, e.g. by quantiles")
     if batch < 1 or y.shape != (batch,):
         raise ValueError(f"expected one label per sample and at least one, shape ({batch},), got {tuple(y.shape)}")
-    low, high = int(y.min()), int(y.max())
+    low, high = torch.stack(y.aminmax()).tolist()      # one wait for the device and not two
     if low < 0 or high >= n_classes:
         raise ValueError(f"labels of {n_classes} classes must lie in 0 to {n_classes - 1}, got {low} to {high}")
     return y.long()

@@ -375,7 +375,7 @@ def partial_information(
     without, gaps = zip(*[_union_without(p, m, tolerance, max_steps) for m in modalities])
     unique = torch.stack([union.information - w for w in without])
     redundant = union.information - unique.sum()
-    joint = information_decomposition(p).joint
+    joint = entropy(marginal(p, *modalities)) + entropy(marginal(p, -1)) - entropy(p)
     gap = union.gap*(len(modalities) - 1) + sum(gaps)
     return PartialInformation(unique, redundant, joint - union.information, union.information, joint, gap)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from common import generator
 from torch.testing import assert_close
 
 from mmlit.bounds import (
@@ -24,10 +25,6 @@ from mmlit.information import (
     mutual_information,
     total_correlation,
 )
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_table(*shape, seed=0):

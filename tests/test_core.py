@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from common import generator
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -26,11 +27,6 @@ from mmlit.core import (
 )
 from mmlit.fusion.heads import HEADS
 from mmlit.fusion.models import FusionModel
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
 
 # ---- names
 

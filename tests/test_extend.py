@@ -134,5 +134,7 @@ def test_an_estimator_is_asked_with_its_own_options():
 def test_an_estimator_is_certified_like_those_of_the_package():
     task, _, n, _ = next(row for row in certify.plan(quick=True) if row[0].quantity == "mi" and row[1] == "knn")
     found = [certify.run(task, "outside_estimator", n, repeat) for repeat in range(5)]
+    shrunk, _ = certify.run(task, "outside_estimator", n, 0, shrink=0.5)
+    assert shrunk.value < found[0][0].value
     row = certify.summary(task, "outside_estimator", n, found)
     assert row["estimator"] == "outside_estimator" and int(row["repeats"]) == 5

@@ -5,6 +5,7 @@ from itertools import permutations as orders
 
 import pytest
 import torch
+from common import generator
 from scipy.stats import binom, chisquare
 from torch.testing import assert_close
 
@@ -20,10 +21,6 @@ from mmlit.permutation import (
     permute_modality,
     random_permutations,
 )
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def first_of(sample):

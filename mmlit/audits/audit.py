@@ -38,11 +38,11 @@ from ..data.splits import Split, split_hash
 from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
 from ..learner import Budget, ModalityMonitor, joint_run
-from ..runs import Job, RunStore, Source, loaders, train_missing
+from ..runs import Job, RunStore, Source, check_budget, loaders, train_missing, which_seeds
 from ..scores import headline
 
 # %% ../../nbs/38_audit.ipynb #8e9236f4
-def _check_logits(model, logits, xs, dls):
+def _check_logits(logits, xs, dls):
     "ValueError where the answers of a model do not fit the targets of the loaders."
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(xs[0]):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -78,7 +78,7 @@ def _check_model(model, dls):
         except Exception as error:
             kind, shapes = type(model).__name__, [tuple(x.shape) for x in xs]
             raise ValueError(f"{kind} does not take the inputs of the loaders, of shapes {shapes}: {error}") from error
-        _check_logits(model, logits, xs, dls)
+        _check_logits(logits, xs, dls)
         _check_halves(model, logits, xs)
     return model
 
@@ -125,18 +125,8 @@ def _last_epochs(learner):
 def _check_budget(budget, learner, source):
     "The budget of everything that is trained; the batches are those of the loaders."
     if budget is None: budget = Budget() if learner is None else Budget(epochs=_last_epochs(learner))
-    if not isinstance(budget, Budget):
-        raise ValueError(f"budget is a Budget, such as Budget(epochs=25), got {budget!r}; "
-                         "for five splits, or five sets of companions, say seeds=5")
-    if not isinstance(source, MultimodalData): budget = replace(budget, bs=source.train.bs)
-    budget.check()
-    return budget
-
-def _check_seeds(seeds)->list[int]:
-    "Which seeds; a number says how many."
-    which = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(map(int, seeds)))
-    if not which: raise ValueError(f"no seed given: at least one is needed, got {seeds!r}")
-    return which
+    check_budget(budget)
+    return budget if isinstance(source, MultimodalData) else replace(budget, bs=source.train.bs)
 
 def _with_loss(source, learner):
     "The loaders with the learner's own loss, which the companions minimise too, and a digest of it."
@@ -176,7 +166,7 @@ def _take_in(given, data, budget, seeds, absent):
     if learner is not None and data is None: data = learner.dls
 
     source = _check_source(data, model)
-    budget, which = _check_budget(budget, learner, source), _check_seeds(seeds)
+    budget, which = _check_budget(budget, learner, source), which_seeds(seeds)
     source, loss = _with_loss(source, learner)
     if isinstance(source, MultimodalData):
         for seed in which[1:]: loaders(source, seed, budget.bs)           # a split that fails, fails now

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core import is_additive, keep_random_state
 from ..fusion.heads import HEADS, MLPHead
-from ..fusion.models import Fusion, FusionModel, NamedEncoders
+from ..fusion.models import Fusion, FusionModel, NamedEncoders, put_submodule
 from ..learner import Run, multimodal_learner
 from ..methods.baselines import MultiLoss, unimodal_run
 
@@ -101,16 +101,11 @@ def _tag(encoders, joint):
     return hashlib.sha256(text + _kept_weights(made, encoders())).hexdigest()[:10]
 
 # %% ../../nbs/32_companions.ipynb #894c2071
-def _put(module, name, part):
-    "Let `part` be the submodule `name` of a module."
-    *path, last = name.split(".")
-    setattr(module.get_submodule(".".join(path)), last, part)
-
 def _untrained(joint, dls, budget, encoders, head=None, method=None):
     "A learner of an untrained joint model on these encoders; its head is that of the model under audit, or `head`."
     if head is None and isinstance(joint, NamedEncoders):
         module = fresh_copy(joint.module)
-        for name, encoder in zip(joint.names, encoders): _put(module, name, encoder)
+        for name, encoder in zip(joint.names, encoders): put_submodule(module, name, encoder)
         return multimodal_learner(dls, NamedEncoders(module, joint.names), method=method)
 
     if head is None and isinstance(joint, FusionModel): head = lambda dims, n_classes: fresh_copy(joint.head)

@@ -7,8 +7,6 @@ __all__ = ['Audit', 'plot_models', 'plot_curves', 'plot_shapley', 'conflicts', '
 
 # %% ../../nbs/37_report.ipynb #5a5444a0
 import html
-import json
-import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,17 @@ from .measure import Measured
 from ..data.columns import MultimodalData
 from ..data.loaders import show_samples
 from ..learner import Budget
-from ..pages import facts_html, figure_html, interval_text, save_page, table_html, terminal, terminal_table
+from mmlit.pages import (
+    facts_html,
+    figure_html,
+    interval_text,
+    plain_rows,
+    save_json,
+    save_page,
+    table_html,
+    terminal,
+    terminal_table,
+)
 from ..scores import Interval, gains
 
 # %% ../../nbs/37_report.ipynb #c63b85db
@@ -64,17 +72,13 @@ class Audit:
 
     def to_dict(self)->dict:
         "Everything but the pictures, as plain Python objects."
-        rows = [{k: _plain(v) for k, v in row.items()} for row in self.table.reset_index().to_dict("records")]
         return dict(
             subject=self.subject, data=self.name, modalities=self.modalities, score=self.score, facts=self.facts,
-            notes=self.notes, advice=self.advice._asdict(), table=rows)
+            notes=self.notes, advice=self.advice._asdict(), table=plain_rows(self.table.reset_index()))
 
     def to_json(self, path:str|Path)->Path:
         "Write `to_dict` to a file, and the folders above it."
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding="utf8")
-        return path
+        return save_json(path, self.to_dict())
 
     def to_html(self,
         path:str|Path,
@@ -84,10 +88,7 @@ class Audit:
         parts = [_summary_html(self), _pictures_html(self), _numbers_html(self), facts_html(_how(self, command))]
         return save_page(path, "Does this model suffer from modality competition?", "".join(parts))
 
-def _plain(v):
-    "A value as JSON knows it."
-    if isinstance(v, float) and not math.isfinite(v): return None
-    return v.item() if isinstance(v, np.generic) else v
+
 
 # %% ../../nbs/37_report.ipynb #15e12f30
 _BLUE, _ORANGE, _GREY = "#0b5394", "#b45f06", "#666666"

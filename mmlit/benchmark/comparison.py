@@ -17,7 +17,7 @@ from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import multimodal_dls
 from ..learner import METHODS, Budget, Method
-from ..runs import Job, RunStore, train_missing
+from ..runs import Job, RunStore, check_budget, train_missing, which_seeds
 
 # %% ../../nbs/40_comparison.ipynb #8765616a
 def check_methods(
@@ -38,12 +38,6 @@ def _check_datasets(datasets):
     names = [d.name for d in sets]
     if len(set(names)) < len(names): raise ValueError(f"data sets need different names, got {names}")
     return dict(zip(names, sets))
-
-def _check_seeds(seeds):
-    "Which seeds; a number says how many."
-    which = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not which: raise ValueError(f"no seed given: at least one is needed, got {seeds!r}")
-    return which
 
 def _check_reference(reference, registry, sets):
     "A row that the table can have. A registry of the user's own may make rows of any name."
@@ -79,11 +73,11 @@ def compare(
 )->Comparison:
     "Train what is not stored yet and compare; interrupted, it goes on where it stopped when called again."
     known = METHODS if registry is None else registry
-    which, sets = _check_seeds(seeds), _check_datasets(datasets)
+    which, sets = which_seeds(seeds), _check_datasets(datasets)
     used = check_methods(methods, known)
     if reference in known: used.setdefault(reference, known[reference])
     _check_reference(reference, known, sets)
-    budget.check()
+    check_budget(budget)
 
     for data in sets.values():
         for seed in which: multimodal_dls(data, bs=budget.bs, seed=seed)

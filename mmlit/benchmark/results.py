@@ -7,7 +7,6 @@ __all__ = ['Comparison']
 
 # %% ../../nbs/39_results.ipynb #ab428aa8
 import html
-import json
 import math
 import platform
 from collections.abc import Mapping
@@ -23,7 +22,17 @@ from .. import __version__
 from ..core import one_of
 from ..data.columns import MultimodalData
 from ..learner import Budget
-from ..pages import facts_html, figure_html, interval_text, save_page, table_html, terminal, terminal_table
+from mmlit.pages import (
+    facts_html,
+    figure_html,
+    interval_text,
+    plain_rows,
+    save_json,
+    save_page,
+    table_html,
+    terminal,
+    terminal_table,
+)
 from ..scores import Interval, headline, paired_intervals
 
 # %% ../../nbs/39_results.ipynb #f5b2ac2d
@@ -121,16 +130,13 @@ class Comparison:
         seeds = sorted(map(int, self.runs.seed.unique()))
         return dict(reference=self.reference, seeds=seeds, datasets=sets, facts=_how(self),
                     verdicts={data: self._verdicts(data) for data in self.datasets},
-                    table=[{k: _plain(v) for k, v in row.items()} for row in self.table.to_dict("records")])
+                    table=plain_rows(self.table))
 
     def to_json(self,
         path:str|Path, # where the file goes
     )->Path:
         "Write table and sentences as JSON; what is not there is null."
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding="utf8")
-        return path
+        return save_json(path, self.to_dict())
 
     def show(self,
         console:Console|None=None, # where; None: the terminal, or 120 columns where there is none
@@ -145,11 +151,6 @@ class Comparison:
             console.print()
 
 # %% ../../nbs/39_results.ipynb #21bd3816
-def _plain(value):
-    "A cell for JSON."
-    if isinstance(value, float) and not math.isfinite(value): return None
-    return value.item() if isinstance(value, np.generic) else value
-
 def _span(difference, score):
     "A difference with its interval, in words."
     percent = score == "accuracy"

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from ..core import MEMORY, Model, at_least_float32, check_features, is_additive, is_conditional, one_of, scale_grad
-from ..fusion.coalitions import coalitions
+from ..fusion.coalitions import all_pairings, coalitions
 from ..fusion.heads import in_units
 from ..learner import FusionMethod, joint, register_method
 from .baselines import pretrained
@@ -98,7 +98,7 @@ def partners(
 )->list[Tensor]:                           # |S| index tensors, (K, B), or (K, 1) where all samples share the partner
     "The rows from which each sample takes the exchanged modalities."
     if permutations == "exact":
-        return [i[:, None] for i in torch.cartesian_prod(*[torch.arange(batch)]*n_members).view(-1, n_members).T]
+        return [i[:, None] for i in all_pairings(batch, n_members).T]
     if permutations == "pairs":
         if n_members == 1: return [torch.arange(batch)[:, None]]
         permutations, draw = batch, "shift"

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..bounds import class_labels, log_prior_of, matched_logits
 from ..core import MEMORY, Model, at_least_float32, check_features, is_additive, is_conditional, one_of
-from ..fusion.coalitions import pairing_logits
+from ..fusion.coalitions import all_pairings, pairing_logits
 from ..learner import FusionMethod, joint, register_method
 
 # %% ../../nbs/19_tcmax.ipynb #551d3a12
@@ -196,7 +196,7 @@ def _model_log_sum(model, zs, own, log_prior, pairings, memory, generator):
     terms = _terms(model, zs, own, memory)
     if terms is not None: return _conditional_log_sum(terms, log_prior)
 
-    if batch**n <= pairings: index = torch.cartesian_prod(*[torch.arange(batch)]*n).view(-1, n)
+    if batch**n <= pairings: index = all_pairings(batch, n)
     else: index = draw_pairings(batch, n, pairings, generator=generator)
     rows = pairing_log_sums(model, zs, index, log_prior, memory)
     # the true pairings as they were scored once: a head with dropout would answer twice

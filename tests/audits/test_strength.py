@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from common import generator
 from sklearn.linear_model import Ridge
 from torch import nn
 from torch.nn import functional as F
@@ -19,10 +20,6 @@ F64 = torch.float64
 DIMS = (3, 4, 5)
 
 
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def model_of(n, head="mlp", n_classes=3, seed=0):
     torch.manual_seed(seed)
     encoders = [nn.Sequential(nn.Linear(d, 6), nn.Tanh()) for d in DIMS[:n]]
@@ -30,13 +27,13 @@ def model_of(n, head="mlp", n_classes=3, seed=0):
 
 
 def data_of(n, size=7, n_classes=3, seed=0):
-    return [torch.randn(size, d, generator=gen(seed), dtype=F64) for d in DIMS[:n]], torch.randint(
-        0, n_classes, (size,), generator=gen(seed)
+    return [torch.randn(size, d, generator=generator(seed), dtype=F64) for d in DIMS[:n]], torch.randint(
+        0, n_classes, (size,), generator=generator(seed)
     )
 
 
 def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=gen(seed), dtype=F64)
+    return torch.randn(*shape, generator=generator(seed), dtype=F64)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 120.0, 1e4])
@@ -153,9 +150,9 @@ def test_penultimate_features_of_a_shared_layer_and_early_fusion():
 
 def halves(n, seed):
     "Two modalities that each know half of the label."
-    y = torch.randint(0, 4, (n,), generator=gen(seed))
+    y = torch.randint(0, 4, (n,), generator=generator(seed))
     xs = [
-        2 * F.one_hot(t, 2).float() @ torch.eye(4)[:2] + 0.5 * torch.randn(n, 4, generator=gen(seed + i + 1))
+        2 * F.one_hot(t, 2).float() @ torch.eye(4)[:2] + 0.5 * torch.randn(n, 4, generator=generator(seed + i + 1))
         for i, t in enumerate((y % 2, y // 2))
     ]
     return xs, y
@@ -171,7 +168,7 @@ def test_competition_strength_end_to_end():
         4,
         epochs=15,
         optimizer=lambda p: torch.optim.Adam(p, 1e-2),
-        generator=gen(),
+        generator=generator(),
     )
     for c, x in zip(concepts, rest[0]):
         assert not c.training and c(x).shape == (400, 4)
@@ -206,7 +203,7 @@ def test_concepts_are_reproducible_and_only_draw_from_their_generator():
         torch.manual_seed(3)
         encoders = [VectorEncoder(4, 8, (16,)) for _ in range(2)]
         state = torch.get_rng_state()
-        models = train_concepts(encoders, xs, y, 4, epochs=2, generator=gen())
+        models = train_concepts(encoders, xs, y, 4, epochs=2, generator=generator())
         return models, torch.equal(state, torch.get_rng_state())
 
     (a, same), (b, _) = run(), run()

@@ -100,6 +100,8 @@ def test_training_that_diverges_is_an_error_and_not_a_score(tmp_path):
         (dict(datasets=["digits", "digits"]), "different names"),
         (dict(seeds=0), "no seed"),
         (dict(seeds=()), "no seed"),
+        (dict(budget=5), "budget is a Budget"),
+        (dict(workers=-1), "workers is how many"),
         (dict(budget=Budget(bs=1)), "bs >= 2"),
     ],
 )

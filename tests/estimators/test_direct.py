@@ -7,15 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import gaussians
 from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
 
 from mmlit.estimators.direct import Estimate, as_variable
 from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
-
-
-def gaussians(rng, n, d, rho):
-    x = rng.normal(size=(n, d))
-    return x, rho * x + math.sqrt(1 - rho**2) * rng.normal(size=(n, d))
 
 
 @pytest.mark.parametrize(

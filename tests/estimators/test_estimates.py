@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from common import gaussians
 from scipy.stats import binom
 
 from mmlit.estimators.estimates import ESTIMATORS, estimate_cmi, estimate_mi, estimate_tc
@@ -19,11 +20,6 @@ from mmlit.information import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-def gaussians(rng, n, d, rho):
-    x = rng.normal(size=(n, d))
-    return x, rho * x + math.sqrt(1 - rho**2) * rng.normal(size=(n, d))
 
 
 @pytest.mark.parametrize("task", certify.DISTRIBUTIONS, ids=lambda t: f"{t.quantity}-{t.name}")

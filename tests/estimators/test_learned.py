@@ -1,23 +1,13 @@
 "Classifier and network: bounds that stay below, cross-fitting, reproducible draws."
 
-import math
-
 import certify
 import numpy as np
 import pytest
 import torch
+from common import gaussians, generator
 
 from mmlit.estimators.estimates import estimate_cmi, estimate_mi
 from mmlit.estimators.learned import NeuralEstimator
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def gaussians(rng, n, d, rho):
-    x = rng.normal(size=(n, d))
-    return x, rho * x + math.sqrt(1 - rho**2) * rng.normal(size=(n, d))
 
 
 @pytest.mark.parametrize(

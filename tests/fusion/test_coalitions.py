@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from common import linear_model
 from torch import nn
 from torch.testing import assert_close
 
@@ -23,18 +24,10 @@ HEAD = pytest.mark.parametrize("name", HEADS)
 MODALITIES = pytest.mark.parametrize("M", [2, 3, 4])
 
 
-def model_of(name, M, C=3, seed=0):
-    torch.manual_seed(seed)
-    dims = tuple(range(4, 4 + M))
-    return FusionModel([nn.Linear(5, d) for d in dims], HEADS[name](dims, C)).eval(), tuple(
-        torch.randn(4, 5) for _ in range(M)
-    )
-
-
 @HEAD
 @MODALITIES
 def test_coalitions_are_loops_over_the_head(name, M):
-    model, xs = model_of(name, M)
+    model, xs = linear_model(name, M)
     zs = model.encode(*xs)
     fast = coalition_logits(model, zs)
     for s, present in enumerate(coalitions(M)):
@@ -46,7 +39,7 @@ def test_coalitions_are_loops_over_the_head(name, M):
 @HEAD
 @MODALITIES
 def test_pairings_are_loops_over_rows(name, M):
-    model, xs = model_of(name, M)
+    model, xs = linear_model(name, M)
     zs = tuple(z[:3] for z in model.encode(*xs))
     fast = pairing_logits(model, zs)
     for rows in torch.cartesian_prod(*[torch.arange(3)] * M):
@@ -55,7 +48,7 @@ def test_pairings_are_loops_over_rows(name, M):
 
 @HEAD
 def test_one_sample(name):
-    model, xs = model_of(name, 3)
+    model, xs = linear_model(name, 3)
     zs = model.encode(*(x[:1] for x in xs))
     assert pairing_logits(model, zs).shape == (1, 1, 1, 3) and coalition_logits(model, zs).shape == (8, 1, 3)
 
@@ -64,7 +57,7 @@ def test_one_sample(name):
 def test_chunks_have_the_gradients_of_one_call(name):
     grads = []
     for memory in (2**28, 200):
-        model, xs = model_of(name, 3)
+        model, xs = linear_model(name, 3)
         coalition_logits(model, model.encode(*xs), memory=memory).pow(2).sum().backward()
         pairing_logits(model, model.encode(*xs), torch.tensor([[0, 1, 2], [3, 3, 0]]), memory=memory).pow(
             2
@@ -114,7 +107,7 @@ def test_absent_features_give_each_module_its_own_mode_back():
 
 
 def test_unknown_names_are_refused_with_what_is_known():
-    model, xs = model_of("concat", 2)
+    model, xs = linear_model("concat", 2)
     with pytest.raises(ValueError, match="did you mean 'zero_feature'..; known: zero_feature, zero_input"):
         absent_features(model, xs, "zero_features")
     with pytest.raises(ValueError, match="unknown strategy 'splt' .did you mean 'split'"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from common import linear_model
 from torch import nn
 from torch.testing import assert_close
 
@@ -21,17 +22,9 @@ from mmlit.fusion.models import FusionModel, as_fusion
 HEAD = pytest.mark.parametrize("name", HEADS)
 
 
-def model_of(name, M, C=3, seed=0):
-    torch.manual_seed(seed)
-    dims = tuple(range(4, 4 + M))
-    return FusionModel([nn.Linear(5, d) for d in dims], HEADS[name](dims, C)).eval(), tuple(
-        torch.randn(4, 5) for _ in range(M)
-    )
-
-
 @HEAD
 def test_every_parameter_of_a_head_gets_a_gradient(name):
-    model, xs = model_of(name, 3)
+    model, xs = linear_model(name, 3)
     model(*xs).pow(2).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 

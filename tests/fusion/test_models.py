@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from common import linear_model
 from torch import nn
 from torch.testing import assert_close
 
@@ -15,17 +16,9 @@ from mmlit.fusion.models import FusionModel, as_fusion
 HEAD = pytest.mark.parametrize("name", HEADS)
 
 
-def model_of(name, M, C=3, seed=0):
-    torch.manual_seed(seed)
-    dims = tuple(range(4, 4 + M))
-    return FusionModel([nn.Linear(5, d) for d in dims], HEADS[name](dims, C)).eval(), tuple(
-        torch.randn(4, 5) for _ in range(M)
-    )
-
-
 @HEAD
 def test_models_can_be_copied_pickled_and_moved_to_bfloat16(name):
-    model, xs = model_of(name, 2)
+    model, xs = linear_model(name, 2)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_close(twin(*xs), model(*xs))
     with torch.autocast("cpu", torch.bfloat16):

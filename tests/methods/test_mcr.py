@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from common import generator
 from torch import nn
 from torch.testing import assert_close
 
@@ -36,10 +37,6 @@ from mmlit.permutation import js_divergence_with_logits
 
 ADDITIVE, OTHER = (SumHead, ConcatHead), (FiLMHead, GatedHead, MLPHead)
 DIMS = (3, 4, 2, 5)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def features(dims, batch=4, seed=0, scale=1.0, dtype=torch.float64):

@@ -5,6 +5,7 @@ from itertools import permutations, product
 
 import pytest
 import torch
+from common import generator
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -35,12 +36,8 @@ F64 = torch.float64
 DIMS = (3, 4, 5, 6, 7)
 
 
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def game(n, *shape, seed=0):
-    return torch.randn(2**n, *shape, generator=gen(seed), dtype=F64)
+    return torch.randn(2**n, *shape, generator=generator(seed), dtype=F64)
 
 
 def zero(*shape):
@@ -57,8 +54,8 @@ def model_of(n, head="mlp", n_classes=3, noisy=False, seed=0):
 
 
 def data_of(n, size=7, n_classes=3, seed=0):
-    return [torch.randn(size, d, generator=gen(seed), dtype=F64) for d in DIMS[:n]], torch.randint(
-        0, n_classes, (size,), generator=gen(seed)
+    return [torch.randn(size, d, generator=generator(seed), dtype=F64) for d in DIMS[:n]], torch.randint(
+        0, n_classes, (size,), generator=generator(seed)
     )
 
 
@@ -111,7 +108,7 @@ def test_response_axioms(n):
 
 @pytest.mark.parametrize("n", range(1, 6))
 def test_additive_game(n):
-    g_x, g_0 = torch.randn(2, n, 4, 3, generator=gen(), dtype=F64)
+    g_x, g_0 = torch.randn(2, n, 4, 3, generator=generator(), dtype=F64)
     keep = coalitions(n).double()
     v = torch.einsum("sm,mbc->sbc", keep, g_x) + torch.einsum("sm,mbc->sbc", 1 - keep, g_0)
     assert_close(modality_responses(v), g_x - g_0 + g_0.sum(0) / n)
@@ -120,13 +117,13 @@ def test_additive_game(n):
 
 @pytest.mark.parametrize("n, k", [(2, 2), (5, 4), (9, 2), (30, 6)])
 def test_sampled_responses_sum_to_the_logits(n, k):
-    present, weights = response_weights(n, random_orders(n, k, generator=gen()))
-    v = torch.randn(len(present), 4, 3, generator=gen(), dtype=F64)
+    present, weights = response_weights(n, random_orders(n, k, generator=generator()))
+    v = torch.randn(len(present), 4, 3, generator=generator(), dtype=F64)
     assert_close(modality_responses(v, weights).sum(0), v[-1])
-    kappa = torch.rand(n, generator=gen(), dtype=F64)
+    kappa = torch.rand(n, generator=generator(), dtype=F64)
     v.requires_grad_()
     assert torch.equal(routed_logits(v, kappa, weights), v[-1])
-    G = torch.randn(4, 3, generator=gen(), dtype=F64)
+    G = torch.randn(4, 3, generator=generator(), dtype=F64)
     (a,) = torch.autograd.grad((modulated_logits(modality_responses(v, weights), kappa) * G).sum(), v)
     (b,) = torch.autograd.grad((routed_logits(v, kappa, weights) * G).sum(), v)
     assert_close(a, b)
@@ -137,7 +134,7 @@ def test_sampled_responses_are_unbiased():
     v = game(n, 1, 2)
     draws = []
     for seed in range(repeats):
-        present, weights = response_weights(n, random_orders(n, 4, generator=gen(seed)))
+        present, weights = response_weights(n, random_orders(n, 4, generator=generator(seed)))
         draws.append(modality_responses(v[(present * 2 ** torch.arange(n)).sum(1)], weights))
     draws = torch.stack(draws)
     standard_error = draws.std(0) / repeats**0.5
@@ -149,8 +146,8 @@ def test_estimate_and_responses_agree():
     n = 5
     v = game(n, 2, 3)
     pick = lambda present: v[(present * 2 ** torch.arange(n)).sum(1)]
-    present, weights = response_weights(n, random_orders(n, 6, generator=gen()))
-    estimate = shapley_values_sampled(pick, n, 6, generator=gen())
+    present, weights = response_weights(n, random_orders(n, 6, generator=generator()))
+    estimate = shapley_values_sampled(pick, n, 6, generator=generator())
     assert_close(modality_responses(pick(present), weights), estimate.values + v[0] / n)
 
 
@@ -247,7 +244,10 @@ class Recurrent(nn.Module):
 )
 def test_recurrent_encoders_train_through_muted_passes(device):
     model = FusionModel([Recurrent(3, 6), SequenceEncoder(2, 6)], HEADS["mlp"]([6, 6], 3)).to(device)
-    xs = [torch.randn(4, 3, 9, generator=gen()).to(device), torch.randn(4, 2, 9, generator=gen()).to(device)]
+    xs = [
+        torch.randn(4, 3, 9, generator=generator()).to(device),
+        torch.randn(4, 2, 9, generator=generator()).to(device),
+    ]
     v = muted_logits(model, xs)
     F.cross_entropy(
         routed_logits(v, torch.tensor([0.5, 2.0], device=device)), torch.tensor([0, 1, 2, 0], device=device)
@@ -269,7 +269,7 @@ def test_muting_rejects():
 
 
 def test_scores_are_clamped_mean_log_likelihoods():
-    m, y = torch.randn(3, 8, 4, generator=gen()), torch.randint(0, 4, (8,), generator=gen())
+    m, y = torch.randn(3, 8, 4, generator=generator()), torch.randint(0, 4, (8,), generator=generator())
     for s, r in zip(response_scores(m, y), m):
         assert_close(s, -F.cross_entropy(r, y))
     assert abs(_SCORE_FLOOR + 18.42) < 0.001
@@ -280,7 +280,7 @@ def test_scores_are_clamped_mean_log_likelihoods():
 
 
 def test_scores_of_dense_outputs():
-    m, y = torch.randn(2, 5, 7, 4, generator=gen()), torch.randint(0, 4, (5, 7), generator=gen())
+    m, y = torch.randn(2, 5, 7, 4, generator=generator()), torch.randint(0, 4, (5, 7), generator=generator())
     assert_close(response_scores(m, y), torch.stack([-F.cross_entropy(r.flatten(0, 1), y.flatten()) for r in m]))
 
 
@@ -292,12 +292,12 @@ def test_scores_carry_no_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_scores_are_float32_at_least(dtype):
-    s = response_scores(torch.randn(2, 3, 4, generator=gen()).to(dtype), torch.tensor([0, 1, 2]))
+    s = response_scores(torch.randn(2, 3, 4, generator=generator()).to(dtype), torch.tensor([0, 1, 2]))
     assert s.dtype == torch.float32
 
 
 def test_regression_scores():
-    alone, y = torch.randn(3, 10, 2, generator=gen()), torch.randn(10, 2, generator=gen())
+    alone, y = torch.randn(3, 10, 2, generator=generator()), torch.randn(10, 2, generator=generator())
     for s, a in zip(regression_response_scores(alone, y, 0.5), alone):
         assert_close(s, -2 * (a - y).abs().mean())
     better = torch.stack([y + 0.1, y + 1.0])
@@ -314,7 +314,7 @@ def ahead(s):
 @pytest.mark.parametrize("alpha, cap", [(0.0, 10.0), (1.0, 10.0), (2.5, 0.3), (1.0, math.inf)])
 def test_coefficients_are_the_definition(n, alpha, cap):
     for seed in range(20):
-        s, h = -2 * torch.rand(2, n, generator=gen(seed), dtype=F64)
+        s, h = -2 * torch.rand(2, n, generator=generator(seed), dtype=F64)
         r, tau = ahead(s), ahead(h)
         assert_close(r.prod(), torch.ones((), dtype=F64))
         kappa = modulation_coefficients(s, h, alpha, cap)
@@ -331,7 +331,7 @@ def test_two_modalities_are_the_published_ratio():
 
 
 def test_neutral_cases():
-    s = -torch.rand(4, generator=gen())
+    s = -torch.rand(4, generator=generator())
     one = torch.ones(4)
     assert torch.equal(modulation_coefficients(s, -one, alpha=0.0), one)
     assert_close(modulation_coefficients(s[0].expand(4), torch.zeros(4)), one)
@@ -356,7 +356,7 @@ def test_extreme_scores_stay_finite(cap):
 
 
 def test_history_is_the_arithmetic_mean_and_can_be_resumed():
-    scores, history = -torch.rand(50, 3, generator=gen(), dtype=F64), zero(3)
+    scores, history = -torch.rand(50, 3, generator=generator(), dtype=F64), zero(3)
     for t, s in enumerate(scores, 1):
         history = update_history(history, s, t)
         assert_close(history, scores[:t].mean(0))
@@ -395,9 +395,9 @@ def test_bad_input_is_rejected(bad):
 
 @pytest.mark.parametrize("n", range(1, 6))
 def test_routing_is_the_closed_form(n):
-    kappa = torch.rand(n, generator=gen(n), dtype=F64) * 3
+    kappa = torch.rand(n, generator=generator(n), dtype=F64) * 3
     v = game(n, 4, 3).requires_grad_()
-    G = torch.randn(4, 3, generator=gen(), dtype=F64)
+    G = torch.randn(4, 3, generator=generator(), dtype=F64)
     (received,) = torch.autograd.grad((modulated_logits(modality_responses(v), kappa) * G).sum(), v)
     for s, present in enumerate(coalitions(n)):
         k = int(present.sum())
@@ -431,7 +431,7 @@ def test_equal_coefficients_are_plain_training(n, head):
 def test_step_is_the_published_one(n, head):
     "Every pass a full one, responses by orders, a scaled gradient on each response."
     model, (xs, y) = model_of(n, head), data_of(n)
-    kappa = torch.rand(n, generator=gen(), dtype=F64) * 3
+    kappa = torch.rand(n, generator=generator(), dtype=F64) * 3
     v = [model(*(x if p else torch.zeros_like(x) for x, p in zip(xs, present))) for present in coalitions(n)]
     m = [0] * n
     for order in permutations(range(n)):
@@ -457,7 +457,7 @@ def test_late_fusion_without_bias_scales_each_encoder(n, head):
         [nn.Sequential(nn.Linear(d, 6, bias=False), nn.Tanh()) for d in DIMS[:n]], HEADS[head]([6] * n, 3)
     ).double()
     xs, y = data_of(n)
-    kappa = torch.rand(n, generator=gen(), dtype=F64) * 3
+    kappa = torch.rand(n, generator=generator(), dtype=F64) * 3
     loss, plain = F.cross_entropy(routed_logits(muted_logits(model, xs), kappa), y), F.cross_entropy(model(*xs), y)
     for m, e in enumerate(model.encoders):
         a, b = (torch.autograd.grad(of, e[0].weight, retain_graph=True)[0] for of in (loss, plain))
@@ -466,7 +466,7 @@ def test_late_fusion_without_bias_scales_each_encoder(n, head):
 
 def test_value_is_that_of_plain_training_bit_for_bit():
     for scale, dtype in product((1.0, 1e4), (torch.float32, torch.bfloat16)):
-        v = (torch.randn(8, 5, 3, generator=gen()) * scale).to(dtype)
+        v = (torch.randn(8, 5, 3, generator=generator()) * scale).to(dtype)
         out = routed_logits(v, torch.tensor([0.1, 1.0, 7.0]))
         assert torch.equal(out, v[-1].to(out.dtype))
 
@@ -523,7 +523,7 @@ def test_alpha_zero_is_plain_training_step_for_step():
 def test_adam_hides_a_constant_factor(optimizer, ratio):
     def moved(k):
         w = torch.ones(10, dtype=F64, requires_grad=True)
-        opt, A = optimizer([w]), torch.randn(10, 10, generator=gen(), dtype=F64)
+        opt, A = optimizer([w]), torch.randn(10, 10, generator=generator(), dtype=F64)
         for _ in range(20):
             loss = (A @ scale_grad(w, k)).pow(2).sum() * 1e-3
             opt.zero_grad()
@@ -538,7 +538,7 @@ def test_adam_hides_a_constant_factor(optimizer, ratio):
 
 
 def test_history_of_a_model_is_saved_and_reset():
-    history, scores = ResponseHistory(2), -torch.rand(5, 2, generator=gen())
+    history, scores = ResponseHistory(2), -torch.rand(5, 2, generator=generator())
     for s in scores:
         history.update(s)
     assert_close(history.mean, scores.mean(0))
@@ -554,7 +554,7 @@ def test_history_of_a_model_is_saved_and_reset():
 def test_unit_is_the_running_mean_deviation_of_the_targets():
     history, deviations = ResponseHistory(2), []
     for seed in range(4):
-        y = torch.randn(30, 1, generator=gen(seed)) * (seed + 1)
+        y = torch.randn(30, 1, generator=generator(seed)) * (seed + 1)
         deviations.append((y - y.mean(0)).abs().mean())
         assert_close(history.unit(y), torch.stack(deviations).mean())
         history.update(torch.zeros(2))

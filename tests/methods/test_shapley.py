@@ -6,6 +6,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
+from common import generator
 from torch import nn
 from torch.testing import assert_close
 
@@ -33,10 +34,6 @@ from mmlit.methods.shapley import (
 F64 = torch.float64
 
 
-def gen(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def by_orders(v, n):
     "Average gain over all M! orders."
     phi = [0.0] * n
@@ -54,7 +51,7 @@ def tables(n, k=None, seed=0):
         codes = torch.arange(2 ** (2**n - 1))
         rows = codes >> torch.arange(2**n - 1)[:, None] & 1
     else:
-        rows = torch.randint(0, 2, (2**n - 1, k), generator=gen(seed))
+        rows = torch.randint(0, 2, (2**n - 1, k), generator=generator(seed))
     return torch.cat([torch.zeros(1, rows.shape[1], dtype=torch.long), rows])
 
 
@@ -64,7 +61,7 @@ def tables(n, k=None, seed=0):
 @pytest.mark.parametrize("n", range(1, 7))
 def test_matrix_is_average_over_orders(n):
     for seed in range(3):
-        v = torch.randn(2**n, generator=gen(seed), dtype=F64)
+        v = torch.randn(2**n, generator=generator(seed), dtype=F64)
         assert_close(shapley_values(v), by_orders(v, n))
 
 
@@ -82,7 +79,7 @@ def test_matrix_rows_and_columns(n):
 
 @pytest.mark.parametrize("n", range(1, 6))
 def test_axioms(n):
-    v, w = torch.randn(2, 2**n, 4, generator=gen(n), dtype=F64)
+    v, w = torch.randn(2, 2**n, 4, generator=generator(n), dtype=F64)
     phi = shapley_values(v)
     assert_close(phi.sum(0), v[-1] - v[0])
     assert_close(shapley_values(v - 3 * w), phi - 3 * shapley_values(w))
@@ -98,7 +95,7 @@ def test_axioms(n):
 
 @pytest.mark.parametrize("n", range(2, 6))
 def test_symmetric_players_get_the_same(n):
-    v = torch.randn(2**n, generator=gen(n), dtype=F64)
+    v = torch.randn(2**n, generator=generator(n), dtype=F64)
     swap = [s & ~3 | (s & 1) << 1 | s >> 1 & 1 for s in range(2**n)]
     phi = shapley_values(v + v[swap])
     assert_close(phi[0], phi[1])
@@ -111,7 +108,7 @@ def test_values_keep_shape_and_pass_gradients():
 
 
 def test_precision_is_at_least_float32():
-    v = torch.randn(8, 5, 3, generator=gen()) * 1e4
+    v = torch.randn(8, 5, 3, generator=generator()) * 1e4
     exact = shapley_values(v.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast = shapley_values(v)
@@ -249,12 +246,12 @@ def test_all_orders_give_the_matrix(n):
 @pytest.mark.parametrize("n", [1, 2, 5, 20, 40, 62])
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_sampled_values_are_efficient(n, antithetic):
-    a = torch.randn(n, generator=gen(n), dtype=F64)
+    a = torch.randn(n, generator=generator(n), dtype=F64)
 
     def game(present):
         return torch.stack([(present * a).sum(1).sin(), (present * a).sum(1) ** 2], dim=1)
 
-    e = shapley_values_sampled(game, n, 6, antithetic, gen())
+    e = shapley_values_sampled(game, n, 6, antithetic, generator())
     assert_close(e.values.sum(0), (game(torch.ones(1, n).bool()) - game(torch.zeros(1, n).bool()))[0])
     assert len(e.present) <= 6 * (n - 1) + 2 and e.present[-1].all() and not e.present[0].any()
 
@@ -262,12 +259,12 @@ def test_sampled_values_are_efficient(n, antithetic):
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_sampled_values_are_unbiased_and_their_errors_honest(antithetic):
     n, repeats = 6, 600
-    v = torch.randn(2**n, generator=gen(1), dtype=F64)
+    v = torch.randn(2**n, generator=generator(1), dtype=F64)
 
     def game(present):
         return v[(present * 2 ** torch.arange(n)).sum(1)]
 
-    runs = [shapley_values_sampled(game, n, 6, antithetic, gen(seed)) for seed in range(repeats)]
+    runs = [shapley_values_sampled(game, n, 6, antithetic, generator(seed)) for seed in range(repeats)]
     values, errors = torch.stack([r.values for r in runs]), torch.stack([r.standard_errors for r in runs])
     standard_error = values.std(0) / repeats**0.5
     assert standard_error.max() < 0.03
@@ -283,13 +280,13 @@ def test_sampled_values_pass_gradients():
     def game(present):
         return v[(present * 2 ** torch.arange(4)).sum(1)]
 
-    e = shapley_values_sampled(game, 4, 8, generator=gen())
+    e = shapley_values_sampled(game, 4, 8, generator=generator())
     e.values[2].sum().backward()
     assert v.grad.abs().sum() > 0 and not e.standard_errors.requires_grad
 
 
 def test_orders_are_uniform():
-    orders = random_orders(3, 6000, generator=gen())
+    orders = random_orders(3, 6000, generator=generator())
     counts = torch.tensor([(orders == torch.tensor(p)).all(1).sum() for p in permutations(range(3))])
     expected = 1000
     assert (
@@ -326,8 +323,8 @@ def model_of(n, head="mlp", n_classes=3, seed=0, noisy=True):
 
 
 def data_of(n, size=20, n_classes=3, seed=0):
-    return [torch.randn(size, d, generator=gen(seed)) for d in DIMS[:n]], torch.randint(
-        0, n_classes, (size,), generator=gen(seed)
+    return [torch.randn(size, d, generator=generator(seed)) for d in DIMS[:n]], torch.randint(
+        0, n_classes, (size,), generator=generator(seed)
     )
 
 
@@ -428,10 +425,10 @@ def test_sampled_valuation_of_many_modalities():
     torch.manual_seed(0)
     n = 20
     model = FusionModel([nn.Linear(2, 3) for _ in range(n)], HEADS["mlp"]([3] * n, 3))
-    xs, y = [torch.randn(9, 2, generator=gen()) for _ in range(n)], torch.arange(9) % 3
-    got = valuate(model, [(xs, y)], n_permutations=6, generator=gen())
+    xs, y = [torch.randn(9, 2, generator=generator()) for _ in range(n)], torch.arange(9) % 3
+    got = valuate(model, [(xs, y)], n_permutations=6, generator=generator())
     assert_close(got.phi.sum(0), n * got.correct[-1].double())
-    again = valuate(model, [(xs, y)], n_permutations=6, generator=gen())
+    again = valuate(model, [(xs, y)], n_permutations=6, generator=generator())
     assert torch.equal(got.phi, again.phi)
     with pytest.raises(ValueError, match="n_permutations"):
         valuate(model, [(xs, y)])
@@ -477,8 +474,8 @@ def test_cuda_agrees_with_cpu():
         return v.cuda()[(present * 2 ** torch.arange(3)).sum(1).cuda()]
 
     assert_close(
-        shapley_values_sampled(game, 3, 8, generator=gen()).standard_errors.cpu(),
-        shapley_values_sampled(lambda p: game(p).cpu(), 3, 8, generator=gen()).standard_errors,
+        shapley_values_sampled(game, 3, 8, generator=generator()).standard_errors.cpu(),
+        shapley_values_sampled(lambda p: game(p).cpu(), 3, 8, generator=generator()).standard_errors,
     )
 
 
@@ -538,7 +535,7 @@ def test_shares_are_bounded_and_the_best_modality_gets_none(n):
 
 
 def test_plan_is_base_plus_copies():
-    frequency = torch.randint(0, 4, (3, 40), generator=gen())
+    frequency = torch.randint(0, 4, (3, 40), generator=generator())
     rows, keep = resampling_plan(frequency)
     assert len(rows) == len(keep) == 40 + frequency.sum()
     assert torch.equal(rows[:40], torch.arange(40)) and keep[:40].all()
@@ -559,7 +556,7 @@ def test_copies_are_bounded_uniformly():
     frequency = torch.tensor([[0, 8], [4, 0]])
     kept = torch.zeros(2)
     for seed in range(1000):
-        rows, keep = resampling_plan(frequency, max_copies=3, generator=gen(seed))
+        rows, keep = resampling_plan(frequency, max_copies=3, generator=generator(seed))
         assert len(rows) == 5
         kept += keep[2:].sum(0)
     assert_close(kept / 3000, torch.tensor([2 / 3, 1 / 3]), atol=4 * 0.0086, rtol=0)  # standard error sqrt(2/9/3000)
@@ -567,10 +564,10 @@ def test_copies_are_bounded_uniformly():
 
 def test_shares_draw_rows():
     for replacement in True, False:
-        rows, keep = resampling_plan(torch.tensor([0.3, 0.0, 0.55]), 100, replacement, generator=gen())
+        rows, keep = resampling_plan(torch.tensor([0.3, 0.0, 0.55]), 100, replacement, generator=generator())
         assert len(rows) == 100 + 30 + 55 and torch.equal(keep[100:].sum(0), torch.tensor([30, 0, 55]))
         assert (len(rows[130:].unique()) == 55) == (not replacement)
-    assert torch.equal(draw_rows(50, 0.5, generator=gen()), draw_rows(50, 0.5, generator=gen()))
+    assert torch.equal(draw_rows(50, 0.5, generator=generator()), draw_rows(50, 0.5, generator=generator()))
 
 
 def test_plan_names_rows():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from common import generator
 from torch.testing import assert_close
 
 from mmlit.bounds import class_log_prior, tcne, tcne_additive
@@ -40,16 +41,12 @@ OPTIONS = [
 GIVEN = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log()
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def normal(*shape, seed=0, scale=1.0, dtype=torch.float64):
-    return scale * torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+    return scale * torch.randn(*shape, generator=generator(seed), dtype=dtype)
 
 
 def labels(B, C, seed=0):
-    return torch.randint(C, (B,), generator=seeded(seed))
+    return torch.randint(C, (B,), generator=generator(seed))
 
 
 def with_prior(options):
@@ -138,7 +135,7 @@ def test_gradcheck(form):
         lambda a, b: tcmax_loss_conditional(0, [a, b], y, form=form),
         (normal(3, 1, 4).requires_grad_(), normal(3, 3, 4).requires_grad_()),
     )
-    index = draw_pairings(3, 2, 7, "independent", seeded())
+    index = draw_pairings(3, 2, 7, "independent", generator())
     for diagonal in ("exact", "drawn"):
         assert torch.autograd.gradcheck(
             lambda a, b, diagonal=diagonal: tcmax_loss_sampled(a, b, index, y, diagonal, form=form),
@@ -170,7 +167,7 @@ def test_offset_shift_and_order(M, B, C):
     )
     f = normal(M, B, C)
     assert_close(tcmax_loss(f + 3.7, y), tcmax_loss(f, y))
-    order = torch.randperm(B, generator=seeded(1))
+    order = torch.randperm(B, generator=generator(1))
     assert_close(tcmax_loss(f.flip(0)[:, order], y[order]), tcmax_loss(f, y))
 
 
@@ -187,7 +184,7 @@ def test_bracket_is_not_negative_and_the_floors_hold(seed):
     own = scores[(torch.arange(B),) * M]
     assert tcmax_loss_full(scores, y) >= F.cross_entropy(own, y) - 1e-9
     assert tcmax_loss_full(scores, y, form="nwj") >= tcmax_loss_full(scores, y) - 1e-9  # x - 1 >= log x
-    K = draw_pairings(B, M, 5, "independent", seeded(seed))  # the exact diagonal keeps the bound for any draw
+    K = draw_pairings(B, M, 5, "independent", generator(seed))  # the exact diagonal keeps the bound for any draw
     assert tcmax_loss_sampled(own, scores[tuple(K.T)], K, y) >= F.cross_entropy(own, y) - 1e-9
 
 
@@ -327,7 +324,7 @@ def test_gaussian_total_correlation():
 
     N, bounds = 20_000, []
     for s in range(20):
-        x, index = normal(N, 3, seed=s) @ torch.linalg.cholesky(R).T, draw_pairings(N, 3, N, generator=seeded(s))
+        x, index = normal(N, 3, seed=s) @ torch.linalg.cholesky(R).T, draw_pairings(N, 3, N, generator=generator(s))
         loss = tcmax_loss_sampled(
             critic(x),
             critic(torch.stack([x[i, m] for m, i in enumerate(index.T)], 1)),
@@ -345,7 +342,7 @@ def test_gaussian_total_correlation():
 
 def sampled(scores, y, K, seed, how="blocks", diagonal="exact", **options):
     M, B = scores.ndim - 1, len(y)
-    index = draw_pairings(B, M, K, how, seeded(seed))
+    index = draw_pairings(B, M, K, how, generator(seed))
     return tcmax_loss_sampled(scores[(torch.arange(B),) * M], scores[tuple(index.T)], index, y, diagonal, **options)
 
 
@@ -356,7 +353,7 @@ def test_pairings_are_uniform(how, M):
     B, K, runs = 3, 4, 4000
     counts = torch.zeros(B**M)
     for s in range(runs):
-        index = draw_pairings(B, M, K, how, seeded(s))
+        index = draw_pairings(B, M, K, how, generator(s))
         assert index.shape == (K, M)
         if how == "blocks":
             assert (index[:B].sort(0).values == torch.arange(B)[:, None]).all()
@@ -426,7 +423,7 @@ def test_exact_diagonal_has_less_variance_when_true_pairings_score_high():
 def losses_of(f, y, form):
     "Each way to the loss, on additive scores."
     M, B, C = f.shape
-    index = draw_pairings(B, M, 6, "blocks", seeded())
+    index = draw_pairings(B, M, 6, "blocks", generator())
     yield tcmax_loss(f, y, form=form)
     yield tcmax_loss_full(table_of(f), y, form=form)
     yield tcmax_loss_conditional(0, [f[0][:, None]] + [t[None].expand(B, B, C) for t in f[1:]], y, form=form)
@@ -499,7 +496,9 @@ def test_cuda_is_the_cpu(head):
     ways = [dict(), dict(prior="empirical"), dict(memory=500), dict(form="nwj"), dict(pairings=50)]
 
     def losses(model, xs, y):
-        return torch.stack([tcmax_model_loss(model, model.encode(*xs), y, generator=seeded(), **way) for way in ways])
+        return torch.stack(
+            [tcmax_model_loss(model, model.encode(*xs), y, generator=generator(), **way) for way in ways]
+        )
 
     expected, (model, y, *xs) = losses(model, xs, y).detach(), (t.cuda() for t in (model, y, *xs))
     assert_close(losses(model, xs, y).cpu(), expected, rtol=0, atol=1e-4)
@@ -584,7 +583,7 @@ def test_beyond_the_limit_it_samples_as_many_and_repeats_with_the_seed():
     zs, y, model = [normal(8, 3, dtype=torch.float32) for _ in range(3)], labels(8, 3), Plain(MLPHead((3, 3, 3), 3))
 
     def loss(seed, **options):
-        return tcmax_model_loss(model, zs, y, generator=seeded(seed), **options)
+        return tcmax_model_loss(model, zs, y, generator=generator(seed), **options)
 
     assert torch.equal(loss(0, pairings=64), loss(0, pairings=64)) and not torch.equal(
         loss(0, pairings=64), loss(1, pairings=64)
@@ -608,7 +607,7 @@ def test_early_fusion_and_integer_inputs():
             return self.linear(torch.cat([self.embedding(words).mean(1), x], 1)).tanh()
 
     model, y = EarlyFusion(Network(), 2), labels(4, 3)
-    xs = model.encode(torch.randint(5, (4, 7), generator=seeded()), normal(4, 2, dtype=torch.float32))
+    xs = model.encode(torch.randint(5, (4, 7), generator=generator()), normal(4, 2, dtype=torch.float32))
     loss = tcmax_model_loss(model, xs, y, memory=200)
     scores = torch.stack([torch.stack([model.fuse((xs[0][[i]], xs[1][[j]]))[0] for j in range(4)]) for i in range(4)])
     assert_close(loss, tcmax_loss_full(scores, y))
@@ -779,7 +778,7 @@ def test_a_head_that_draws_still_has_an_alignment_that_is_not_negative():
 
 
 def loaders(regression=False):
-    x = torch.randn(2, 120, 3, generator=seeded())
+    x = torch.randn(2, 120, 3, generator=generator())
     y = x[0, :, 0] + x[1, :, 0]
     y = y if regression else (y > 0).long()
     return multimodal_dls({"a": x[0], "b": x[1]}, y.numpy(), device="cpu", seed=0)
@@ -819,12 +818,12 @@ def test_a_misspelt_option_of_a_loss_is_a_type_error(call):
 @pytest.mark.parametrize("head", ["concat", "mlp"])
 def test_the_callback_backpropagates_the_function_with_its_options(head, options):
     "In every step, with the draws of its seed and epoch."
-    pairs, generator = [], seeded(options.get("seed", 0) * 100_003)
+    pairs, draws = [], generator(options.get("seed", 0) * 100_003)
     arguments = {name: value for name, value in options.items() if name != "seed"}
 
     class Watched(TCMax):
         def after_loss(self):
-            expected = tcmax_model_loss(self.model, self.zs, self.y, generator=generator, **arguments)
+            expected = tcmax_model_loss(self.model, self.zs, self.y, generator=draws, **arguments)
             super().after_loss()
             pairs.append((self.learn.loss_grad.item(), expected.item()))
 

@@ -1,0 +1,28 @@
+"What several test files draw from."
+
+import math
+
+import torch
+from torch import nn
+
+from mmlit.fusion.heads import HEADS
+from mmlit.fusion.models import FusionModel
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussians(rng, n, d, rho):
+    "Two arrays (n, d), each column of the one correlated with that of the other."
+    x = rng.normal(size=(n, d))
+    return x, rho * x + math.sqrt(1 - rho**2) * rng.normal(size=(n, d))
+
+
+def linear_model(name, M, C=3, seed=0):
+    "A model of linear encoders, with features of different widths, under a head of `HEADS`; and a batch of four."
+    torch.manual_seed(seed)
+    dims = tuple(range(4, 4 + M))
+    return FusionModel([nn.Linear(5, d) for d in dims], HEADS[name](dims, C)).eval(), tuple(
+        torch.randn(4, 5) for _ in range(M)
+    )
