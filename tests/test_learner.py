@@ -18,6 +18,7 @@ from fastai.learner import load_learner
 from fastai.optimizer import SGD, Adam
 from torch.testing import assert_close
 
+import mmlit.methods
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS
@@ -668,9 +669,17 @@ def test_a_name_is_registered_once_and_again_by_its_own_chapter_only():
     assert list(REGISTRY) == ORDER
 
 
+@pytest.mark.parametrize("by_value", [False, True], ids=["module", "notebook"])
 @pytest.mark.parametrize("name", ORDER)
-def test_every_method_can_be_sent_to_another_process(name):
-    method = cloudpickle.loads(cloudpickle.dumps(REGISTRY[name]))
+def test_every_method_can_be_sent_to_another_process(name, by_value):
+    "By the name of its module, or whole, as where the cells of its chapter were run in a notebook."
+    if by_value:
+        cloudpickle.register_pickle_by_value(mmlit.methods)
+    try:
+        method = cloudpickle.loads(cloudpickle.dumps(REGISTRY[name]))
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(mmlit.methods)
     runs, sent = REGISTRY[name].runs(["a", "b"]), method.runs(["a", "b"])
     assert method.title == REGISTRY[name].title
     assert [(r.name, r.tag, r.lr, [n.name for n in r.needs]) for r in sent] == [

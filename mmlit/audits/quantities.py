@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Quantity', 'Held', 'hold', 'training_part', 'answers', 'model_quantities', 'coalition_plan', 'coalition_outcomes',
-           'coalition_quantities', 'probe', 'answer_information', 'feature_information', 'shake',
-           'robustness_quantities', 'last_features', 'strength_quantities']
+           'coalition_quantities', 'probe', 'answer_information', 'feature_information', 'robustness_quantities',
+           'last_features', 'strength_quantities']
 
 # %% ../../nbs/34_quantities.ipynb #e404404c
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -300,7 +300,7 @@ def feature_information(
 # %% ../../nbs/34_quantities.ipynb #b38e0f35
 _SHAKEN = (.5, 1.)     # noise in standard deviations; for tokens half of that is the share of foreign words
 
-def shake(
+def _shake(
     x:Tensor,      # inputs of one modality, (N, ...)
     much:float,    # standard deviations of noise
     generator:torch.Generator,
@@ -318,7 +318,7 @@ def _swapped(model, zs, m, generator):
 
 def _noisy(model, xs, m, much, generator):
     "Answers (N, C) with noise on the inputs of modality m."
-    shaken = _replaced(xs, m, shake(xs[m], much, generator))
+    shaken = _replaced(xs, m, _shake(xs[m], much, generator))
     return answers(model, _in_batches(model, model.encode, shaken))
 
 def robustness_quantities(

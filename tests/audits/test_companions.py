@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmlit.audits.audit import audit
-from mmlit.audits.companions import ResetError, check_reset, companion_runs, fresh_copy
+from mmlit.audits.companions import ResetError, _fresh_copy, check_reset, companion_runs
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS, ConcatHead, SumHead
@@ -34,7 +34,7 @@ def stored_models(folder):
 )
 def test_fresh_copies_are_new(module):
     torch.manual_seed(0)
-    new = fresh_copy(module)
+    new = _fresh_copy(module)
     changed = [not torch.equal(p, q) for p, q in zip(module.parameters(), new.parameters()) if p.ndim > 1]
     assert changed and all(changed)
 
@@ -45,12 +45,12 @@ def test_what_cannot_be_copied_is_named_with_the_remedy():
             raise RuntimeError("one of a kind")
 
     with pytest.raises(ResetError, match=r"Locked cannot be copied \(one of a kind\), so .* pass encoders=") as caught:
-        fresh_copy(Locked(2, 2))
+        _fresh_copy(Locked(2, 2))
     assert caught.value.reason == "Locked cannot be copied (one of a kind)"
 
 
 def test_constant_and_single_weights_are_no_sign_of_a_layer_that_is_not_reset():
-    fresh_copy(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.LayerNorm((2, 2))))
+    _fresh_copy(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.LayerNorm((2, 2))))
 
 
 def test_companions_have_the_models_own_architecture(digits, small, tmp_path):
@@ -147,7 +147,7 @@ def test_planning_a_recipe_draws_nothing():
 
 def test_tags_tell_architectures_apart_and_not_weights():
     def tag(*layers, joint=None):
-        return companion_runs(["a", "b"], joint, lambda: [nn.Sequential(*map(fresh_copy, layers))])["multi_loss"].tag
+        return companion_runs(["a", "b"], joint, lambda: [nn.Sequential(*map(_fresh_copy, layers))])["multi_loss"].tag
 
     class Scaled(nn.Linear):
         scale = 2.0

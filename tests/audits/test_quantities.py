@@ -7,6 +7,7 @@ from torch import nn
 
 from mmlit.audits.quantities import (
     Held,
+    _shake,
     answer_information,
     answers,
     coalition_outcomes,
@@ -17,7 +18,6 @@ from mmlit.audits.quantities import (
     model_quantities,
     probe,
     robustness_quantities,
-    shake,
     training_part,
 )
 from mmlit.fusion.heads import ConcatHead
@@ -177,5 +177,5 @@ def test_noise_and_permutations_come_from_the_seed(digits, subject):
     assert np.array_equal(told(0), told(0)) and not np.array_equal(told(0), told(1))
     x = torch.randn(50, 4, dtype=torch.float64)
     assert (
-        shake(x, 0.0, torch.Generator().manual_seed(0)).equal(x) and shake(x, 1.0, torch.Generator()).dtype == x.dtype
+        _shake(x, 0.0, torch.Generator().manual_seed(0)).equal(x) and _shake(x, 1.0, torch.Generator()).dtype == x.dtype
     )

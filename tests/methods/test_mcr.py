@@ -20,14 +20,14 @@ from mmlit.methods.mcr import (
     MCR,
     STRATEGIES,
     MCRHeads,
-    as_vectors,
+    _as_vectors,
+    _owned_parameters,
+    _player_scales,
     bounded_squared_error,
     conditional_entropy_bottleneck,
     mcr_loss,
     mipd,
-    owned_parameters,
     partners,
-    player_scales,
     proper_subsets,
     squared_error,
     stand_ins,
@@ -227,7 +227,7 @@ def test_ownership_is_seen_for_features_of_mean_zero():
     z = torch.tensor([[1.0, 2.0], [-1.0, -2.0]]).double()
     assert not any(
         torch.autograd.grad(p.sum() + 0 * q.sum(), q)[0].any()
-        for p, q in zip(owned_parameters(model, [z, z]).values(), model.parameters())
+        for p, q in zip(_owned_parameters(model, [z, z]).values(), model.parameters())
     )
 
 
@@ -578,7 +578,7 @@ def test_token_features():
         torch.randn(6, 2, 5, generator=generator()).requires_grad_(),
     ]
     mcr_loss(model, zs, torch.arange(6) % 4, heads, ceb_weight=1.0).total.backward()
-    assert all(z.grad.abs().max() > 0 for z in zs) and as_vectors(zs)[0].shape == (6, 4)
+    assert all(z.grad.abs().max() > 0 for z in zs) and _as_vectors(zs)[0].shape == (6, 4)
 
 
 def test_a_game_without_players_says_so():
@@ -644,7 +644,7 @@ def test_rejected_input():
     with pytest.raises(ValueError, match="batch size"):
         mipd(model, [zs[0], zs[1][:2]])
     with pytest.raises(ValueError, match="unknown strategy"):
-        player_scales(proper_subsets(2), "none")
+        _player_scales(proper_subsets(2), "none")
     with pytest.raises(ValueError, match="needs heads"):
         mcr_loss(model, zs, y)
     with pytest.raises(ValueError, match="needs heads"):
@@ -681,7 +681,7 @@ def test_a_row_of_zeros_has_a_bounded_gradient():
 
 def test_features_that_cancel_are_still_used():
     head, signs = SumHead((1, 1), 2, shared=True), torch.tensor([1.0, -1, -1, 1])[:, None]
-    owned = owned_parameters(head, (signs, signs))
+    owned = _owned_parameters(head, (signs, signs))
     owned["linears.0.weight"].sum().backward() if owned["linears.0.weight"].requires_grad else None
     assert head.linears[0].weight.grad is None or not head.linears[0].weight.grad.any()
 

@@ -18,7 +18,7 @@ from mmlit.methods.modulation import (
     _SCORE_FLOOR,
     GradientModulation,
     ResponseHistory,
-    depends_on_mode,
+    _depends_on_mode,
     modality_responses,
     modulated_logits,
     modulation_coefficients,
@@ -206,8 +206,8 @@ def test_features_are_reused_only_when_the_mode_does_not_matter():
     ],
 )
 def test_mode_dependence_is_seen(layer, expected):
-    assert depends_on_mode(nn.Sequential(layer)) == expected
-    assert not depends_on_mode(nn.Sequential(layer).eval())
+    assert _depends_on_mode(nn.Sequential(layer)) == expected
+    assert not _depends_on_mode(nn.Sequential(layer).eval())
 
 
 def test_muting_early_fusion_means_zero_inputs():
