@@ -78,7 +78,7 @@ def _is_picture(path):
         with Image.open(path): return True
     except OSError: return False
 
-# %% ../../nbs/02_columns.ipynb #4e527cb6
+# %% ../../nbs/02_columns.ipynb #64146f14
 class NamedArrays:
     "A column of several arrays by name: `column[rows]` is a dict of arrays of B rows each."
     arrays:dict[str, np.ndarray]    # name -> N rows, of any shape
@@ -163,7 +163,7 @@ def _are_files(x):
 
 def _are_dicts(values):
     "Is it a dict of arrays, or a list of such?"
-    if isinstance(values, (list, tuple, np.ndarray)): return len(values) > 0 and isinstance(values[0], Mapping)
+    if isinstance(values, (list, tuple)): return len(values) > 0 and isinstance(values[0], Mapping)
     return isinstance(values, Mapping)
 
 def _as_array(values, name):
@@ -178,7 +178,9 @@ def _as_array(values, name):
         if x.ndim == 1: return x.astype(object)
         raise ValueError(f"modality {name!r} holds text of shape {x.shape}, expected one string per row, (N,)")
 
-    if x.dtype == object and all(isinstance(v, _NUMBER) for v in cells): return x.astype(np.float64)
+    if x.dtype == object and all(isinstance(v, _NUMBER) for v in cells):
+        try: return x.astype(np.float64)
+        except OverflowError as e: raise ValueError(f"modality {name!r} holds a number beyond float64: {e}") from e
     if x.ndim == 1 and all(isinstance(v, _ROW) for v in x): return _stack(x, name)
 
     odd = (i for i, v in enumerate(cells) if not isinstance(v, (str, *_NUMBER)) or v != v)
@@ -231,7 +233,7 @@ def _checked(x, name):
     raise ValueError(f"modality {name!r} has {what} in {int(bad.sum())} of {len(x)} rows, the first is {place}: drop "
                      "these rows or fill the gaps first")
 
-# %% ../../nbs/02_columns.ipynb #8c6e4250
+# %% ../../nbs/02_columns.ipynb #e895029b
 def duplicate_groups(
     columns:dict, # modality's name -> column, as of `as_column`
 )->np.ndarray:    # (N,) integers 0, 1, ...

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Labels', 'encode_labels', 'name_of']
 
-# %% ../../nbs/01c_labels.ipynb #119d31ec
+# %% ../../nbs/01c_labels.ipynb #308cd409
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core import TASKS, one_of
 
-# %% ../../nbs/01c_labels.ipynb #efef70b6
+# %% ../../nbs/01c_labels.ipynb #5c903d07
 class Labels(NamedTuple):
     "What is to be predicted for N rows."
     y:np.ndarray      # int64 codes (N,), float32 zeros and ones (N, C), or float32 targets (N,)
@@ -42,7 +42,7 @@ def encode_labels(
     if task == "multi-label": return Labels(*_table(y, names or own), task)
     return Labels(*_codes(y, names, own, classes), task)
 
-# %% ../../nbs/01c_labels.ipynb #e8908870
+# %% ../../nbs/01c_labels.ipynb #6d6a83c4
 _TINY = 1e-12            # float32 holds its square, and that of its inverse
 _FEW, _MANY = 20, 50     # distinct numbers: up to so many look like classes, more look like measurements
 _SEVERAL = (list, tuple, set, frozenset, np.ndarray)
@@ -56,10 +56,12 @@ def _distinct(classes):
 
 def _read(y, task, names)->tuple[np.ndarray, Any]:
     "Labels as an array of one type, checked, and the names and order that the values themselves have."
+    if np.ma.is_masked(y): raise ValueError("y is masked in places: drop these rows")
     y, own = _plain(y, task)
     if _rows_of_several(y): y, own = _several(list(y), task, names)
     elif not isinstance(y, np.ndarray) or y.dtype.kind not in "biuU": y = _array(y)
 
+    if len(y) == 0: raise ValueError("y has no rows")
     if y.ndim == 2 and y.shape[1] == 1 and task != "multi-label": y, own = y[:, 0], None
     if y.ndim == 2 and y.shape[1] and ((y == 0) | (y == 1)).all(): return y, own
     if y.ndim == 1: return y, own
@@ -91,7 +93,7 @@ def _several(rows, task, names)->tuple[np.ndarray, Any]:
         raise ValueError(f"y holds lists of labels, and {rows[odd]!r} in row {odd}: give [] for no label")
     numbers = all(isinstance(v, (int, float, np.number, np.bool_)) for row in rows for v in row)
     sets = any(isinstance(row, (set, frozenset)) for row in rows)
-    table = numbers and not sets and len({len(row) for row in rows}) == 1
+    table = numbers and not sets and len({len(row) for row in rows}) == 1 and len(rows[0]) > 0
     if table: return _array(np.array([list(row) for row in rows])), None
 
     if task != "multi-label":
@@ -105,7 +107,6 @@ def _several(rows, task, names)->tuple[np.ndarray, Any]:
 
 def _array(y)->np.ndarray:
     "Strings, whole numbers or floats, as an array of one type; nothing is missing."
-    if np.ma.isMaskedArray(y) and np.ma.is_masked(y): raise ValueError("y is masked in places: drop these rows")
     table = isinstance(y, (pd.Series, pd.Index, pd.api.extensions.ExtensionArray))
     mixed = table or isinstance(y, (list, tuple)) and any(isinstance(v, str) for v in y)
     try: y = np.asarray(y, dtype=object if mixed else None)
@@ -126,14 +127,16 @@ def _from_objects(y):
     "Labels out of an array of objects: all strings, or all numbers."
     cells, integers = y.ravel(), (int, np.integer, np.bool_)
     for sort, back in ((str, str), (integers, np.int64), ((*integers, float, np.floating), np.float64)):
-        if all(isinstance(v, sort) for v in cells): return _array(np.array([back(v) for v in cells]).reshape(y.shape))
+        if not all(isinstance(v, sort) for v in cells): continue
+        try: return _array(np.array([back(v) for v in cells]).reshape(y.shape))
+        except OverflowError as e: raise ValueError(f"y holds whole numbers that 64 bits do not hold: {e}") from e
 
     first = cells[0]
     at = next((i for i, v in enumerate(cells) if not isinstance(v, type(first))), 0)
     types = f"{type(first).__name__} and {type(cells[at]).__name__} ({cells[at]!r} in row {at})"
     raise ValueError(f"y mixes types, {types}; expected all strings, all whole numbers or all floats")
 
-# %% ../../nbs/01c_labels.ipynb #932321b5
+# %% ../../nbs/01c_labels.ipynb #dc6bf639
 def _guess(y, names):
     "The task that the values show. ValueError where they could be two; a warning where many would have meant another."
     if y.ndim == 2:
@@ -156,7 +159,7 @@ def _say(values, what, taken, other, same):
     warnings.warn(f"y holds {held}: taken as {taken}. Say task={other!r} if they are not, task={same!r} if they are",
                   stacklevel=2)
 
-# %% ../../nbs/01c_labels.ipynb #0441c0a8
+# %% ../../nbs/01c_labels.ipynb #80b5ba30
 def _targets(y):
     "Targets in float32. ValueError for words, and where float32 does not hold what they differ by."
     if y.dtype.kind == "U" or y.ndim != 1:
@@ -214,7 +217,7 @@ def _positions(y, names):
         raise ValueError(f"labels run from {y.min()} to {y.max()}, outside {allowed}")
     return whole
 
-# %% ../../nbs/01c_labels.ipynb #7f7e9c7e
+# %% ../../nbs/01c_labels.ipynb #34a60393
 def name_of(
     y,                     # what a row's label is stored as, see `Labels`
     classes:Sequence[str], # names

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['align_rows', 'table_values', 'check_whole', 'read_option']
 
-# %% ../../nbs/01b_tables.ipynb #e719e123
+# %% ../../nbs/01b_tables.ipynb #76133af8
 import ast
 import math
 import numbers
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/01b_tables.ipynb #53b258b4
+# %% ../../nbs/01b_tables.ipynb #5529d752
 def align_rows(
     parts:dict, # what it is called in messages -> rows; a pandas Series or DataFrame has an index, others have none
 )->dict:        # the same parts, those with an index in the order of the first of them
@@ -46,7 +46,7 @@ def _check_same_rows(first, rows, name, other):
             raise ValueError(f"the index of {a} has {i[i.duplicated()][0]!r} more than once and another order than "
                              f"that of {name if a == first else first}: give each row a name of its own; {remedy}")
 
-# %% ../../nbs/01b_tables.ipynb #2f8759da
+# %% ../../nbs/01b_tables.ipynb #c3f9557d
 def table_values(
     table,         # pandas Series or DataFrame
     name:str,      # what it is called in messages
@@ -96,13 +96,14 @@ def _whole(column):
 
 def _floats(column, name):
     "Floats of a column in a type of NumPy."
-    x = column.to_numpy(dtype=np.float32 if str(column.dtype).lower() == "float32" else np.float64)
+    try: x = column.to_numpy(dtype=np.float32 if str(column.dtype).lower() == "float32" else np.float64)
+    except OverflowError as e: raise ValueError(f"{name} holds a number beyond float64: {e}") from e
     if np.isfinite(x).all(): return x
     bad = ~np.isfinite(x)
     found = f"in {bad.sum()} of {len(x)} rows, the first is row {bad.argmax()}"
     raise ValueError(f"{name} has NaN or infinity {found}: drop these rows or fill the gaps first")
 
-# %% ../../nbs/01b_tables.ipynb #2866f758
+# %% ../../nbs/01b_tables.ipynb #9d05dad2
 def check_whole(
     name:str,    # of the option
     value,       # what was given
@@ -113,7 +114,7 @@ def check_whole(
     if whole >= least: return whole
     raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
-# %% ../../nbs/01b_tables.ipynb #8d74a75e
+# %% ../../nbs/01b_tables.ipynb #95d1946e
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 def read_option(
@@ -139,7 +140,8 @@ def _truth(what, value):
 def _number(what, value, whole=False):
     sort = "a whole number" if whole else "a number"
     try: number = float(value)
-    except (TypeError, ValueError) as e: raise ValueError(f"{what} is {value!r}, expected {sort}") from e
+    except (TypeError, ValueError, OverflowError) as e:
+        raise ValueError(f"{what} is {value!r}, expected {sort}") from e
     if isinstance(value, bool) or not math.isfinite(number) or whole and number != int(number):
         raise ValueError(f"{what} is {value!r}, expected {sort}")
     return int(value if isinstance(value, int) else number) if whole else number

@@ -108,7 +108,7 @@ BAD = {
     "complex": (np.ones(3) * 1j, {}, "y holds complex128"),
     "masked": (np.ma.masked_equal([0, 1, 2], 1), {}, "masked"),
     "one number": (3, {}, "y is one int"),
-    "beyond float32": ([1e300, 2e300], {}, "float32"),
+    "beyond float32": (np.arange(1, 9) * 1e300, {}, "float32"),
     "behind an offset": (1e9 + np.arange(9) / 2, {}, "subtract an offset"),
     "squares underflow": (np.arange(9) * 1e-30, {}, "float32"),
 }

@@ -34,7 +34,9 @@ def test_indexed_parts_are_aligned_and_bare_ones_never_misplaced(shuffled, bare)
     if not indexed or not bare:  # otherwise a bare part goes by position, as it must
         data = make()
         if not shuffled or not bare:
-            assert ((data.xs["a"].mean(1) > 2.5) == data.y).all() and np.array_equal(data.xs["b"][:, 0], data.xs["a"][:, 0])
+            assert ((data.xs["a"].mean(1) > 2.5) == data.y).all() and np.array_equal(
+                data.xs["b"][:, 0], data.xs["a"][:, 0]
+            )
             assert all(len(set(np.flatnonzero(data.groups == g))) == 2 for g in range(N // 2))
 
 
