@@ -6,7 +6,7 @@
 __all__ = ['STRATEGIES', 'DISTANCES', 'proper_subsets', 'partners', 'bernoulli_js_divergence', 'gaussian_js_divergence',
            'squared_error', 'bounded_squared_error', 'check_game', 'mipd', 'stand_ins']
 
-# %% ../../nbs/20_exchange.ipynb #d2765d53
+# %% ../../nbs/20_exchange.ipynb #aaad40b0
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
@@ -54,11 +54,20 @@ class _Method(nn.Module):
 class _Exchanged:
     "The methods of a model with some of its parameters and buffers exchanged; it has those that the model has."
     def __init__(self, model, tensors):
-        self._model, self._tensors = model, {f"model.{n}": t for n, t in tensors.items()}
+        self._model, self._tensors = model, _places(model, tensors)
 
     def __getattr__(self, name):
         getattr(self._model, name)          # an AttributeError where the model has no such method
-        return lambda x: functional_call(_Method(self._model, name), self._tensors, (x,))
+        return lambda x: functional_call(_Method(self._model, name), self._tensors, (x,), tie_weights=False)
+
+def _places(model, tensors):
+    "Each tensor under every name of a place that holds what it replaces, and once a place."
+    # functional_call finds tied weights itself, but of a module that is registered twice (one encoder for two
+    # modalities) it swaps the tensors twice, and leaves the replacements in the model
+    def held(module, **how): return [*module.named_parameters(**how), *module.named_buffers(**how)]
+    new = {id(t): tensors[n] for n, t in held(model) if n in tensors}
+    return {".".join(filter(None, ("model", path, n))): new[id(t)] for path, module in model.named_modules()
+            for n, t in held(module, recurse=False, remove_duplicate=False) if id(t) in new}
 
 def _split(model)->str|None:
     "The method by which a model says what each modality adds: to its answer, or to its first layer. None: by none."
