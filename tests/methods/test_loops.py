@@ -1,4 +1,4 @@
-"Somebody else's loop: each method as a loss in a plain torch loop, in Lightning, in a `Trainer`; as the callback trains."
+"Each method as a loss in somebody else's loop, plain, of Lightning or of a `Trainer`, trains as its callback does."
 
 import copy
 import sys
