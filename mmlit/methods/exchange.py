@@ -6,11 +6,10 @@
 __all__ = ['STRATEGIES', 'DISTANCES', 'proper_subsets', 'partners', 'bernoulli_js_divergence', 'gaussian_js_divergence',
            'squared_error', 'bounded_squared_error', 'check_game', 'mipd', 'stand_ins']
 
-# %% ../../nbs/20_exchange.ipynb #aaad40b0
+# %% ../../nbs/20_exchange.ipynb #b72d8aae
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
-from numbers import Integral
 from operator import add
 
 import torch
@@ -19,7 +18,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ..core import MEMORY, Model, at_least_float32, check_features, is_additive, is_conditional, one_of, scale_grad
+from mmlit.core import (
+    MEMORY,
+    Model,
+    at_least_float32,
+    check_count,
+    check_features,
+    check_number,
+    is_additive,
+    is_conditional,
+    one_of,
+    scale_grad,
+)
 from ..fusion.coalitions import all_pairings, coalitions
 from ..permutation import cyclic_shifts, derangements, js_divergence_with_logits, random_permutations
 
@@ -101,9 +111,7 @@ def _routed(model, zs, strategy, owned="slices"):
 _DRAWS = dict(random=random_permutations, shift=cyclic_shifts, derangement=derangements)
 
 def _check_permutations(permutations):
-    if permutations in ("pairs", "exact"): return
-    if not isinstance(permutations, Integral) or isinstance(permutations, bool) or permutations < 1:
-        raise ValueError(f"permutations must be 'pairs', 'exact' or a positive number, got {permutations!r}")
+    if permutations not in ("pairs", "exact"): check_count("permutations, if not 'pairs' or 'exact',", permutations, 1)
 
 def partners(
     n_members:int,                         # |S|, how many modalities are exchanged
@@ -256,8 +264,7 @@ def check_game(
     for name, known in _KNOWN.items():
         if name in game: one_of(name, game[name], known)
     _check_permutations(game.get("permutations", "pairs"))
-    memory = game.get("memory", MEMORY)
-    if not isinstance(memory, (int, float)) or not memory >= 1: raise ValueError(f"memory is in bytes, got {memory!r}")
+    check_number("memory, in bytes,", game.get("memory", MEMORY), "[1, inf)")
 
 def _distance(name, y):
     "The distance of this name; for None that of classes, which numbers and several labels do not have."

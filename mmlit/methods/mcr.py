@@ -9,7 +9,6 @@ __all__ = ['supervised_nt_xent', 'conditional_entropy_bottleneck', 'MCRHeads', '
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,17 @@ import torch.nn.functional as F
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import MEMORY, Model, at_least_float32, check_features, eval_mode, is_additive, one_of
+from mmlit.core import (
+    MEMORY,
+    Model,
+    at_least_float32,
+    check_count,
+    check_features,
+    check_number,
+    eval_mode,
+    is_additive,
+    one_of,
+)
 from ..fusion.heads import in_units
 from ..learner import FusionMethod, joint, register_method
 from .baselines import pretrained
@@ -37,7 +46,7 @@ def supervised_nt_xent(
     if y.shape != (len(zs[0]),) or y.is_floating_point():
         raise ValueError(f"y must hold {len(zs[0])} integers, got {y.dtype} {tuple(y.shape)}; "
                          "for other targets number them, y.unique(dim=0, return_inverse=True)[1], or the samples")
-    _check_temperature(temperature)
+    check_number("temperature", temperature, "(0, inf)")
     with torch.autocast(zs[0].device.type, enabled=False):
         z = torch.cat([at_least_float32(z) for z in zs])
         length = z.norm(dim=1, keepdim=True)
@@ -47,10 +56,6 @@ def supervised_nt_xent(
         negatives = s.masked_fill(same, torch.finfo(s.dtype).min).logsumexp(1, keepdim=True)
         pairs = same & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
         return torch.where(pairs, torch.logaddexp(s, negatives) - s, 0.).sum()/pairs.sum().clamp(min=1)
-
-def _check_temperature(temperature):
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
 
 # %% ../../nbs/20_mcr.ipynb #2ccd4876
 def _as_vectors(
@@ -168,9 +173,7 @@ def _warn_of_no_players(zs, model, strategy, owned):
                       "(early fusion, or all encoders frozen)", stacklevel=3)
 
 def _check_weights(**weights):
-    for name, weight in weights.items():
-        if not isinstance(weight, Real) or not 0 <= weight < math.inf:
-            raise ValueError(f"{name}_weight must be finite and not negative, got {weight!r}")
+    for name, weight in weights.items(): check_number(f"{name}_weight", weight)
 
 # %% ../../nbs/20_mcr.ipynb #5a9b582e
 _CLASSES_OF = {"classification": "jensen_shannon", "multi-label": "bernoulli", "regression": "gaussian"}
@@ -203,9 +206,9 @@ class MCR(FusionMethod):
     ):
         weights = dict(unimodal=unimodal_weight, mipd=mipd_weight, contrastive=contrastive_weight, ceb=ceb_weight)
         _check_weights(**weights)
-        _check_temperature(temperature)
-        _check_epochs(start, end)
-        self.seed, self.start, self.end = seed, start, end
+        check_number("temperature", temperature, "(0, inf)")
+        self.seed, self.window = check_count("seed", seed), (check_count("start", start), end)
+        if end is not None: check_count("end", end, least=start + 1)
         self.contrast = one_of("contrast", contrast, ("label", "sample"))
         self.substitute = one_of("substitute", substitute, _SUBSTITUTES)
         if exclude and substitute != "permutation":
@@ -235,14 +238,6 @@ class MCR(FusionMethod):
         heads.unimodal = nn.ModuleList([in_units(u, self.dls) for u in heads.unimodal])
         return heads
 
-    def begin_training(self):
-        super().begin_training()
-        if self.start >= self.n_epoch:
-            warnings.warn(f"MCR starts in epoch {self.start}, and this training ends with epoch {self.n_epoch - 1}: "
-                          "without its game it is multi-loss training; use a smaller start", stacklevel=2)
-
-    def active(self)->bool: return self.start <= self.epoch and (self.end is None or self.epoch < self.end)
-
     def _encoded_stand_ins(self, xs):
         # what nobody has seen must not enter running averages
         with eval_mode(self.model): return self.model.encode(*stand_ins(xs, self.substitute.split("_")[0], self.generator))
@@ -268,11 +263,6 @@ class MCR(FusionMethod):
         if self.options["mipd_weight"] and abs(self.history["mipd"][-1]) < 1e-12:
             warnings.warn("MCR's game did nothing in this epoch: no answer moved when a modality was exchanged. Does "
                           "the head read its features, and has a batch more than one sample?", stacklevel=2)
-
-def _check_epochs(start, end):
-    whole = all(isinstance(e, int) and not isinstance(e, bool) for e in (start, end) if e is not None)
-    if not whole or start is None or start < 0 or end is not None and end <= start:
-        raise ValueError(f"start and end are epochs with 0 <= start < end, or end=None; got {start!r} and {end!r}")
 
 register_method("mcr", joint("MCR: competition regulariser, published weights", "mcr", MCR))
 register_method("mcr_pretrained", pretrained("MCR from unimodal encoders, as published", "mcr_pretrained", method=MCR))
