@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'at_least_float32', 'log_likelihood', 'scale_grad', 'check_features', 'map_tensors', 'n_rows',
-           'batch_parts', 'eval_mode', 'keep_random_state', 'device_of']
+           'one_of', 'check_number', 'check_count', 'at_least_float32', 'log_likelihood', 'scale_grad',
+           'check_features', 'map_tensors', 'n_rows', 'batch_parts', 'eval_mode', 'keep_random_state', 'device_of']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
@@ -13,6 +13,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -75,6 +76,29 @@ def one_of(
     near = difflib.get_close_matches(str(value), map(str, known), 1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
+
+# %% ../nbs/00_core.ipynb #e07b791f
+def check_number(
+    what:str,             # what is named, for the message
+    value,                # what was given
+    within:str="[0, inf)",# where it has to lie; a round bracket leaves its end out
+)->float:
+    "`value` as a float; ValueError where it is no number, NaN, or outside of the interval."
+    low, high = map(float, within[1:-1].split(","))
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    inside = real and low <= value <= high and (within[0] == "[" or value > low) and (within[-1] == "]" or value < high)
+    if not inside: raise ValueError(f"{what} must be a number in {within}, got {value!r}")
+    return float(value)
+
+def check_count(
+    what:str,    # what is named, for the message
+    value,       # what was given
+    least:int=0, # the smallest that makes sense
+)->int:
+    "`value` as an int; ValueError where it is no whole number, or too small."
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{what} must be a whole number, at least {least}, got {value!r}")
+    return int(value)
 
 # %% ../nbs/00_core.ipynb #cfef0429
 def at_least_float32(
