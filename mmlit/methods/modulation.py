@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,16 @@ from fastai.data.transforms import get_c
 from fastai.optimizer import average_sqr_grad
 from torch import Tensor, nn
 
-from ..core import MEMORY, at_least_float32, eval_mode, log_likelihood, one_of, scale_grad
+from mmlit.core import (
+    MEMORY,
+    at_least_float32,
+    check_count,
+    check_number,
+    eval_mode,
+    log_likelihood,
+    one_of,
+    scale_grad,
+)
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions
 from ..fusion.models import Fusion
 from ..learner import FusionMethod, joint, register_method
@@ -106,7 +114,7 @@ def response_scores(
     y:Tensor,         # (B, ...) class labels; of several labels zeros and ones (B, ..., C)
 )->Tensor:            # (M,) nats per answer, no gradient
     "Mean log-likelihood of the labels under each response alone (AGM); each term is at least log 1e-8."
-    several = y.shape == responses.shape[1:] and ((y == 0) | (y == 1)).all()
+    several = responses.ndim > 2 and y.shape == responses.shape[1:] and ((y == 0) | (y == 1)).all()
     if several: responses, y = responses[..., None], at_least_float32(y)[..., None]       # one Bernoulli answer each
     elif responses.ndim < 3 or y.shape != responses.shape[1:-1] or y.is_floating_point():
         got = f"{tuple(responses.shape)} and {y.dtype} {tuple(y.shape)}"
@@ -129,10 +137,6 @@ def regression_response_scores(
     return -(at_least_float32(alone - y).abs()/scale).flatten(1).mean(1)
 
 # %% ../../nbs/22_modulation.ipynb #84138f06
-def _check_strength(alpha, cap):
-    if not (0 <= alpha < math.inf and cap >= 0):
-        raise ValueError(f"alpha must be finite and cap a number, neither negative; got {alpha} and {cap}")
-
 @torch.no_grad()
 def modulation_coefficients(
     score:Tensor,      # (M,) of this batch, larger is better, nats
@@ -144,7 +148,8 @@ def modulation_coefficients(
     if score.ndim != 1 or score.shape != history.shape:
         got = f"{tuple(score.shape)} and {tuple(history.shape)}"
         raise ValueError(f"expected score and history of shape (M,), got {got}")
-    _check_strength(alpha, cap)
+    check_number("alpha", alpha)
+    check_number("cap", cap, "[0, inf]")
     return (alpha*(_ahead(history) - _ahead(score)).clamp(max=cap)).exp()
 
 def _ahead(score):
@@ -158,7 +163,7 @@ def update_history(
     step:int,       # 1 at the first step
 )->Tensor:          # (M,)
     "The arithmetic mean of all scores so far, this one included; call it after `modulation_coefficients`."
-    if not step >= 1: raise ValueError(f"steps count from 1, got {step}")
+    check_count("step", step, 1)
     return history + (score - history)/step
 
 # %% ../../nbs/22_modulation.ipynb #1b22fe85
@@ -266,12 +271,10 @@ class GradientModulation(FusionMethod):
         mode:str="grad",           # "grad": scale the responses' gradients (published, for SGD); "lr": encoder steps
         absent:str="zero_input",   # what stands for a muted modality, see `absent_features`
     ):
-        _check_strength(alpha, cap)
-        last = start + 1 if end is None else end
-        if not (isinstance(start, Integral) and isinstance(last, Integral) and 0 <= start < last):
-            raise ValueError(f"expected whole epochs with 0 <= start < end, got start={start!r} and end={end!r}")
-        self.alpha, self.cap = alpha, cap
-        self.start, self.end = start, end
+        self.alpha, self.cap = check_number("alpha", alpha), check_number("cap", cap, "[0, inf]")
+        self.start = check_count("start", start)
+        self.end = None if end is None else check_count("end", end, self.start + 1)
+        self.window = self.start, self.end
         self.mode = one_of("mode", mode, ("grad", "lr"))
         self.absent = one_of("stand-in", absent, ABSENT)
 
@@ -290,14 +293,9 @@ class GradientModulation(FusionMethod):
     def begin_training(self):
         super().begin_training()
         self._kappas = []
-        if self.start >= self.learn.n_epoch and not hasattr(self.learn, "lr_finder"):
-            warnings.warn(f"GradientModulation will not act: it starts after {self.start} epochs, and this training "
-                          f"has {self.learn.n_epoch}. Train longer, or use a smaller start", stacklevel=2)
         if self.mode == "grad" and self.alpha and _hides_factors(self.opt):
             warnings.warn("Adam-like optimisers hide constant factors on gradients: "
                           'use GradientModulation(mode="lr"), or SGD as published', stacklevel=2)
-
-    def active(self)->bool: return self.start <= self.epoch and (self.end is None or self.epoch < self.end)
 
     def _score(self, v, history):
         "How well each modality answers, (M,), from the logits v of all coalitions."
@@ -320,12 +318,13 @@ class GradientModulation(FusionMethod):
         self.kappa = kappa
         self.record(1, **{f"kappa {m}": k for m, k in zip(self.modalities, kappa)})
         if self.mode == "grad": self.learn.pred = routed_logits(v, kappa)
-        else: self._kappas.append(kappa)
 
     # mode="lr": the optimiser's own step, scaled encoder by encoder; one of accumulated batches by their mean factor
 
     def before_step(self):
-        if self._kappas: self._before = [[p.detach().clone() for p in e.parameters()] for e in self.model.encoders]
+        if self.mode != "lr" or self.kappa is None: return
+        self._kappas.append(self.kappa)
+        self._before = [[p.detach().clone() for p in e.parameters()] for e in self.model.encoders]
 
     @torch.no_grad()
     def after_step(self):
@@ -348,8 +347,7 @@ class ConditionalClip(Callback):
     def __init__(self,
         threshold:float=1.,  # of the entries and of the norm; published: 1, and 5 for UR-Funny
     ):
-        if not 0 < threshold < math.inf: raise ValueError(f"threshold must be positive and finite, got {threshold}")
-        self.threshold = threshold
+        self.threshold = check_number("threshold", threshold, "(0, inf)")
 
     def before_fit(self):
         head, n = getattr(self.model, "head", self.model), get_c(self.dls)

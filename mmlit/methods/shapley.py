@@ -9,31 +9,34 @@ __all__ = ['FREQUENCIES', 'shapley_matrix', 'combine_coalitions', 'shapley_value
 
 # %% ../../nbs/21_shapley.ipynb #d87acdef
 import math
-import warnings
 from collections.abc import Callable, Iterable
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core import MEMORY, at_least_float32, batch_parts, device_of, eval_mode, keep_random_state, one_of
+from mmlit.core import (
+    MEMORY,
+    at_least_float32,
+    batch_parts,
+    check_count,
+    check_number,
+    device_of,
+    eval_mode,
+    keep_random_state,
+    one_of,
+)
 from ..core import log_likelihood as log_likelihood_of
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions, mask_features
 from ..fusion.models import Fusion
 from ..learner import FusionMethod, joint, register_method
 
 # %% ../../nbs/21_shapley.ipynb #8f6b1dbe
-def _whole(what, value, low=0):
-    "`value`, if it is a whole number of at least `low`; else a ValueError that names it."
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= low: return int(value)
-    raise ValueError(f"{what} must be a whole number, at least {low}; got {value!r}")
-
 def shapley_matrix(
     n_modalities:int, # M
 )->Tensor:            # float64, shape (M, 2**M)
     "The matrix A with Shapley values `A @ v` for a game `v` listed by bit mask."
-    present = coalitions(_whole("n_modalities", n_modalities))
+    present = coalitions(check_count("n_modalities", n_modalities))
     size = present.sum(1, keepdim=True)
 
     weight = [1/(n_modalities*math.comb(n_modalities - 1, k)) for k in range(n_modalities)]
@@ -124,9 +127,9 @@ def random_orders(
     generator:torch.Generator|None=None,   # of the orders
 )->Tensor:                                 # (K, M)
     "Random orders of the modalities; with `antithetic` rows 2k and 2k+1 are each other's reverse."
-    if _whole("n_orders", n_orders, 1) % 2 and antithetic:
+    if check_count("n_orders", n_orders, 1) % 2 and antithetic:
         raise ValueError(f"antithetic orders come in pairs: expected an even number, got {n_orders}")
-    _whole("n_modalities", n_modalities, 1)
+    check_count("n_modalities", n_modalities, 1)
     draws = n_orders//2 if antithetic else n_orders
     orders = torch.stack([torch.randperm(n_modalities, generator=generator) for _ in range(draws)])
     return torch.stack([orders, orders.flip(1)], dim=1).flatten(0, 1) if antithetic else orders
@@ -140,7 +143,7 @@ def shapley_values_sampled(
     generator:torch.Generator|None=None,  # of the orders
 )->ShapleyEstimate:                       # the values are differentiable, the standard errors are not
     "Unbiased Shapley values from random orders; they sum to `v(N) - v(nobody)` exactly."
-    draws = _whole("n_permutations", n_permutations)//2 if antithetic else _whole("n_permutations", n_permutations)
+    draws = check_count("n_permutations", n_permutations)//(2 if antithetic else 1)
     if draws < 2:
         raise ValueError("a standard error needs two independent draws: "
                          f"expected n_permutations >= {4 if antithetic else 2}, got {n_permutations}")
@@ -149,7 +152,8 @@ def shapley_values_sampled(
 
     game = torch.as_tensor(value_fn(present))
     if game.ndim < 1 or len(game) != len(present):
-        raise ValueError(f"value_fn was given {len(present)} coalitions and returned values of shape {tuple(game.shape)}")
+        got = tuple(game.shape)
+        raise ValueError(f"value_fn was given {len(present)} coalitions and returned values of shape {got}")
     values = combine_coalitions(weights, game)
     errors = _standard_errors(orders, steps, game.detach().to(values.dtype), values.detach(), draws)
     return ShapleyEstimate(values, errors, present, game)
@@ -216,7 +220,7 @@ def _check_absent(absent):
 
 def valuate(
     model:Fusion,                         # has `encode`, `fuse` and `n_modalities`; see `as_fusion`
-    batches:Iterable,                     # (x_1, ..., x_M, y) or ((x_1, ..., x_M), y); in a fixed order; see `batch_parts`
+    batches:Iterable,                     # as in `batch_parts`: (x_1, ..., x_M, y) or ((x_1, ..., x_M), y)
     absent:str="zero_feature",            # for a missing one: "zero_feature" (published), "zero_input" or "learned"
     n_permutations:int|None=None,         # None: all 2**M coalitions; else so many random orders, for all samples
     generator:torch.Generator|None=None,  # of the orders
@@ -255,8 +259,7 @@ _GAP_SCALE = 1.5      # published normaliser of the modality-level gap (the larg
 def _check_frequency(level, function, alpha):
     one_of("level", level, _LEVELS)
     one_of("function", function, FREQUENCIES)
-    if alpha is not None and not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha must be finite and not negative, got {alpha}")
+    if alpha is not None: check_number("alpha", alpha)
 
 def resampling_frequency(
     valuation:Tensor,          # (M, B) Shapley values of |S|*correct
@@ -285,8 +288,8 @@ def draw_rows(
     generator:torch.Generator|None=None,  # of the rows
 )->Tensor:                                # int64 (int(fraction*n),)
     "A random share of the rows; ValueError for a fraction outside [0, 1]."
-    _whole("n", n, 1)
-    if not 0 <= fraction <= 1: raise ValueError(f"expected a fraction in [0, 1], got {fraction}")
+    check_count("n", n, 1)
+    check_number("fraction", fraction, "[0, 1]")
     k = int(fraction*n)
     return torch.randint(n, (k,), generator=generator) if replacement else torch.randperm(n, generator=generator)[:k]
 
@@ -312,13 +315,13 @@ def resampling_plan(
     generator:torch.Generator|None=None,  # of the rows
 )->tuple[Tensor, Tensor]:                 # rows int64 (N',), keep bool (N', M)
     "The rows of one epoch: the N samples, complete, then extra showings of one modality alone. No data is copied."
-    if max_copies is not None: _whole("max_copies", max_copies)
+    if max_copies is not None: check_count("max_copies", max_copies)
     if frequency.ndim == 2 and not (frequency.is_floating_point() or frequency.is_complex()):
         n = frequency.shape[1]
         extra, modality = _rows_of_copies(frequency)
     elif frequency.ndim == 1 and frequency.is_floating_point():
         if n_samples is None: raise ValueError("shares of all samples need n_samples, the number of rows")
-        n = _whole("n_samples", n_samples, 1)
+        n = check_count("n_samples", n_samples, 1)
         extra, modality = _rows_of_shares(frequency, n, replacement, generator)
     else:
         got = f"{frequency.dtype} {tuple(frequency.shape)}"
@@ -355,12 +358,12 @@ class ModalityResampling(FusionMethod):
         augmented:bool=True,       # value samples under the training loader's transforms, as published, or as they are?
     ):
         _check_frequency(level, function, alpha)
-        if not 0 < fraction <= 1: raise ValueError(f"expected a fraction in (0, 1], got {fraction}")
         self.level, self.function, self.alpha = level, function, alpha
-        self.warmup, self.seed = _whole("warmup", warmup), _whole("seed", seed)
-        self.max_copies = None if max_copies is None else _whole("max_copies", max_copies)
-        self.fraction, self.absent, self.replacement = fraction, _check_absent(absent), replacement
-        self.augmented = augmented
+        self.warmup, self.seed = check_count("warmup", warmup), check_count("seed", seed)
+        self.window = self.warmup, None
+        self.fraction = check_number("fraction", fraction, "(0, 1]")
+        self.max_copies = None if max_copies is None else check_count("max_copies", max_copies)
+        self.absent, self.replacement, self.augmented = _check_absent(absent), replacement, augmented
 
     def attach(self):
         super().attach()
@@ -375,12 +378,6 @@ class ModalityResampling(FusionMethod):
             raise ValueError(f"a fraction of {self.fraction} of {n} training samples is none: use a larger one")
         self.columns = (*(f"phi {m}" for m in self.modalities), "extra rows")
         self.plan = None
-
-    def begin_training(self):
-        super().begin_training()
-        if self.warmup >= self.learn.n_epoch and not hasattr(self.learn, "lr_finder"):
-            warnings.warn(f"ModalityResampling will not act: its warmup is {self.warmup} epochs, and this training has "
-                          f"{self.learn.n_epoch}. Train longer, or use a shorter warmup", stacklevel=2)
 
     def make_plan(self)->tuple[Tensor, Tensor]:
         "Value the training samples and say which rows the epoch shows, and what of them."
@@ -400,7 +397,7 @@ class ModalityResampling(FusionMethod):
         "Does this epoch go without a plan: warm-up, skipped by a training that is resumed, or `lr_find`?"
         skip = getattr(self.learn, "skip_to_epoch", None)
         skipped = skip is not None and self.epoch < skip._skip_to
-        return self.epoch < self.warmup or skipped or hasattr(self.learn, "lr_finder")
+        return not self.active() or skipped or hasattr(self.learn, "lr_finder")
 
     def begin_epoch(self):
         super().begin_epoch()
