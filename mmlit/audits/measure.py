@@ -29,12 +29,14 @@ from mmlit.audits.quantities import (
     feature_information,
     hold,
     last_features,
+    linear_answers,
     model_quantities,
     probe,
     robustness_quantities,
     strength_quantities,
     training_part,
 )
+from .sample_scores import sample_scores, step_of
 from ..data.loaders import MultimodalDataLoaders
 from ..fusion.models import EarlyFusion, Fusion
 from ..methods.baselines import ensemble_log_probabilities
@@ -182,6 +184,38 @@ def _strength(asked):
         return strength_quantities(fused, side_by_side, concepts, asked.modalities)
     except ValueError as error: raise _LeftOut("strength", error=error) from error
 
+# %% ../../nbs/35_measure.ipynb #1ec92236
+_COLUMNS = 4096     # inputs of more numbers, and what a tokenizer returns, have no linear model beside them
+
+def _as_table(x, words):
+    "Inputs of one modality as the columns of a linear model, (N, D); None where there are too many of them."
+    if not torch.is_tensor(x): return None
+    if x.is_floating_point(): return x.flatten(1).double().numpy() if x[0].numel() <= _COLUMNS else None
+    ids, size = x.flatten(1).long(), max(words, int(x.max()) + 1)
+    if size > _COLUMNS or ids.min() < 0: return None
+    return torch.zeros(len(ids), size).scatter_add_(1, ids, torch.ones(ids.shape)).double().numpy()
+
+def _tables(asked, part):
+    held = asked.train if part == "train" else asked.held[part]
+    sizes = [len(asked.dls.vocab.get(m, ())) for m in asked.modalities]
+    return [_as_table(x, words) for x, words in zip(held.xs, sizes)]
+
+def _linear(asked):
+    "What linear models gain over each model that sees the same inputs."
+    (train, test), y = (_tables(asked, part) for part in ("train", "test")), asked.held["test"].y
+    inputs = {f"unimodal {m}": [i] for i, m in enumerate(asked.modalities)}
+    inputs |= {m: range(len(train)) for m in asked.logits["test"] if m not in ("ensemble", "best unimodal", *inputs)}
+    said, out = {}, []
+    for model, which in inputs.items():
+        if any(table[i] is None for table in (train, test) for i in which): continue
+        if (key := tuple(which)) not in said:
+            seen, new = (np.hstack([table[i] for i in which]) for table in (train, test))
+            said[key] = sample_scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c), y)
+        own = sample_scores(asked.logits["test"][model], y)
+        out += [Quantity("linear model", f"{score}, linear minus", model, v - own[score], step=step_of(score, y))
+                for score, v in said[key].items()]
+    return out
+
 # %% ../../nbs/35_measure.ipynb #58173c7f
 class Measured(NamedTuple):
     "What was found on one split: quantities, and what the pictures need."
@@ -211,7 +245,7 @@ def measure(
     "Measure a trained joint model beside trained unimodal models on one split."
     asked = _ask(joint, alone, dls, others or {}, absent, seed)
     found, notes = [], []
-    for section in (_models, _coalitions, _robustness, _probes, _features, _answers, _strength):
+    for section in (_models, _linear, _coalitions, _robustness, _probes, _features, _answers, _strength):
         try: found += section(asked)
         except _LeftOut as note: notes.append(str(note))
 
@@ -226,6 +260,7 @@ def measure(
 
 # %% ../../nbs/35_measure.ipynb #d4c23fd3
 LEVEL = .95     # of every interval of an audit
+_AGREE = 5      # samples that all speak for one side and still show nothing: 2*2**-5 > 1 - LEVEL
 
 def _value(q):
     "A quantity on its split."
@@ -236,6 +271,11 @@ def _value(q):
 def _basic(i):
     "The basic bootstrap interval of a sum of absolute values: it is biased upwards, more so in each draw."
     return Interval(i.mean, max(2*i.mean - i.high, 0.), max(2*i.mean - i.low, 0.))
+
+def _at_least(i, step, n):
+    "The interval, as wide as the sign test makes it where samples are few or agree."
+    half = _AGREE*step/n
+    return Interval(i.mean, min(i.low, i.mean - half), max(i.high, i.mean + half))
 
 def _bootstrapped(quantities, groups, draws):
     "An interval over samples for each quantity; plain means are resampled together."
@@ -249,7 +289,8 @@ def _bootstrapped(quantities, groups, draws):
         if q.given is not None: intervals[i] = q.given
         elif q.statistic is not None:
             intervals[i] = _basic(bootstrap_interval(q.values, groups, q.statistic, draws, LEVEL)[0])
-    return [intervals[i] for i in range(len(quantities))]
+    units = len(quantities[0].values) if groups is None else len(np.unique(groups))
+    return [_at_least(intervals[i], q.step, units) for i, q in enumerate(quantities)]
 
 def _widened(over_seeds, *over_samples):
     "The half-widths over seeds and over samples, added as independent ones."
@@ -262,7 +303,8 @@ def _over_splits(splits, test_to_train):
     "The corrected interval of each quantity of the first split, over those splits that have it."
     values = [{q[:3]: _value(q) for q in split} for split in splits]
     found = [[by[q[:3]] for by in values if q[:3] in by] for q in splits[0]]
-    return [corrected_interval(v, test_to_train, LEVEL) for v in found]
+    intervals = [corrected_interval(v, test_to_train, LEVEL) for v in found]
+    return [_at_least(i, q.step, len(q.values)*len(v)) for i, q, v in zip(intervals, splits[0], found)]
 
 def tabulate(
     splits:Sequence[Sequence[Quantity]],   # the quantities of each split
@@ -270,7 +312,7 @@ def tabulate(
     test_to_train:float=0.,                # for the correction, where there are several
     draws:int=2000,                        # of the bootstrap
     fixed:bool=False,                      # several sets of companions on one and the same split?
-)->pd.DataFrame:                           # a row for each quantity: value, low, high, n, note
+)->pd.DataFrame:                           # a row for each quantity: value, low, high, n, independent units, note
     "The table of an audit."
     if len(splits) == 1: intervals = _bootstrapped(splits[0], groups, draws)
     elif fixed:
@@ -279,6 +321,7 @@ def tabulate(
     else: intervals = _over_splits(splits, test_to_train)
 
     keys = ["section", "quantity", "of"]
-    rows = [dict(zip(keys, q[:3])) | dict(value=i.mean, low=i.low, high=i.high, n=len(q.values), note=q.note)
-            for q, i in zip(splits[0], intervals)]
+    def independent(q): return len(q.values) if groups is None else len(np.unique(groups))
+    rows = [dict(zip(keys, q[:3])) | dict(value=i.mean, low=i.low, high=i.high, n=len(q.values), units=independent(q))
+            | dict(note=q.note) for q, i in zip(splits[0], intervals)]
     return pd.DataFrame(rows).set_index(keys)
