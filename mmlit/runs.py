@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from . import __version__
+from .audits.sample_scores import deciding_score
 from .data.catalogue import data_digest
 from .data.columns import MultimodalData
 from .data.loaders import MultimodalDataLoaders, multimodal_dls
@@ -160,8 +161,10 @@ class RunStore:
 # apart from train_run: cloudpickle cannot send a function that names both torch and `.classes` to other processes from
 # a notebook, it takes them for torch.classes
 def _monitor(dls):
-    "The score by which epochs are chosen; with a loss of the user's own, that loss says what is wanted."
-    return "accuracy" if dls.classes and dls.loss_func is dls.train.loss_func else "valid_loss"
+    "The score by which epochs are chosen: a loss of one's own says what is wanted, rare classes hide from accuracy."
+    rows = dls.train.dataset
+    own, score = dls.loss_func is not dls.train.loss_func, deciding_score(rows.y[rows.index])
+    return "accuracy" if score == "accuracy" and not own else "valid_loss"
 
 def _info(learn, dls, seed, start):
     "What is stored beside the answers."

@@ -30,7 +30,9 @@ CANDIDATES = {           # beside the joint model itself
     "interacting": "Use a head that lets modalities interact (mlp, film, gated, attention)",
     "additive": "Use an additive head, a small network for each modality",
 }
-SMALLEST_EFFECT = {"accuracy": .02, "balanced accuracy": .02, "AUC": .02, "log likelihood": .05, "r2": .02, "r1": .02}
+SMALLEST_EFFECT = {
+    "accuracy": .02, "balanced accuracy": .02, "AUC": .02, "log likelihood": .05, "r2": .02, "r1": .02,
+}
 _POINTS = "accuracy", "balanced accuracy"
 _TEXTS = dict(
     competition="Competition: the ensemble of unimodal models wins, joint minus ensemble is {gap}.",
@@ -38,8 +40,8 @@ _TEXTS = dict(
     open="Competition is neither shown nor excluded: joint minus ensemble is {gap}; {power}.",
     undecided="Competition is not decided: joint minus ensemble is {gap}, but {why}.",
     do_not_balance=" Do not balance.",
-    log_loss="In log loss the ensemble wins, joint minus ensemble is {gap}; in {score} that is not shown. Calibrate the "
-             "joint model on validation data before you compare probabilities.",
+    log_loss="In log loss the ensemble wins, joint minus ensemble is {gap}; in {score} that is not shown. Calibrate "
+             "the joint model on validation data before you compare probabilities.",
     under_trained="The encoder of {m} is under-trained by {gap}: its features serve a linear probe worse "
                   "than after training alone.",
     try_a_loss=" Try `pretrained` or `multi_loss`: they give it a loss of its own, which goes on when the others "
@@ -158,7 +160,8 @@ class _Table(NamedTuple):
     def amount(self, v, score=None, sign=""):
         "A number with its unit."
         score = score or self.score
-        if score in _POINTS: return f"{100*v:{sign}.1f} points" + (" of balanced accuracy" if score != "accuracy" else "")
+        if score == "balanced accuracy": return f"{100*v:{sign}.1f} points of {score}"
+        if score == "accuracy": return f"{100*v:{sign}.1f} points"
         return f"{v:{sign}.3f} nats" if score == "log likelihood" else f"{v:{sign}.3f} of {score}"
 
     def text(self, i, sign="+", score=None):

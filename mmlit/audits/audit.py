@@ -7,9 +7,7 @@ __all__ = ['audit']
 
 # %% ../../nbs/38_audit.ipynb #ab2d9854
 import copy
-import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
@@ -31,11 +29,11 @@ from torch import Tensor, nn
 from .. import __version__
 from .advice import advise, smallest_effects
 from .companions import ResetError, check_reset, companion_runs, still_improving
-from .measure import LEVEL, Measured, measure, tabulate
-from .quantities import coalition_plan, training_part
+from .measure import LEVEL, Measured, measure, repeated_rows, tabulate
+from .quantities import coalition_plan
 from .report import Audit
 from .sample_scores import deciding_score
-from ..core import batch_parts, device_of, eval_mode, keep_random_state, map_tensors
+from ..core import batch_parts, device_of, eval_mode, keep_random_state
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import MultimodalDataLoaders
@@ -186,8 +184,8 @@ def _check_options(given, seeds, encoders, unimodal, workers):
     "ValueError for options that are no such thing; what is inside them is checked where it is used."
     if not (given is None or isinstance(given, (Learner, nn.Module))):
         raise ValueError(f"model is a Learner, a module, or None for the recipe; got {given!r}: data go to data=")
-    counts = [seeds] if isinstance(seeds, Integral) else list(seeds) if isinstance(seeds, (Sequence, np.ndarray)) else [""]
-    if isinstance(seeds, bool) or not all(isinstance(k, Integral) and k >= 0 for k in counts):
+    which = [seeds] if np.ndim(seeds) == 0 else list(seeds)
+    if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 0 for k in which):
         raise ValueError(f"seeds is how many, such as 5, or which, such as [0, 1, 2]; got {seeds!r}")
     if encoders is not None and not callable(encoders):
         raise ValueError(f"encoders is a function that makes M untrained encoders, got {type(encoders).__name__}")
@@ -239,7 +237,7 @@ _NOTES = dict(
     few_groups_recipe="Use seeds=5, whose intervals are over splits.",
     one_answer="All answers of the {model} are {name!r}: its accuracy is the share of that class, and nothing else.",
     rare="Class {name!r} has {k} of {n} test samples: models are compared by AUC, accuracy says little.",
-    linear="A linear model of all inputs beats the joint model by {gain}: it was not trained well, whatever the fusion.",
+    linear="A linear model of all inputs beats the joint model by {gain}: training fell short, whatever the fusion.",
     copies="{k} of {n} test samples have the same inputs as another one. If they are copies of one thing, say so with "
            "groups=: the intervals take them for independent.",
     leak="{k} of {n} test samples have the same inputs as a training sample. If they are copies of it, every score "
@@ -248,7 +246,7 @@ _NOTES = dict(
 _MARKS = dict(
     linear="a linear model of the same inputs beats it by {gain}",
     epochs="the last of its {epochs} epochs was still improving (try budget=Budget(epochs={more}))",
-    member="{member} is none",
+    member="{member} is no yardstick",
 )
 _INTERVALS = dict(
     samples="bootstrap over test samples; they do not say how another training run would end",
@@ -303,7 +301,7 @@ def _curves(subject, runs, store):
     said = store.answer(subject.source, runs["joint"], subject.seeds[0], subject.budget)
     return (said.info.get("curves") or [None])[0]
 
-# %% ../../nbs/38_audit.ipynb #2c5e617f
+# %% ../../nbs/38_audit.ipynb #6965d15a
 def _epoch_marks(subject, runs, store):
     "Companions that were still improving in their last epoch, on most seeds."
     found, epochs = {}, subject.budget.epochs
@@ -312,12 +310,14 @@ def _epoch_marks(subject, runs, store):
         infos = [store.answer(subject.source, run, seed, subject.budget).info for seed in subject.seeds]
         watched = [(info["validation"], info["monitor"] == "accuracy") for info in infos if "validation" in info]
         cut = [still_improving(v, higher, subject.effects["accuracy" if higher else loss]) for v, higher in watched]
-        if name != "joint" and 2*sum(cut) > len(cut): found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)
+        if name != "joint" and 2*sum(cut) > len(cut):
+            found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)
     return found
 
-def _linear_marks(table, score):
-    "Models that a linear one is shown to beat: what it gains, as text."
-    rows = table[(table.index.get_level_values(1) == f"{score}, linear minus") & (table.low > 0)]
+def _linear_marks(table, score, least):
+    "Models that a linear one is shown to beat, and by more than the smallest effect: what it gains, as text."
+    rows = table[table.index.get_level_values(1) == f"{score}, linear minus"]
+    rows = rows[(rows.low > 0) & (rows.value > least)]
     percent = score in ("accuracy", "balanced accuracy")
     text = {key[2]: interval_text(Interval(row.value, row.low, row.high), percent, True, True)
             for key, row in rows.iterrows()}
@@ -325,7 +325,7 @@ def _linear_marks(table, score):
 
 def _marks(subject, table, score, cut):
     "Model -> why it decides nothing; and what a linear model gains on the joint one, if that is shown."
-    linear = _linear_marks(table, score)
+    linear = _linear_marks(table, score, subject.effects[score])
     joint = linear.pop("joint", None)
     marks = cut | {model: _MARKS["linear"].format(gain=gain) for model, gain in linear.items()}
     member = next((u for u in marks if u.startswith("unimodal ")), None)
@@ -336,33 +336,20 @@ def _answer_notes(subject, first):
     "What makes accuracy say little, and the score that decides."
     score, names, n = deciding_score(first.y), subject.data.classes, len(first.y)
     if first.y.is_floating_point(): return [], score
-    alike = {m: int(first.logits[m].argmax(1)[0]) for m in ("joint", "ensemble")
-             if len(first.logits[m].argmax(1).unique()) == 1}
-    notes = [_NOTES["one_answer"].format(model=m.replace("joint", "joint model"), name=names[c]) for m, c in alike.items()]
+    answers = {"joint model": first.logits["joint"].argmax(1), "ensemble": first.logits["ensemble"].argmax(1)}
+    alike = {model: int(answer[0]) for model, answer in answers.items() if len(answer.unique()) == 1}
+    notes = [_NOTES["one_answer"].format(model=model, name=names[c]) for model, c in alike.items()]
     if score == "AUC":
         counts = torch.bincount(first.y, minlength=len(names))
         rarest = int(torch.where(counts > 0, counts, n + 1).argmin())
         notes.append(_NOTES["rare"].format(name=names[rarest], k=int(counts[rarest]), n=n))
     return notes, "AUC" if alike and len(first.y.unique()) > 1 else score
 
-def _row_digests(batches, M):
-    "A digest of the inputs of each row."
-    out = []
-    for batch in batches:
-        tensors:list[Tensor] = []
-        for x in batch_parts(batch, M)[0]: map_tensors(tensors.append, x)
-        rows = [t.cpu().flatten(1).numpy() for t in tensors]
-        out += [hashlib.blake2b(b"".join(r[i].tobytes() for r in rows)).digest() for i in range(len(rows[0]))]
-    return out
-
 def _copy_notes(subject):
     "Rows of the first split's test part that stand twice, or in the training part too."
-    dls, M = subject.dls, len(subject.modalities)
-    test = _row_digests(dls[2], M)
-    train, times = set(_row_digests(training_part(dls, len(subject.data)), M)), Counter(test)
-    twice, leaked = sum(times[d] > 1 for d in test), sum(d in train for d in test)
-    notes = [_NOTES["copies"].format(k=twice, n=len(test))] if twice and subject.data.groups is None else []
-    return notes + ([_NOTES["leak"].format(k=leaked, n=len(test))] if leaked else [])
+    (twice, leaked), n = repeated_rows(subject.dls), len(subject.dls.split.test)
+    notes = [_NOTES["copies"].format(k=twice, n=n)] if twice and subject.data.groups is None else []
+    return notes + ([_NOTES["leak"].format(k=leaked, n=n)] if leaked else [])
 
 # %% ../../nbs/38_audit.ipynb #a69ae518
 def _groups(subject, done):
@@ -395,7 +382,8 @@ def _report(subject, done, notes, curves, cut):
     groups, first = _groups(subject, done), done[0].measured
     said, score = _answer_notes(subject, first)
     facts = _facts(subject, done, groups) | dict(decides=score, smallest_effect=subject.effects)
-    table = tabulate([d.measured.quantities for d in done], groups, facts["n_test"]/facts["n_train"], fixed=subject.fixed)
+    ratio, splits = facts["n_test"]/facts["n_train"], [d.measured.quantities for d in done]
+    table = tabulate(splits, groups, ratio, fixed=subject.fixed)
     table = table.assign(seeds=len(done), split=" ".join(facts["split"]))
 
     freedom = math.inf if subject.fixed or len(done) == 1 else len(done) - 1
@@ -416,7 +404,7 @@ def audit(
     encoders:Callable|None=None,       # () -> M untrained encoders; None: like the model's own, or defaults by kind
     unimodal:Sequence[nn.Module]|None=None, # trained models x_m -> logits; given, nothing is trained
     absent:str="zero_feature",         # what stands for a missing modality, see `absent_features`
-    smallest_effect=None,              # what counts as no difference: a number, or score -> number; see `SMALLEST_EFFECT`
+    smallest_effect=None,              # what is no difference: a number, or score -> number; None: `SMALLEST_EFFECT`
     out:str|Path="runs",               # where trained models are kept; interrupted, an audit goes on from there
     workers:int|None=None,             # runs at a time; None: the number of cores
     progress:bool=True,                # progress bars on stderr
@@ -440,4 +428,5 @@ def audit(
         return _report(subject, done, notes, _curves(subject, runs, store), _epoch_marks(subject, runs, store))
 
 # what the comments of the signature say, `help(audit)` says too
-audit.__doc__ = "\n".join([f"{audit.__doc__}\n", *(f"    {name}: {text}" for name, text in docments(audit).items() if text)])
+_MEANINGS = [f"    {name}: {text}" for name, text in docments(audit).items() if text]
+audit.__doc__ = "\n".join([f"{audit.__doc__}\n", *_MEANINGS])

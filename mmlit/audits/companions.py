@@ -100,7 +100,7 @@ def _tag(encoders, joint):
     text = "".join(map(_architecture, [*made, joint])).encode()
     return hashlib.sha256(text + _kept_weights(made, encoders())).hexdigest()[:10]
 
-# %% ../../nbs/32_companions.ipynb #5d2892b3
+# %% ../../nbs/32_companions.ipynb #394addf3
 class AdditiveMLPHead(FusionHead):
     "A multilayer perceptron per modality, logits summed; tokens are averaged."
     def __init__(self,
@@ -171,7 +171,7 @@ def companion_runs(
     if joint is None or encoders is not None: runs.append(Run("additive", additive, tag=tag))
     return {run.name: run for run in runs}
 
-# %% ../../nbs/32_companions.ipynb #2c4f8b4d
+# %% ../../nbs/32_companions.ipynb #94033d2d
 def still_improving(
     validation:Sequence[float], # the monitored score of each epoch
     higher:bool,                # is more better?

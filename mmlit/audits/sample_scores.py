@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sample_scores', 'step_of', 'deciding_score']
 
-# %% ../../nbs/29_sample_scores.ipynb #8bdbe1c3
+# %% ../../nbs/29_sample_scores.ipynb #2b793905
 import numpy as np
 import torch
 from scipy import stats
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import log_likelihood
 from ..scores import gains, headline
 
-# %% ../../nbs/29_sample_scores.ipynb #9d3c4c42
+# %% ../../nbs/29_sample_scores.ipynb #63559039
 def _balanced(right, y):
     "The balanced accuracy as a mean over samples."
     share = np.bincount(y)/len(y)
@@ -58,13 +58,13 @@ def step_of(
     score:str, # as in `sample_scores`
     y:Tensor,  # (N,)
 )->float:
-    "By how much the answer to one sample changes its value of a score that counts; 0 for one that is continuous."
+    "By how much the answer to one sample changes its value of a score that counts; 0 where that is continuous."
     if score == "accuracy": return 1.
     if score not in ("balanced accuracy", "AUC"): return 0.
     counts = np.bincount(y.numpy())
     return float(len(y)/(counts > 0).sum()/counts[counts > 0].min())
 
-# %% ../../nbs/29_sample_scores.ipynb #c87b0d42
+# %% ../../nbs/29_sample_scores.ipynb #9e0adc7c
 def deciding_score(
     y:Tensor, # class labels (N,), or real targets
 )->str:       # as in `sample_scores`
@@ -72,4 +72,4 @@ def deciding_score(
     if y.is_floating_point(): return headline(False)
     counts = torch.bincount(y)
     counts = counts[counts > 0]
-    return "AUC" if len(counts) > 1 and 2*len(counts)*counts.min() < len(y) else "accuracy"
+    return "AUC" if len(counts) > 1 and 3*len(counts)*counts.min() < len(y) else "accuracy"
