@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Labels', 'encode_labels', 'name_of']
 
-# %% ../../nbs/01c_labels.ipynb #308cd409
+# %% ../../nbs/01c_labels.ipynb #fa4fb09c
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core import TASKS, one_of
 
-# %% ../../nbs/01c_labels.ipynb #5c903d07
+# %% ../../nbs/01c_labels.ipynb #f0723ef4
 class Labels(NamedTuple):
     "What is to be predicted for N rows."
     y:np.ndarray      # int64 codes (N,), float32 zeros and ones (N, C), or float32 targets (N,)
@@ -42,7 +42,7 @@ def encode_labels(
     if task == "multi-label": return Labels(*_table(y, names or own), task)
     return Labels(*_codes(y, names, own, classes), task)
 
-# %% ../../nbs/01c_labels.ipynb #6d6a83c4
+# %% ../../nbs/01c_labels.ipynb #ea51e785
 _TINY = 1e-12            # float32 holds its square, and that of its inverse
 _FEW, _MANY = 20, 50     # distinct numbers: up to so many look like classes, more look like measurements
 _SEVERAL = (list, tuple, set, frozenset, np.ndarray)
@@ -61,7 +61,7 @@ def _read(y, task, names)->tuple[np.ndarray, Any]:
     if _rows_of_several(y): y, own = _several(list(y), task, names)
     elif not isinstance(y, np.ndarray) or y.dtype.kind not in "biuU": y = _array(y)
 
-    if len(y) == 0: raise ValueError("y has no rows")
+    if y.ndim == 0 or len(y) == 0: raise ValueError("y has no rows, expected one label per row, (N,)")
     if y.ndim == 2 and y.shape[1] == 1 and task != "multi-label": y, own = y[:, 0], None
     if y.ndim == 2 and y.shape[1] and ((y == 0) | (y == 1)).all(): return y, own
     if y.ndim == 1: return y, own
@@ -136,7 +136,7 @@ def _from_objects(y):
     types = f"{type(first).__name__} and {type(cells[at]).__name__} ({cells[at]!r} in row {at})"
     raise ValueError(f"y mixes types, {types}; expected all strings, all whole numbers or all floats")
 
-# %% ../../nbs/01c_labels.ipynb #dc6bf639
+# %% ../../nbs/01c_labels.ipynb #354ec960
 def _guess(y, names):
     "The task that the values show. ValueError where they could be two; a warning where many would have meant another."
     if y.ndim == 2:
@@ -159,7 +159,7 @@ def _say(values, what, taken, other, same):
     warnings.warn(f"y holds {held}: taken as {taken}. Say task={other!r} if they are not, task={same!r} if they are",
                   stacklevel=2)
 
-# %% ../../nbs/01c_labels.ipynb #80b5ba30
+# %% ../../nbs/01c_labels.ipynb #f937f8d7
 def _targets(y):
     "Targets in float32. ValueError for words, and where float32 does not hold what they differ by."
     if y.dtype.kind == "U" or y.ndim != 1:
@@ -217,7 +217,7 @@ def _positions(y, names):
         raise ValueError(f"labels run from {y.min()} to {y.max()}, outside {allowed}")
     return whole
 
-# %% ../../nbs/01c_labels.ipynb #34a60393
+# %% ../../nbs/01c_labels.ipynb #6db20457
 def name_of(
     y,                     # what a row's label is stored as, see `Labels`
     classes:Sequence[str], # names
