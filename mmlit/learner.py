@@ -7,11 +7,13 @@ __all__ = ['METHODS', 'default_encoders', 'build_model', 'multimodal_learner', '
            'joint_run', 'Method', 'joint', 'register_method']
 
 # %% ../nbs/16_learner.ipynb #b1bab2c7
+import dis
 import importlib
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import fastai.callback.all  # noqa: F401  for what it does: it gives Learner fit_one_cycle, lr_find, no_bar, ...
@@ -28,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 import mmlit
 from mmlit.core import (
+    check_number,
     device_of,
     eval_mode,
     keep_random_state,
@@ -42,11 +45,14 @@ from mmlit.training import (
     CountedEpochs,
     TrainedParameters,
     check_answers,
+    check_companions,
+    check_learner,
+    check_linear,
+    check_training,
     first_epoch,
     is_search,
     is_training,
     task_of,
-    untrained_parameters,
     with_parts,
 )
 
@@ -126,51 +132,6 @@ def audit(self:Learner, **options):
     "Audit this learner's model on its own loaders; options as in `mmlit.audit`."
     return mmlit.audit(self, **options)     # by the front door, which loads that chapter when it is asked for
 
-# %% ../nbs/16_learner.ipynb #9e5fbfba
-def _excludes(one, other):
-    "Does the callback `one` name the class of `other`, or a class that it comes from?"
-    names = [kind.__name__ for kind in type(other).__mro__]
-    def named(kind): return kind in names if isinstance(kind, str) else isinstance(other, kind)
-    return any(named(kind) for kind in getattr(one, "excludes", ()))
-
-def _check_companions(method, others):
-    "ValueError where two methods make no sense together."
-    for other in others:
-        if other is method: continue
-        if type(other) is type(method) or _excludes(method, other) or _excludes(other, method):
-            raise ValueError(f"{type(method).__name__} cannot be combined with {type(other).__name__}, "
-                             "which this learner has already: remove one of the two")
-
-def _check_learner(method, learn):
-    "ValueError where the model does not show its features, or the loaders no batch."
-    name, model, loader = type(method).__name__, unwrap(learn.model), learn.dls.valid
-    if not isinstance(model, Fusion):
-        raise ValueError(f"{name} needs a model in two parts, encode and fuse; got {type(model).__name__}. "
-                         "Wrap it: as_fusion(model, n_modalities), or use multimodal_learner")
-    if not hasattr(loader, "one_batch"):
-        raise ValueError(f"{name} needs fastai loaders, such as those of multimodal_dls; got {type(loader).__name__}")
-
-def _check_training(method, learn):
-    "ValueError where several processes or devices share a batch, or the optimiser does not hold the method's parts."
-    name, outer = type(method).__name__, learn.model
-    shared = isinstance(outer, nn.DataParallel) and len(outer.device_ids) > 1
-    if shared or (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
-        raise ValueError(f"{name} looks at the features of a whole batch, and here each device sees a share of it: "
-                         "train on one device, or without the method")
-    lost = [n for n in untrained_parameters(outer, learn.opt) if n.startswith("parts.")]
-    if lost:
-        raise ValueError(f"the optimiser does not hold {lost[0]} of {name} ({len(lost)} such parameters): it was made "
-                         "before them. Let the learner make it: opt_func=partial(OptimWrapper, opt=torch.optim.SGD), "
-                         "say, or learn.create_opt()")
-
-def _check_linear(method, zs):
-    "ValueError where a linear layer cannot read the features."
-    if all(z.is_floating_point() and z.ndim in (2, 3) for z in zs): return
-    got = [f"{z.dtype} {tuple(z.shape)}" for z in zs]
-    raise ValueError(f"{type(method).__name__} puts a linear layer on the features of each modality, (B, D) or "
-                     f"(B, T, D) of floats; got {got}. Without encoders the features are the inputs: "
-                     "name the encoders, as_fusion(model, M, encoders=[...])")
-
 # %% ../nbs/16_learner.ipynb #482c319d
 class FusionMethod(Callback):
     "Base of the methods: training features in `zs`, modules in `model.parts`, records as columns and `history`."
@@ -208,8 +169,8 @@ class FusionMethod(Callback):
 
     def attach(self):
         "Called when the learner is known: check that the method applies, add parts."
-        _check_companions(self, self.learn.cbs)
-        _check_learner(self, self.learn)
+        check_companions(self, self.learn.cbs)
+        check_learner(self, self.learn)
         self.learn.splitter = with_parts(self.learn.splitter)
         self.task = task_of(self.dls)
         self.classes = self.task == "classification"
@@ -221,7 +182,7 @@ class FusionMethod(Callback):
         "Width of each modality's features, measured on one batch; ValueError where a linear layer cannot read them."
         device, batch = device_of(self.model), self.dls.valid.one_batch()[:self.model.n_modalities]
         with torch.no_grad(), eval_mode(self.model): zs = self.model.encode(*(x[:2].to(device) for x in batch))
-        _check_linear(self, zs)
+        check_linear(self, zs)
         return [z.shape[-1] for z in zs]
 
     def add_part(self, name:str, make:Callable[[], nn.Module])->nn.Module:
@@ -281,13 +242,15 @@ class FusionMethod(Callback):
 
     def begin_training(self):
         "Called when training starts."
-        _check_training(self, self.learn)
+        check_training(self, self.learn)
         self._warn_if_idle()
         if self._handle is not None: self.end_training()             # a fit that Ctrl-C ended: fastai says nothing then
         self.history, self._sums = {c: self._earlier(c) for c in self.columns}, self._zeros()
 
         edits = type(self).edit_features is not FusionMethod.edit_features
-        self._handle = self.model.register_feature_hook(self._hook, first=edits)
+        compiled = "_orig_mod" in self.learn.model._modules or self.model._compiled_call_impl is not None
+        hook = torch.compiler.disable(self._hook) if compiled else self._hook     # it notes, which a graph cannot
+        self._handle = self.model.register_feature_hook(hook, first=edits)
         self._added_metrics = [ValueMetric(lambda c=c: self._last(c), c) for c in self.columns]
         self.learn.metrics = list(self.learn.metrics) + self._added_metrics
 
@@ -329,7 +292,7 @@ class FusionMethod(Callback):
 
 # %% ../nbs/16_learner.ipynb #2e2141f3
 class ModalityMonitor(FusionMethod):
-    "The validation accuracy of each modality inside the joint model, as columns and `history`."
+    "What each modality gets right on validation data inside the joint model, as columns and `history`: see `right`."
     order, run_valid, run_train = FusionMethod.order, True, False
 
     def __init__(self,
@@ -338,16 +301,25 @@ class ModalityMonitor(FusionMethod):
 
     def attach(self):
         super().attach()
-        if not self.classes: raise ValueError("ModalityMonitor counts right answers, and the targets are numbers")
+        if self.task == "regression" and getattr(self.dls, "units", None) is None:
+            raise ValueError("ModalityMonitor measures errors by the spread of the training targets, and these loaders "
+                             "have no `units`: use those of multimodal_dls")
         self.columns = tuple(f"only {m}" for m in self.modalities)
 
     def _hook(self, zs):
         if not self.training: self.zs = zs
 
+    def right(self, alone:Tensor)->Tensor:
+        "Of answers (M, B, C) the share that is right (M,): of samples, of all labels, or of the targets' variance."
+        if self.task == "classification": return (alone.argmax(-1) == self.y).float().mean(1)
+        if self.task == "multi-label": return ((alone > 0) == (self.y > .5)).float().flatten(1).mean(1)
+        error = (alone.flatten(1) - self.y.flatten())/self.dls.units[1]
+        return 1 - error.square().mean(1)
+
     def after_pred(self):
         if self._handle is None: return            # outside of training
-        right = (unimodal_logits(self.model, self.zs, self.strategy).argmax(-1) == self.y).float().mean(1)
-        self.record(**dict(zip(self.columns, right)), n=len(self.y))
+        alone = unimodal_logits(self.model, self.zs, self.strategy)
+        self.record(**dict(zip(self.columns, self.right(alone))), n=len(self.y))
 
     # the epoch of this method ends with its validation
     def after_train(self): pass
@@ -371,15 +343,20 @@ def joint_run(
     tag:str="",                    # default: the options
     encoders:Callable|None=None,   # `encoders()` makes the untrained encoders; None: the default ones
     head:str|Callable|None=None,   # instead of the budget's
+    learner:Mapping|None=None,     # further options of `multimodal_learner`, such as loss_func and opt_func
     **options,                     # of the callbacks; a TypeError here if one of them does not take them
 )->Run:
     "A run that trains the joint model."
+    if options and not callbacks: raise TypeError(f"no callback takes {', '.join(options)}: give its class")
     for callback in callbacks: callback(**options)
+    check_number("lr of a run", lr, "(0, inf)")
+    if isinstance(head, str): one_of("head", head, HEADS)
 
     def make(dls, budget, models):
         made = None if encoders is None else encoders()
         cbs = [callback(**options) for callback in callbacks]
-        return multimodal_learner(dls, made, head=head or budget.head, width=budget.width, cbs=cbs)
+        more = {"head": head or budget.head, "width": budget.width, **(learner or {})}
+        return multimodal_learner(dls, made, cbs=cbs, **more)
 
     return Run(name, make, tag=tag or repr(sorted(options.items())), lr=lr)
 
@@ -423,13 +400,34 @@ class _Registry(Mapping):
 METHODS = _Registry()
 
 # %% ../nbs/16_learner.ipynb #ae1595a5
+def _recipe(o, seen=()):
+    "What decides what a function, class or value does, as nested tuples that can be compared."
+    if id(o) in seen: return "again"
+    seen = (*seen, id(o))
+    def each(items): return tuple(_recipe(i, seen) for i in items)
+    if isinstance(o, CodeType):          # how a call is compiled depends on the cell that imports, so calls go by name
+        signs = tuple(i.argrepr for i in dis.get_instructions(o) if i.opname in ("BINARY_OP", "COMPARE_OP"))
+        return signs, o.co_names, o.co_varnames, each(o.co_consts)
+    if isinstance(o, FunctionType):
+        cells = [c.cell_contents for c in o.__closure__ or () if c != CellType()]
+        return o.__qualname__, _recipe(o.__code__, seen), each(o.__defaults__ or ()), each(cells)
+    if isinstance(o, type):
+        own = [v for _, v in sorted(vars(o).items()) if isinstance(v, FunctionType)]
+        return o.__qualname__, *(base.__qualname__ for base in o.__bases__), each(own)
+    if is_dataclass(o): return type(o).__name__, each(vars(o).values())
+    if isinstance(o, Mapping): return each((k, v) for k, v in o.items())
+    if isinstance(o, (list, tuple)): return each(o)
+    return repr(o)
+
 def register_method(
     name:str,        # how `compare` and the command line call it
     method:Method,   # its runs, and how their answers become one
 )->Method:           # the same
     "Enter a method into `METHODS`; ValueError where the name belongs to another one."
     taken = METHODS.get(name)
-    if taken is not None and taken.title != method.title:
-        raise ValueError(f"there is a method {name!r} already, {taken.title!r}: choose another name")
+    if not is_dataclass(method): raise TypeError(f"expected a Method, such as joint(...) makes, got {method!r}")
+    if taken is not None and _recipe(taken) != _recipe(method):
+        raise ValueError(f"there is another method {name!r} already, {taken.title!r}: choose another name, or take "
+                         f"that out first, METHODS.entries.pop({name!r})")
     METHODS.entries[name] = method
     return method

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['is_training', 'is_search', 'first_epoch', 'task_of', 'check_answers', 'Budget', 'with_parts', 'untrained_parameters',
-           'frozen_modules', 'TrainedParameters', 'CountedEpochs']
+           'check_companions', 'check_learner', 'check_training', 'check_linear', 'frozen_modules', 'TrainedParameters',
+           'CountedEpochs']
 
 # %% ../nbs/15b_training.ipynb #37eca8b7
 import random
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
-from torch import nn
+from torch import Tensor, nn
 
 from mmlit.core import (
     TASKS,
@@ -132,6 +133,63 @@ def untrained_parameters(
     held = {id(p) for group in opt.param_lists for p in group}
     return [name for name, p in unwrap(model).named_parameters() if p.requires_grad and id(p) not in held]
 
+# %% ../nbs/15b_training.ipynb #c2735c68
+def _excludes(one, other):
+    "Does the callback `one` name the class of `other`, or a class that it comes from?"
+    names = [kind.__name__ for kind in type(other).__mro__]
+    def named(kind): return kind in names if isinstance(kind, str) else isinstance(other, kind)
+    return any(named(kind) for kind in getattr(one, "excludes", ()))
+
+def check_companions(
+    method,          # a callback, perhaps with `excludes`
+    others:Iterable, # the callbacks beside it
+):
+    "ValueError where two methods make no sense together."
+    for other in others:
+        if other is method: continue
+        if type(other) is type(method) or _excludes(method, other) or _excludes(other, method):
+            raise ValueError(f"{type(method).__name__} cannot be combined with {type(other).__name__}, "
+                             "which this learner has already: remove one of the two")
+
+def check_learner(
+    method,        # to be added
+    learn,         # to this learner
+):
+    "ValueError where the model does not show its features, or the loaders no batch."
+    name, model, loader = type(method).__name__, unwrap(learn.model), learn.dls.valid
+    if not isinstance(model, Fusion):
+        raise ValueError(f"{name} needs a model in two parts, encode and fuse; got {type(model).__name__}. "
+                         "Wrap it: as_fusion(model, n_modalities), or use multimodal_learner")
+    if not hasattr(loader, "one_batch"):
+        raise ValueError(f"{name} needs fastai loaders, such as those of multimodal_dls; got {type(loader).__name__}")
+
+def check_training(
+    method,        # whose training starts
+    learn,         # a learner with the optimiser made
+):
+    "ValueError where several processes or devices share a batch, or the optimiser does not hold the method's parts."
+    name, outer = type(method).__name__, learn.model
+    shared = isinstance(outer, nn.DataParallel) and len(outer.device_ids) > 1
+    if shared or (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+        raise ValueError(f"{name} looks at the features of a whole batch, and here each device sees a share of it: "
+                         "train on one device, or without the method")
+    lost = [n for n in untrained_parameters(learn.model, learn.opt) if n.startswith("parts.")]
+    if lost:
+        raise ValueError(f"the optimiser does not hold {lost[0]} of {name} ({len(lost)} such parameters): it was made "
+                         "before them. Let the learner make it: opt_func=partial(OptimWrapper, opt=torch.optim.SGD), "
+                         "say, or learn.create_opt()")
+
+def check_linear(
+    method,             # that has linear layers
+    zs:Sequence[Tensor],# features, one tensor per modality
+):
+    "ValueError where a linear layer cannot read the features."
+    if all(z.is_floating_point() and z.ndim in (2, 3) for z in zs): return
+    got = [f"{z.dtype} {tuple(z.shape)}" for z in zs]
+    raise ValueError(f"{type(method).__name__} puts a linear layer on the features of each modality, (B, D) or "
+                     f"(B, T, D) of floats; got {got}. Without encoders the features are the inputs: "
+                     "name the encoders, as_fusion(model, M, encoders=[...])")
+
 # %% ../nbs/15b_training.ipynb #9dabdf3f
 def frozen_modules(
     model:nn.Module, # any module
@@ -151,8 +209,8 @@ class TrainedParameters(Callback):
         names = frozenset(untrained_parameters(self.learn.model, self.learn.opt))
         if names - self._named:
             some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            warnings.warn(f"{some}: these parameters ask for gradients and are in no group of the optimiser, so nothing "
-                          "trains them. If the splitter is to leave them out, freeze them: p.requires_grad_(False). If "
+            warnings.warn(f"{some}: these parameters ask for gradients and are in no group of the optimiser, so "
+                          "nothing trains them. Those a splitter is to leave out: p.requires_grad_(False). If "
                           "they were frozen when the optimiser was made, learn.create_opt() makes it anew",
                           stacklevel=2)
         self._named = names
