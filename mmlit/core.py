@@ -80,7 +80,7 @@ def one_of(
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
 
-# %% ../nbs/00_core.ipynb #e07b791f
+# %% ../nbs/00_core.ipynb #7fdf06c1
 def check_number(
     what:str,             # what is named, for the message
     value,                # what was given
@@ -88,10 +88,10 @@ def check_number(
 )->float:
     "`value` as a float; ValueError where it is no number, NaN, or outside of the interval."
     low, high = map(float, within[1:-1].split(","))
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    inside = real and low <= value <= high and (within[0] == "[" or value > low) and (within[-1] == "]" or value < high)
+    x = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    inside = low <= x <= high and (within[0] == "[" or x > low) and (within[-1] == "]" or x < high)
     if not inside: raise ValueError(f"{what} must be a number in {within}, got {value!r}")
-    return float(value)
+    return x
 
 def check_count(
     what:str,    # what is named, for the message
