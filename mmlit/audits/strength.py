@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import batch_parts, check_count, check_number, device_of, eval_mode, keep_random_state, map_tensors, n_rows
+from mmlit.core import (
+    batch_parts,
+    check_count,
+    check_number,
+    device_of,
+    eval_mode,
+    keep_random_state,
+    map_tensors,
+    n_rows,
+)
 from ..fusion.models import Fusion
 from ..learner import FusionMethod
 
@@ -117,7 +126,8 @@ def train_concepts(
     if len(encoders) != len(xs): raise ValueError(f"got {len(encoders)} encoders for {len(xs)} inputs")
     sizes = [n_rows(x) for x in xs]
     if set(sizes) != {len(y)}: raise ValueError(f"expected {len(y)} samples of every modality, got {sizes}")
-    for what, value in dict(n_classes=n_classes, epochs=epochs, batch_size=batch_size).items(): check_count(what, value, 1)
+    counts = dict(n_classes=n_classes, epochs=epochs, batch_size=batch_size)
+    for what, value in counts.items(): check_count(what, value, 1)
     models = []
     for encoder, x in zip(encoders, xs):
         order = (at for _ in range(epochs) for at in torch.randperm(len(y), generator=generator).split(batch_size))
@@ -147,7 +157,7 @@ def _train_concept(model, x, y, batches, optimizer):
         opt.step()
     return model.eval()
 
-# %% ../../nbs/33_strength.ipynb #ac9c3320
+# %% ../../nbs/33_strength.ipynb #306aed81
 class ZeroPadded(nn.Module):
     "A joint model as a model of one modality: the others are zeros."
     def __init__(self,
@@ -201,7 +211,7 @@ def _features_and_concepts(model, unimodal_models, batches, features):
     if not h: raise ValueError("there were no batches to measure on: pass a loader, or a list of batches")
     return torch.cat(h), [torch.cat(c) for c in zip(*concepts)]
 
-# %% ../../nbs/33_strength.ipynb #a0c241e0
+# %% ../../nbs/33_strength.ipynb #56a5ce61
 class StrengthMonitor(FusionMethod):
     "The competition strength of each modality after every epoch, as columns and `history`."
     def __init__(self,
@@ -226,5 +236,5 @@ class StrengthMonitor(FusionMethod):
     def after_train(self):
         strength = competition_strength_of(self.model, self.unimodal_models, *self.batches, self.features, self.alpha,
                                            self.by_rank, self.standardize)
-        self.record(**dict(zip(self.columns, strength)))
+        self.record(1, **dict(zip(self.columns, strength)))
         super().after_train()

@@ -384,6 +384,14 @@ def test_resampling_of_several_labels_runs():
 # ---- valuation, from the paper
 
 
+def game_of(head, zs, label):
+    def v(*members):
+        kept = [z if m in members else torch.zeros_like(z) for m, z in enumerate(zs)]
+        return len(members) * float(head(kept).argmax() == label)
+
+    return v
+
+
 @pytest.mark.parametrize("M", [2, 3])
 def test_valuation_and_copies_are_the_papers(M):
     model, (xs, y) = model_of(M).double(), batch_of(M, size=40)
@@ -393,11 +401,7 @@ def test_valuation_and_copies_are_the_papers(M):
     seen = set()
     for k in range(40):
         zs = [e(x[k : k + 1]) for e, x in zip(model.encoders, xs)]
-
-        def v(*members):
-            kept = [z if m in members else torch.zeros_like(z) for m, z in enumerate(zs)]
-            return len(members) * float(model.head(kept).argmax() == y[k])
-
+        v = game_of(model.head, zs, y[k])
         if M == 2:
             phi = [(v(0) + v(0, 1) - v(1)) / 2, (v(1) + v(0, 1) - v(0)) / 2]
         else:
