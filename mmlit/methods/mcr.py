@@ -222,12 +222,14 @@ class MCR(FusionMethod):
     def attach(self):
         super().attach()
         if self.options["mipd_weight"]:
-            if self.model.n_modalities < 2:
-                raise ValueError("MCR exchanges one modality while the others stay, and this model has one: "
-                                 "set mipd_weight=0, or use plain training")
-            proper_subsets(self.model.n_modalities)      # ValueError where they are too many
+            n = len(self.feature_dims())
+            if n < 2:
+                raise ValueError("MCR exchanges one modality while the others stay, and this model has the features "
+                                 "of one: set mipd_weight=0, or use plain training")
+            proper_subsets(n)                            # ValueError where they are too many
             one_of(f"distance for a {self.task} task", self.distance, (_CLASSES_OF[self.task], *_ANY_TASK))
-        if self.substitute.endswith("_input"): self._encoded_stand_ins(self.dls.valid.one_batch()[:-1])
+        if self.substitute.endswith("_input"):           # ValueError where the inputs have no such stand-in
+            stand_ins(self.dls.valid.one_batch()[:self.model.n_modalities], self.substitute.split("_")[0])
         self.add_part("mcr_heads", self._heads)
 
     @property
@@ -238,14 +240,13 @@ class MCR(FusionMethod):
         heads.unimodal = nn.ModuleList([in_units(u, self.dls) for u in heads.unimodal])
         return heads
 
-    def _encoded_stand_ins(self, xs):
-        # what nobody has seen must not enter running averages
-        with eval_mode(self.model): return self.model.encode(*stand_ins(xs, self.substitute.split("_")[0], self.generator))
-
     def _substitutes(self):
-        if self.substitute == "permutation": return None
-        if self.substitute.endswith("_input"): return self._encoded_stand_ins(self.xb)
-        return stand_ins(self.zs, self.substitute.split("_")[0], self.generator)
+        "What is put in the place of features, made anew in each batch; None: features of other samples."
+        kind, _, where = self.substitute.partition("_")
+        if kind == "permutation": return None
+        if where == "feature": return stand_ins(self.zs, kind, self.generator)
+        # what nobody has seen must not enter running averages
+        with eval_mode(self.model): return self.model.encode(*stand_ins(self.xb, kind, self.generator))
 
     def after_loss(self):
         options = self.options | dict(distance=self.distance)
