@@ -24,7 +24,6 @@ from mmlit.core import (
     check_features,
     check_number,
     eval_mode,
-    is_additive,
     one_of,
 )
 from ..fusion.heads import in_units
@@ -142,7 +141,7 @@ def mcr_loss(
     # else a loss would compare every prediction with every target
     targets = y[:, None] if logits.shape[1:] == (1,) and y.ndim == 1 and y.is_floating_point() else y
     task = task_loss(at_least_float32(logits), targets)
-    if task.ndim: raise ValueError(f"task_loss must return one number, the mean over the batch; got {tuple(task.shape)}")
+    if task.ndim: raise ValueError(f"task_loss must return one number, a mean over the batch; got {tuple(task.shape)}")
 
     parts = {name: task.new_full((), math.nan) for name in weights}
     if heads is not None and unimodal_weight:
@@ -164,10 +163,10 @@ def _classes(y):
     "Numbers of classes, (B,): targets that agree in all their entries are one class."
     return y if y.ndim == 1 and not y.is_floating_point() else y.unique(dim=0, return_inverse=True)[1]
 
-def _warn_of_no_players(zs, model, strategy, owned):
+def _warn_of_no_players(zs, model:Any, strategy, owned):
     "A warning where the game has nobody to train."
     if strategy == "collaborative" or not torch.is_grad_enabled() or any(z.requires_grad for z in zs): return
-    slices = owned == "slices" and (is_additive(model) or hasattr(model, "summands"))
+    slices = owned == "slices" and (hasattr(model, "contributions") or hasattr(model, "summands"))
     if not slices or not any(p.requires_grad for p in model.parameters()):
         warnings.warn(f"the {strategy} game trains encoders, and here none does: the features have no gradient "
                       "(early fusion, or all encoders frozen)", stacklevel=3)
@@ -249,7 +248,7 @@ class MCR(FusionMethod):
         with eval_mode(self.model): return self.model.encode(*stand_ins(self.xb, kind, self.generator))
 
     def after_loss(self):
-        options = self.options | dict(distance=self.distance)
+        options:dict[str, Any] = self.options | dict(distance=self.distance)
         if not self.active(): options |= dict(mipd_weight=0., contrastive_weight=0.)
         terms = mcr_loss(
             self.model, self.zs, self.y, self.model.parts["mcr_heads"], logits=self.pred,

@@ -593,6 +593,9 @@ def test_rejected_input():
         stand_ins(zs, "blur")
     with pytest.raises(ValueError, match="integers"):
         stand_ins([torch.zeros(3, 2).long()], "noise")
+    for wrong in ((0, 4), (1, 0), (2, -1), (5, 64, "exact")):
+        with pytest.raises(ValueError, match="at least 1|all combinations"):
+            partners(*wrong)
     check_game({})
     with pytest.raises(ValueError, match="unknown clean_grad"):
         check_game(dict(clean_grad="half"))
