@@ -100,7 +100,7 @@ def regression_scores(
     return dict(r2=float(metrics.r2_score(y, prediction)), mae=float(np.abs(error).mean()),
                 rmse=float(np.sqrt((error**2).mean())))
 
-# %% ../nbs/12_scores.ipynb #64de7a68
+# %% ../nbs/12_scores.ipynb #763ed6b4
 def _check_multilabel(logits, y):
     logits, y = _array(logits), _array(y)
     if logits.ndim != 2 or not logits.size or y.shape != logits.shape:
