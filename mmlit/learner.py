@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'default_encoders', 'build_model', 'multimodal_learner', '
 
 # %% ../nbs/16_learner.ipynb #b1bab2c7
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +139,7 @@ class FusionMethod(Callback):
     columns:tuple[str, ...] = ()     # names of the values that `record` is given
     excludes:tuple = ()              # what makes no sense beside it: names of classes, whose subclasses count
     seed:int = 0                     # of `generator`
+    window:tuple[int, int|None] = (0, None)     # epochs in which it acts: the first, and the first after the last
 
     zs:tuple[Tensor, ...] = ()       # features of the current training batch
     task:str                         # one of `TASKS`
@@ -197,6 +199,23 @@ class FusionMethod(Callback):
 
     def after_batch(self): self.zs = ()
 
+    # ---- the epochs in which the method acts
+
+    def active(self)->bool:
+        "Does the method act in this epoch? What it does outside of its `window` is for the method to say."
+        first, end = self.window
+        return first <= self.epoch and (end is None or self.epoch < end)
+
+    def _warn_if_idle(self):
+        "A method whose window holds none of the epochs is plain training under another name."
+        first, end = self.window
+        n = self.learn.n_epoch
+        if first < (n if end is None else min(n, end)) or hasattr(self.learn, "lr_finder"): return
+        when = f"from epoch {first} on" if end is None else f"in the epochs from {first} to before {end}"
+        warnings.warn(f"{type(self).__name__} acts {when}, and this training has the epochs 0 to {n - 1}: it is plain "
+                      "training under another name. Give it more epochs, or a shorter warm-up (another window)",
+                      stacklevel=2)
+
     # ---- the life of a training; fastai sends before_fit and after_fit around validate() and get_preds() too,
     #      with create_mbar off: those are no training
 
@@ -209,6 +228,7 @@ class FusionMethod(Callback):
 
     def begin_training(self):
         "Called when training starts."
+        self._warn_if_idle()
         if self._handle is not None: self.end_training()             # a fit that Ctrl-C ended: fastai says nothing then
         self.history, self._sums = {c: [] for c in self.columns}, self._zeros()
 

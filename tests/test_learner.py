@@ -63,7 +63,7 @@ NEUTRAL = dict(
     multi_loss=lambda: MultiLoss(0.0),
     resampling=lambda: ModalityResampling(warmup=99),
     dropout=lambda: ModalityDropout(0.0),
-    agm_over=lambda: GradientModulation(end=0),
+    agm_over=lambda: GradientModulation(start=99),
 )
 
 

@@ -283,7 +283,7 @@ def _measure_seed(subject, runs, alone, store, seed):
     "Measure the joint model beside its companions of one seed."
     dls = loaders(subject.source, seed, subject.budget.bs)
     def key(run): return subject.source, run, seed, subject.budget
-    def trained(name): return store.model(store.path(*key(runs[name]))).to(dls.device)
+    def trained(name): return store.model(*key(runs[name])).to(dls.device)
     def said(run): return store.answer(*key(run))
 
     joint = trained("joint") if subject.model is None else subject.model

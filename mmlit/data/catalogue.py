@@ -79,7 +79,7 @@ def register(
 # %% ../../nbs/14_catalogue.ipynb #20bb0178
 def load_dataset(
     name:str|Path, # in `DATASETS`, or an .npz file: an array per modality, `y`, perhaps `groups`, `classes`, `kinds`
-    **options,     # the set's own options, see `DATASETS[name].load`; `kinds` for a file
+    **options,     # the set's own options, see `DATASETS[name].load`; `kinds` and `task` for a file
 )->MultimodalData:
     "A data set by name. ValueError for an unknown name or option, ImportError for a package that is not there."
     if str(name).endswith(".npz"):
@@ -114,16 +114,18 @@ def _folder(package, name):
     return found
 
 # %% ../../nbs/14_catalogue.ipynb #e17349da
-def _load_npz(path, kinds=None):
+def _load_npz(path, kinds=None, task=None):
     "The user's own arrays. Pickled objects are refused: they run code when they are loaded."
     arrays = _read_npz(path)
     if "y" not in arrays: raise ValueError(f"{path} has no array 'y', only {sorted(arrays)}")
-    y, groups, classes, own = (arrays.pop(k, None) for k in ("y", "groups", "classes", "kinds"))
+    y, groups, classes, own, said = (arrays.pop(k, None) for k in ("y", "groups", "classes", "kinds", "task"))
     if own is not None and len(own) != len(arrays):
         raise ValueError(f"{path} has {len(own)} kinds for the modalities {list(arrays)}")
 
     if kinds is None and own is not None: kinds = dict(zip(arrays, own.tolist()))
-    return MultimodalData(path.stem, arrays, y, None if classes is None else classes.tolist(), groups, kinds)
+    if task is None and said is not None: task = str(said)
+    return MultimodalData(
+        path.stem, arrays, y, None if classes is None else classes.tolist(), groups, kinds, task=task)
 
 def _read_npz(path):
     "The arrays of a file by name."

@@ -6,6 +6,7 @@
 __all__ = ['PictureFiles', 'as_column', 'MultimodalData']
 
 # %% ../../nbs/02_columns.ipynb #6b1b3ab0
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import one_of
+from .labels import encode_labels, name_of
 
 # %% ../../nbs/02_columns.ipynb #902d79a8
 class PictureFiles:
@@ -124,61 +126,14 @@ def _check_finite(x, name):
     found = f"in {int(bad.sum())} of {len(x)} rows, the first is row {bad.argmax()}"
     raise ValueError(f"modality {name!r} has NaN or infinity {found}: drop these rows or fill the gaps first")
 
-# %% ../../nbs/02_columns.ipynb #a1635bed
-def _encode_labels(
-    y,                              # N labels (integers or strings), or N float targets
-    classes:Sequence|None=None,     # class names in the order of the codes; None: the distinct labels, sorted
-)->tuple[np.ndarray, list[str]]:    # int64 codes 0..C-1 and C names, or float32 targets and []
-    "Labels as codes; with `classes`, integers are positions in it. ValueError for what is no label, or not (N,)."
-    y = _label_array(y)
-    if classes is None and y.dtype.kind == "f": return y.astype(np.float32), []
-    if classes is None:
-        names, codes = np.unique(y, return_inverse=True)
-        return codes.astype(np.int64), [str(n) for n in names]
-    if len(classes) == 0: return y.astype(np.float32), []
-
-    names = [str(c) for c in classes]
-    return _positions(y, names), names
-
-def _label_array(y):
-    "Labels or targets as an array of one type, checked."
-    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else _unmixed(y)
-    if y.ndim != 1: raise ValueError(f"y has shape {y.shape}, expected one label per row, (N,)")
-    if y.dtype == object: y = _from_objects(y)
-    if y.dtype.kind not in "biufU": raise ValueError(f"y holds {y.dtype}, expected integers, strings or floats")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise ValueError(f"y has NaN or infinity in {(~np.isfinite(y)).sum()} of {len(y)} rows: drop them first")
-    return y
-
-def _from_objects(y):
-    "Labels out of a column of objects: all strings, or all numbers."
-    integers = (int, np.integer)
-    for sort, back in ((str, str), (integers, np.int64), ((*integers, float, np.floating), np.float64)):
-        if all(isinstance(v, sort) for v in y): return np.array([back(v) for v in y])
-
-    odd = next((v for v in y if not isinstance(v, str)), y[0])
-    types = f"{type(y[0]).__name__} and {type(odd).__name__} ({odd!r})"
-    raise ValueError(f"y mixes types, {types}; expected integers, strings or floats")
-
-def _positions(y, classes):
-    "Codes of `y` in the given classes."
-    if y.dtype.kind == "U":
-        for label in sorted(set(y)): one_of("label", str(label), classes)
-        return np.array([classes.index(v) for v in y], dtype=np.int64)
-
-    whole = y.astype(np.int64)
-    if len(y) and ((y != whole).any() or y.min() < 0 or y.max() >= len(classes)):
-        allowed = f"0..{len(classes) - 1} of the {len(classes)} classes"
-        raise ValueError(f"labels run from {y.min()} to {y.max()}, outside {allowed}")
-    return whole
-
 # %% ../../nbs/02_columns.ipynb #a5eb574e
 class MultimodalData:
     "N aligned samples of M named modalities. ValueError on construction when the parts do not fit together."
     name:str
     xs:dict[str, Any]         # what `as_column` returns, per modality
-    y:np.ndarray              # (N,) int64 codes, or float32 targets
-    classes:list[str]
+    y:np.ndarray              # (N,) int64 codes; (N, C) float32 zeros and ones; or (N,) float32 targets
+    classes:list[str]         # C names of classes or labels; [] for a regression
+    task:str                  # one of `TASKS`
     groups:np.ndarray|None    # (N,) integers 0, 1, ...
     kinds:dict[str, str]
     truth:dict[str, Any]
@@ -187,18 +142,19 @@ class MultimodalData:
     def __init__(self,
         name:str,                   # what tables call it
         xs:dict,                    # modality's name -> column of N rows, see `as_column`
-        y,                          # N labels or float targets, see `_encode_labels`
-        classes:Sequence|None=None, # C class names; [] for a regression
+        y,                          # N labels or targets, see `encode_labels`
+        classes:Sequence|None=None, # C names of classes or labels; [] for a regression
         groups=None,                # N group ids, or None
         kinds:dict|None=None,       # modality's name -> vector, sequence, picture or tokens; else from the shape
         truth:dict|None=None,       # a task's own answers by coalition: `bayes`, `bayes_se`, `information` in nats
         row_truth:dict|None=None,   # what is true of each row: name -> N values
+        task:str|None=None,         # one of `TASKS`; None: guessed from the values of `y`
     ):
         given = _given_kinds(name, xs, kinds)
         self.name = name
         self.xs = {m: as_column(x, m, given[m]) for m, x in xs.items()}
         self.kinds = {m: _kind(x, m, given[m]) for m, x in self.xs.items()}
-        self.y, self.classes = _encode_labels(y, classes)
+        self.y, self.classes, self.task = encode_labels(y, classes, task)
         self.groups = None if groups is None else _group_ids(groups)
         self.truth = {} if truth is None else truth
         self.row_truth = {} if row_truth is None else row_truth
@@ -217,7 +173,7 @@ class MultimodalData:
 
     def __repr__(self):
         columns = ", ".join(f"{m} ({self.kinds[m]}{_size(x)})" for m, x in self.xs.items())
-        labels = f"{len(self.classes)} classes" if self.classes else "regression"
+        labels = "regression" if self.task == "regression" else f"{len(self.classes)} {_MANY[self.task]}"
         groups = "" if self.groups is None else f"; {self.groups.max() + 1} groups"
         return f"{self.name}: {len(self)} rows of {columns}; {labels}{groups}"
 
@@ -229,9 +185,21 @@ class MultimodalData:
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
         rows = lambda x: x.take(index) if isinstance(x, PictureFiles) else x[index]
         xs = {m: rows(x) for m, x in self.xs.items()}
-        groups = None if self.groups is None else self.groups[index]
+        groups = None if self.groups is None else np.unique(self.groups[index], return_inverse=True)[1]
         row_truth = {k: v[index] for k, v in self.row_truth.items()}
-        return MultimodalData(self.name, xs, self.y[index], self.classes, groups, self.kinds, self.truth, row_truth)
+        return self._with(xs=xs, y=self.y[index], groups=groups, row_truth=row_truth)
+
+    def label(self,
+        row:int, # a row number
+    ):           # name of its class, names of its labels with commas between, or its target
+        "The label of a row in words."
+        return name_of(self.y[row], self.classes, self.task)
+
+    def _with(self, **changes):
+        "A copy with these attributes, which are checked already."
+        new = copy.copy(self)
+        vars(new).update(changes)
+        return new
 
     def select(self,
         modalities:Sequence[str], # names
@@ -240,7 +208,7 @@ class MultimodalData:
         for m in modalities: one_of(f"modality of {self.name}:", m, self.modalities)
         xs = {m: self.xs[m] for m in modalities}
         kinds = {m: self.kinds[m] for m in modalities}
-        return MultimodalData(self.name, xs, self.y, self.classes, self.groups, kinds)
+        return self._with(xs=xs, kinds=kinds, truth={}, row_truth={})
 
     def save(self,
         path, # of an .npz file
@@ -253,12 +221,14 @@ class MultimodalData:
 
         arrays:dict[str, Any] = {m: x.astype(str) if x.dtype == object else x for m, x in self.xs.items()}
         own = dict(y=self.y, groups=self.groups, classes=self.classes or None, kinds=list(self.kinds.values()))
+        own["task"] = self.task
         arrays |= {k: v for k, v in own.items() if v is not None}
         np.savez_compressed(path, **arrays)
 
 # %% ../../nbs/02_columns.ipynb #46cfb9ed
+_MANY = {"classification": "classes", "multi-label": "labels"}
 _KINDS = ("vector", "sequence", "picture", "tokens")
-_NPZ_OWN = ("y", "groups", "classes", "kinds", "file")      # `file` is a parameter of NumPy's `savez_compressed`
+_NPZ_OWN = ("y", "groups", "classes", "kinds", "task", "file")      # `file` is a parameter of NumPy's `savez_compressed`
 
 def _given_kinds(name, xs, kinds):
     "The kind of each modality that the user gives, or None."

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.losses import BaseLoss, CrossEntropyLossFlat
+from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.torch_core import default_device, to_device
 from fastcore.basics import GetAttr
 from fastcore.meta import delegates
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..core import one_of
 from .columns import MultimodalData, as_column
+from .labels import name_of
 from .splits import Split, TokenIds, Vocabulary, check_split, fit_encoder, grouped_split
 
 # %% ../../nbs/15_loaders.ipynb #757814eb
@@ -48,7 +49,8 @@ class Coding:
         min_count:int=2,        # rarer words are not told apart
         max_words:int=32,       # longer texts are cut
     ):
-        self.modalities, self.kinds, self.classes, self.split = data.modalities, data.kinds, data.classes, split
+        self.modalities, self.kinds, self.split = data.modalities, data.kinds, split
+        self.classes, self.task = data.classes, data.task
         fit = partial(fit_encoder, rows=split.train, standardize=standardize, min_count=min_count, max_words=max_words)
         self.encoders = {m: fit(x, data.kinds[m]) for m, x in data.xs.items()}
         self.words = {m: e.words for m, e in self.encoders.items() if isinstance(e, (Vocabulary, TokenIds))}
@@ -60,9 +62,11 @@ class Coding:
         self.vocab = np.array(data.classes)                 # an array: fastai takes the last item of a list
 
         targets = data.y[split.train]
-        if data.classes: self.units, self.loss_func = None, CrossEntropyLossFlat()
+        if data.classes:
+            self.units = None
+            self.loss_func = CrossEntropyLossFlat() if data.task == "classification" else BCEWithLogitsLossFlat()
         else:
-            self.units = float(targets.mean()), float(targets.std()) or 1.
+            self.units = float(targets.mean(dtype=np.float64)), float(targets.std(dtype=np.float64)) or 1.
             self.loss_func = BaseLoss(RelativeSquaredError, self.units[1]**2, floatify=True, is_2d=False)
 
 # %% ../../nbs/15_loaders.ipynb #0811473e
@@ -98,7 +102,7 @@ class Rows(GetAttr):
         xs = tuple(x[[int(row)]][0] for x in self.xs.values())
         return xs if self.y is None else (*xs, self.name_of(self.y[row]))
 
-    def name_of(self, y): return self.classes[int(y)] if self.classes else float(y)
+    def name_of(self, y): return name_of(y, self.classes, self.task)
 
     def decode(self, sample, full=True):
         "One sample of tensors in raw units, words and class names. fastai gives `full`; nothing depends on it."
@@ -110,8 +114,9 @@ class Rows(GetAttr):
     )->"Rows":
         "New rows behind the same coding. ValueError where they do not fit what was fitted."
         if isinstance(items, MultimodalData):
-            if items.classes != self.classes:
-                raise ValueError(f"the new data have classes {items.classes}, expected {self.classes}")
+            if (items.task, items.classes) != (self.task, self.classes):
+                given, expected = f"{items.task} of {items.classes}", f"{self.task} of {self.classes}"
+                raise ValueError(f"the new data have classes for {given}, expected {expected}")
             return Rows(self.coding, self._columns(items.xs), torch.as_tensor(items.y), range(len(items)), items)
 
         if isinstance(items, list) and items and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
@@ -236,7 +241,7 @@ def show_samples(
     "Draw samples, one line per sample, each modality by its kind."
     at = np.asarray(rows)
     columns = [x[at] for x in data.xs.values()]
-    if titles is None: titles = [str(data.classes[v] if data.classes else v) for v in data.y[at]]
+    if titles is None: titles = [str(data.label(i)) for i in at]
     return _draw_samples(list(zip(*columns)), data.modalities, data.kinds, titles)
 
 def _draw_samples(samples, modalities, kinds, titles):
@@ -275,13 +280,14 @@ class MultimodalDataLoaders(DataLoaders):
     modalities:list[str]                # names
     kinds:dict[str, str]                # per modality: vector, sequence, picture or tokens
     shapes:dict[str, tuple[int, ...]]   # per modality: of an encoded row
-    classes:list[str]                   # names; [] for a regression
-    c:int                               # outputs of a model: classes, or 1
+    task:str                            # one of `TASKS`
+    classes:list[str]                   # names of classes or labels; [] for a regression
+    c:int                               # outputs of a model: classes, labels, or 1
     n_inp:int                           # M
     units:tuple[float, float]|None      # of a regression: mean and deviation of the training targets
     split:Split                         # row numbers of the three parts
     data:MultimodalData|None            # all rows; None after `learn.export`
-    loss_func:BaseLoss                  # cross-entropy, or `RelativeSquaredError`
+    loss_func:BaseLoss                  # cross-entropy, that of each label, or `RelativeSquaredError`
 
     @property
     def vocab(self)->dict[str, list[str]]:
@@ -310,7 +316,8 @@ def multimodal_dls(
     *,
     modalities=None,                 # names to choose; for a DataFrame: name -> column or list of columns
     kinds:dict|None=None,            # modality's name -> kind, where values do not tell
-    classes:Sequence|None=None,      # class names
+    classes:Sequence|None=None,      # names of classes or labels
+    task:str|None=None,              # classification, multi-label or regression; None: guessed from the labels
     test:float=.2,                   # share of the test part
     valid:float=.2,                  # share of the validation part
     size:int=64,                     # height and width of pictures that are read from files
@@ -320,7 +327,7 @@ def multimodal_dls(
     path=".",                        # where `Learner` saves
 )->MultimodalDataLoaders:
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
-    data = multimodal_data(data, y, modalities, groups, kinds, classes, size)
+    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task)
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
     parts = grouped_split(data.y, data.groups, test, valid, seed) if split is None else split
@@ -338,7 +345,14 @@ def multimodal_dls(
 
 def _check_classes(data, train):
     "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."
-    absent = np.setdiff1d(np.arange(len(data.classes)), data.y[train])
+    y = data.y[train]
+    if data.task == "multi-label":
+        same = np.flatnonzero(y.min(0) == y.max(0))
+        if len(same) == 0: return
+        held = f"label {data.classes[same[0]]!r} is in {'all' if y[0, same[0]] else 'no'} rows of the training part"
+        raise ValueError(f"{held} of {data.name}, so that it cannot be learnt: leave its column out")
+
+    absent = np.setdiff1d(np.arange(len(data.classes)), y)
     if len(absent):
         raise ValueError(f"class {data.classes[absent[0]]!r} is missing from the training part of {data.name}")
     if len(data.classes) == 1: raise ValueError(f"{data.name} has one class only, {data.classes[0]!r}")
@@ -350,13 +364,14 @@ def multimodal_data(
     modalities=None,             # names to choose; for a DataFrame: name -> column or list of columns
     groups=None,                 # N group ids; for a DataFrame the name of a column
     kinds:dict|None=None,        # modality's name -> kind, where values do not tell
-    classes:Sequence|None=None,  # class names
+    classes:Sequence|None=None,  # names of classes or labels
     size:int=64,                 # height and width of pictures that are read from files
     name:str="data",             # what tables call it
+    task:str|None=None,          # classification, multi-label or regression; None: guessed from the labels
 )->MultimodalData:
     "Your own arrays, tensors, strings, paths to pictures or DataFrame columns as a `MultimodalData`."
     if isinstance(data, MultimodalData):
-        given = [k for k, v in dict(y=y, groups=groups, kinds=kinds, classes=classes).items() if v is not None]
+        given = [k for k, v in dict(y=y, groups=groups, kinds=kinds, classes=classes, task=task).items() if v is not None]
         if given: raise ValueError(f"{', '.join(given)} cannot be given beside a MultimodalData, which has its own")
         return data if modalities is None else data.select(modalities)
 
@@ -368,7 +383,7 @@ def multimodal_data(
         data, modalities = dict(zip(names, data)), None
 
     columns = {m: as_column(x, m, (kinds or {}).get(m), size) for m, x in data.items()}
-    made = MultimodalData(name, columns, y, classes, groups, kinds)
+    made = MultimodalData(name, columns, y, classes, groups, kinds, task=task)
     return made if modalities is None else made.select(modalities)
 
 def _from_frame(frame, y, modalities, groups):

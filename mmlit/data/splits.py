@@ -38,7 +38,7 @@ def split_hash(
 
 # %% ../../nbs/13_splits.ipynb #d049d4ad
 def grouped_split(
-    y,               # N labels, or float targets (then the strata are fifths)
+    y,               # N classes; several labels, zeros and ones (N, C); or N float targets (strata are fifths)
     groups=None,     # N group ids, or None
     test:float=.2,   # share of the rows, at most a half
     valid:float=.2,  # share of the rows
@@ -46,8 +46,9 @@ def grouped_split(
 )->Split:
     "Stratified parts that tear no group apart. ValueError for too few groups or rows of a class to be in each part."
     y, groups = np.asarray(y), None if groups is None else np.asarray(groups)
-    if y.ndim != 1: raise ValueError(f"y has shape {y.shape}, expected (N,)")
-    if groups is not None and groups.shape != y.shape:
+    if y.ndim not in (1, 2) or y.size == 0:
+        raise ValueError(f"y has shape {y.shape}, expected (N,), or (N, C) for several labels")
+    if groups is not None and groups.shape != y.shape[:1]:
         raise ValueError(f"groups has shape {groups.shape}, y has {y.shape}")
     if not (0 < test <= .5 and 0 < valid < 1 - test):
         raise ValueError(f"test must lie in (0, 0.5] and valid in (0, 1 - test), got {test} and {valid}")
@@ -61,8 +62,8 @@ def grouped_split(
     return split
 
 def _strata(y, groups, folds):
-    "What the parts shall have alike: the classes, or fifths of a float target."
-    if y.dtype.kind != "f": return y
+    "What the parts shall have alike: the classes, the labels, or fifths of a float target."
+    if y.dtype.kind != "f" or y.ndim == 2: return y
     needed = 10*max(5, folds)
     if groups is None and len(y) < needed:
         raise ValueError(f"{len(y)} rows are too few to split by fifths of the target: at least {needed} are needed")
@@ -72,8 +73,8 @@ def _fold(strata, groups, folds, which, seed):
     "Rows outside and inside fold `which` of a stratified (grouped) shuffle."
     units, unit = (len(strata), "rows") if groups is None else (len(np.unique(groups)), "groups")
     if units < folds: raise ValueError(f"{units} {unit} cannot be dealt into {folds} folds")
-    if groups is not None:
-        fold = _deal(strata, groups, folds, seed)
+    if groups is not None or strata.ndim == 2:
+        fold = _deal(strata, np.arange(units) if groups is None else groups, folds, seed)
         return np.flatnonzero(fold != which), np.flatnonzero(fold == which)
 
     labels, counts = np.unique(strata, return_counts=True)
@@ -84,16 +85,26 @@ def _fold(strata, groups, folds, which, seed):
 
 def _deal(strata, groups, folds, seed):
     "Fold of each row: groups are dealt in random order, each to the fold that has least of its classes so far."
-    group, label = (np.unique(v, return_inverse=True)[1] for v in (groups, strata))
-    n_groups, n_labels = group.max() + 1, label.max() + 1
-    share = np.zeros((n_groups, n_labels))
-    np.add.at(share, (group, label), 1/np.bincount(label)[label])          # of each class, how much is in the group
-
-    have, fold = np.zeros((folds, n_labels)), np.zeros(n_groups, dtype=int)
-    for g in np.random.default_rng(seed).permutation(n_groups):
+    group = np.unique(groups, return_inverse=True)[1]
+    share = _shares(strata, group)
+    have, fold = np.zeros((folds, share.shape[1])), np.zeros(len(share), dtype=int)
+    for g in np.random.default_rng(seed).permutation(len(share)):
         fold[g] = (have@share[g]).argmin()                                 # keeps the sum of squares of `have` smallest
         have[fold[g]] += share[g]
     return fold[group]
+
+def _shares(strata, group):
+    "Of each class (or label, and of all rows), how much is in each group."
+    n_groups = group.max() + 1
+    if strata.ndim == 2:
+        table = np.c_[strata, np.ones(len(strata))].astype(float)          # the ones keep the parts alike in size
+        share = np.zeros((n_groups, table.shape[1]))
+        np.add.at(share, group, table/table.sum(0).clip(min=1))
+        return share
+    label = np.unique(strata, return_inverse=True)[1]
+    share = np.zeros((n_groups, label.max() + 1))
+    np.add.at(share, (group, label), 1/np.bincount(label)[label])
+    return share
 
 # %% ../../nbs/13_splits.ipynb #6a46e080
 def check_split(
@@ -108,7 +119,7 @@ def check_split(
     _check_disjoint("row", np.arange(len(y)), parts)
     if groups is not None: _check_disjoint("group", np.asarray(groups), parts)
 
-    if y.dtype.kind == "f": return
+    if y.dtype.kind == "f" or y.ndim == 2: return
     missing = np.setdiff1d(y, y[parts["train"]])
     if len(missing): raise ValueError(f"class {missing[0]} is missing from the training part")
 

@@ -14,7 +14,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from ..core import MEMORY, Model, check_features, eval_mode, is_additive, is_conditional, one_of
+from ..core import MEMORY, Model, check_features, eval_mode, is_additive, is_conditional, map_tensors, one_of
 from .models import Fusion
 
 # %% ../../nbs/06_coalitions.ipynb #1a2af875
@@ -44,7 +44,8 @@ def absent_features(
         raise ValueError("this model has no learned features for missing modalities: make it with learn_absent=True")
     if kind == "zero_input":
         # a batch of one row of zeros must not enter running averages
-        with eval_mode(model): return tuple(model.encode(*(torch.zeros_like(x[:1]) for x in xs)))
+        with eval_mode(model):
+            return tuple(model.encode(*(map_tensors(lambda t: torch.zeros_like(t[:1]), x) for x in xs)))
 
     zs = model.encode(*xs) if zs is None else zs
     if kind == "zero_feature": return tuple(torch.zeros_like(z[:1]) for z in zs)

@@ -186,7 +186,8 @@ def pretrained_run(
     "Joint training that starts from the encoders of unimodal runs."
     def make(dls, budget, models):
         trained = [models[u.name] for u in unimodal]
-        return pretrained_learner(dls, trained, freeze, head=head or budget.head, method=method)
+        own = copy.deepcopy(method)         # a recipe stays as it is: each training has a callback of its own
+        return pretrained_learner(dls, trained, freeze, head=head or budget.head, method=own)
     return Run(name, make, needs=tuple(unimodal), tag=tag)
 
 def pretrained(
