@@ -57,13 +57,13 @@ class Held(NamedTuple):
         "The features of each modality as vectors, (N, D_m): tokens are averaged."
         return [(z.mean(1) if z.ndim == 3 else z.flatten(1)).float().numpy() for z in self.zs]
 
-def _cat(parts)->Any:
+def _cat(parts:Any)->Any:
     "Parts of one input, or of features, one after the other."
     if isinstance(parts[0], Mapping): return {name: _cat([part[name] for part in parts]) for name in parts[0]}
     if isinstance(parts[0], tuple): return tuple(map(_cat, zip(*parts)))
     return torch.cat(parts)
 
-def _joined(parts)->tuple: return tuple(map(_cat, zip(*parts)))
+def _joined(parts)->tuple: return tuple(_cat(part) for part in zip(*parts))
 def _cpu(x): return map_tensors(Tensor.cpu, x)
 
 def hold(
