@@ -167,7 +167,7 @@ def coalition_outcomes(
     "The score and log-likelihood of each coalition on each sample; features are encoded once."
     device, classes = device_of(model), not held.y.is_floating_point()
     with torch.no_grad(), eval_mode(model):
-        first = [map_tensors(lambda t: t[:1].to(device), x) for x in held.xs]
+        first:Any = [map_tensors(lambda t: t[:1].to(device), x) for x in held.xs]
         features = [z.to(device) for z in held.zs]
         stand_in = absent_features(model, first, absent, features)
 
