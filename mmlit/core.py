@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'number', 'at_least_float32', 'log_likelihood', 'scale_grad', 'check_features', 'map_tensors',
-           'n_rows', 'batch_parts', 'eval_mode', 'keep_random_state', 'device_of']
+           'one_of', 'check_number', 'check_count', 'number', 'check_level', 'group_ids', 'at_least_float32',
+           'log_likelihood', 'scale_grad', 'check_features', 'map_tensors', 'n_rows', 'batch_parts', 'eval_mode',
+           'keep_random_state', 'device_of']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
@@ -18,6 +19,7 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,6 +80,29 @@ def one_of(
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
 
+# %% ../nbs/00_core.ipynb #7fdf06c1
+def check_number(
+    what:str,             # what is named, for the message
+    value,                # what was given
+    within:str="[0, inf)",# where it has to lie; a round bracket leaves its end out
+)->float:
+    "`value` as a float; ValueError where it is no number, NaN, or outside of the interval."
+    low, high = map(float, within[1:-1].split(","))
+    x = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    inside = low <= x <= high and (within[0] == "[" or x > low) and (within[-1] == "]" or x < high)
+    if not inside: raise ValueError(f"{what} must be a number in {within}, got {value!r}")
+    return x
+
+def check_count(
+    what:str,    # what is named, for the message
+    value,       # what was given
+    least:int=0, # the smallest that makes sense
+)->int:
+    "`value` as an int; ValueError where it is no whole number, or too small."
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{what} must be a whole number, at least {least}, got {value!r}")
+    return int(value)
+
 # %% ../nbs/00_core.ipynb #cbc35c5d
 def number(
     what:str,                # what is counted or measured, for the message
@@ -95,6 +120,26 @@ def number(
     low = (least is not None and value < least) or (above is not None and value <= above)
     if low or not math.isfinite(value): raise ValueError(message)
     return value
+
+# %% ../nbs/00_core.ipynb #b3be1bf2
+def check_level(
+    level, # of an interval
+)->float:
+    "`level` if it is a number strictly between 0 and 1; else a ValueError."
+    if isinstance(level, (int, float)) and 0 < level < 1: return float(level)
+    raise ValueError(f"level must lie between 0 and 1, got {level!r}; for 95 % give level=.95")
+
+# %% ../nbs/00_core.ipynb #a796351f
+def group_ids(
+    groups,      # the group of each sample, (N,): numbers or names, of an array, list, tensor or Series
+    n:int,       # N
+)->np.ndarray:   # int64, (N,): 0 to G-1 for G groups
+    "Groups as numbers; ValueError unless there is one for each sample and none is missing."
+    values = np.asarray(groups.detach().cpu() if isinstance(groups, Tensor) else groups)
+    if values.shape != (n,): raise ValueError(f"groups needs one group id per sample, ({n},), got shape {values.shape}")
+    missing = int(pd.isna(values).sum())
+    if missing: raise ValueError(f"groups is missing (None or NaN) for {missing} of {n} samples")
+    return pd.factorize(values)[0].astype(np.int64)
 
 # %% ../nbs/00_core.ipynb #cfef0429
 def at_least_float32(

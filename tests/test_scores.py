@@ -1,5 +1,8 @@
 "Scores against scikit-learn and against loops, intervals against their definition, and refusals."
 
+import math
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,8 +21,10 @@ from mmlit.scores import (
     expected_calibration_error,
     gains,
     headline,
+    multilabel_scores,
     paired_intervals,
     regression_scores,
+    sampling_deviation,
 )
 
 
@@ -103,13 +108,36 @@ def test_one_run_has_no_interval_and_more_have_the_corrected_one():
 
 def test_paired_intervals_pair_by_seed_whatever_the_order_of_rows():
     rows = [
-        dict(data="d", method=m, seed=s, n_train=60, n_test=20, accuracy=a)
+        dict(data="d", method=m, seed=s, n_train=60, n_test=20, accuracy=a, log_loss=2 * a)
         for m, values in dict(ensemble=[0.7, 0.8, 0.9], joint=[0.75, 0.85, 0.95]).items()
         for s, a in enumerate(values)
     ]
     for order in (rows, rows[::-1]):
         difference = paired_intervals(pd.DataFrame(order), "d")["joint"][1]
-        assert difference.mean == pytest.approx(0.05) and difference.high - difference.low < 1e-9
+        assert difference.mean == pytest.approx(0.05)
+        half = corrected_interval([0.0, 0.0, 0.0], 1 / 3, least=sampling_deviation(difference.mean, 20)).high
+        assert difference.high - difference.mean == pytest.approx(half)  # equal differences have a width
+        assert difference.low < 0  # and decide nothing: one row of twenty, three times
+        twice = paired_intervals(pd.DataFrame(order), "d", "log_loss")["joint"][1]
+        assert twice.mean == pytest.approx(0.1) and np.isnan(twice.low)  # of a score that is no share nobody knows it
+
+
+@pytest.mark.parametrize("value, n", [(0.0, 10), (1.0, 10), (-1.0, 10), (0.03, 240), (0.5, 7)])
+def test_no_share_of_rows_is_certain(value, n):
+    share = (abs(value) * n + 1) / (n + 2)
+    assert sampling_deviation(value, n) == pytest.approx((share * (1 - share) / n) ** 0.5) and share not in (0, 1)
+
+
+def test_an_interval_ends_where_the_score_does():
+    rows = [
+        dict(data="d", method=m, seed=s, n_train=60, n_test=20, accuracy=a, r2=a)
+        for m, values in dict(ensemble=[0.0, 0.1], joint=[1.0, 0.9]).items()
+        for s, a in enumerate(values)
+    ]
+    found = {score: paired_intervals(pd.DataFrame(rows), "d", score) for score in ("accuracy", "r2")}
+    assert found["accuracy"]["ensemble"][0].low == 0 and found["accuracy"]["joint"][0].high == 1
+    assert -1 <= found["accuracy"]["joint"][1].low and found["accuracy"]["joint"][1].high == 1
+    assert found["r2"]["ensemble"][0].low < 0 and found["r2"]["joint"][0].high == 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +148,38 @@ def test_paired_intervals_pair_by_seed_whatever_the_order_of_rows():
         (lambda: regression_scores([1.0, 2.0], [1.0]), "one prediction for each"),
         (lambda: corrected_interval([]), "at least one run"),
         (lambda: bootstrap_interval([1.0, np.nan]), "finite values"),
-        (lambda: bootstrap_interval([1.0, 2.0], groups=[1]), "1 groups for 2"),
+        (lambda: bootstrap_interval([1.0, 2.0], groups=[1]), "one group id per sample"),
+        (lambda: bootstrap_interval([1.0, 2.0], groups=["a", None]), "missing"),
+        (lambda: bootstrap_interval([1.0, 2.0], level=95), "between 0 and 1"),
+        (lambda: bootstrap_interval([1.0, 2.0], draws=99), "at least 100"),
+        (lambda: bootstrap_interval(np.zeros((2, 2, 2))), r"\(N,\) or \(N, K\)"),
+        (lambda: corrected_interval([1.0, 2.0], level=1), "level=.95"),
+        (lambda: corrected_interval([1.0, 2.0], test_to_train=np.nan), "ratio of sizes"),
+        (lambda: expected_calibration_error(np.random.randn(10, 3) * 100, np.zeros(10, int)), "log_softmax"),
+        (lambda: expected_calibration_error(np.log(np.full((10, 2), 0.5)), np.zeros(1, int)), r"labels \(N,\)"),
+        (lambda: confidence_gaps(np.log(np.full((3, 2), 0.5)), np.zeros(3, int), bins=2.5), "whole number"),
+        (lambda: confidence_gaps(np.log(np.full((3, 2), 0.5)), np.zeros(3)), "integer labels"),
+        (lambda: confidence_gaps(np.log(np.full((3, 2), 0.5)), np.array([0, -1, 1])), "from -1 to 1"),
+        (lambda: classification_scores(np.full((3, 2), np.nan), np.zeros(3, int)), "NaN in 3 of 3 rows"),
+        (lambda: classification_scores(np.zeros((0, 2)), np.zeros(0, int)), "expected log-prob"),
+        (lambda: regression_scores([1.0, np.inf], [1.0, 2.0]), "prediction has NaN or infinity in 1 of 2"),
+        (lambda: regression_scores([1.0, 2.0], [1.0, np.nan]), "y has NaN"),
+        (lambda: regression_scores([1.0, 2.0], [1.0, 1.0]), "all 2 targets are 1"),
+        (lambda: regression_scores([], []), "one prediction"),
+        (lambda: multilabel_scores(np.zeros((3, 2)), np.zeros(3)), r"labels \(N, C\)"),
+        (lambda: multilabel_scores(np.zeros((3, 2)), np.full((3, 2), 0.5)), "zeros and ones"),
+        (lambda: multilabel_scores(np.full((3, 2), np.inf), np.zeros((3, 2))), "diverge"),
+        (lambda: gains(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)[:2]), r"y \(N,\)"),
+        (lambda: gains(torch.zeros(3, 2), torch.tensor([0.0, 1, 2])), r"predictions \(..., N, 1\)"),
+        (lambda: gains(torch.zeros(3, 1), torch.ones(3)), "all 3 targets are equal"),
+        (lambda: gains(torch.zeros(3, 1), torch.arange(3.0)[:, None]), "zeros and ones"),
+        (lambda: gains(torch.full((3, 2), torch.nan), torch.tensor([0, 1, 1])), "NaN"),
+        (lambda: Answer(np.eye(2), np.eye(2), np.arange(2), np.arange(2), {}).scores("tset", "regression"), "part"),
+        (lambda: Answer(np.eye(2), np.eye(2), np.arange(2), np.arange(2), {}).scores("test", "ranking"), "task"),
+        (
+            lambda: Answer(*[np.full((2, 2), np.nan)] * 2, *[np.arange(2)] * 2, {}).scores("test", "classification"),
+            "di",
+        ),
     ],
 )
 def test_what_is_no_score_is_refused(call, message):
@@ -136,3 +195,118 @@ def test_the_best_on_validation_looks_at_no_test_answer():
     bad = Answer(wrong, right, y, y, {})
     assert best_on_validation([bad, good], data) is good and good.scores("test", data.classes)["accuracy"] == 0
     assert headline(data.classes) == "accuracy" and headline([]) == "r2"
+
+
+def several(n=200, labels=4, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, labels)) * 2
+    return logits, (rng.random((n, labels)) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+
+
+def test_multilabel_scores_are_those_of_scikit_learn():
+    logits, y = several()
+    p, scores = 1 / (1 + np.exp(-logits)), multilabel_scores(logits, y)
+    assert scores["accuracy"] == pytest.approx(1 - metrics.hamming_loss(y, p > 0.5))
+    assert scores["exact_match"] == pytest.approx(metrics.accuracy_score(y, p > 0.5))
+    assert scores["macro_f1"] == pytest.approx(metrics.f1_score(y, p > 0.5, average="macro"))
+    assert scores["average_precision"] == pytest.approx(metrics.average_precision_score(y, p, average="macro"))
+    assert scores["auc"] == pytest.approx(metrics.roc_auc_score(y, p, average="macro"))
+    assert scores["log_loss"] == pytest.approx(-(y * np.log(p) + (1 - y) * np.log(1 - p)).sum(1).mean(), rel=1e-6)
+    sure = np.maximum(p, 1 - p).ravel()
+    right, gap = ((p > 0.5) == y).ravel(), 0.0
+    for b in range(15):
+        rows = np.minimum((sure * 15).astype(int), 14) == b
+        gap += abs((sure - right)[rows].sum()) / len(sure)
+    assert scores["ece"] == pytest.approx(gap)
+    assert gains(torch.tensor(logits), torch.tensor(y)).mean().item() == pytest.approx(scores["accuracy"])
+    stacked = gains(torch.tensor(np.stack([logits, -logits])), torch.tensor(y)).mean(-1)
+    assert stacked[1].item() == pytest.approx(1 - scores["accuracy"])
+
+
+def test_labels_without_both_values_are_left_out_of_the_ranking_scores_only():
+    logits, y = several()
+    y[:, 0], y[:, 1] = 0, 1
+    scores, mixed = multilabel_scores(logits, y), multilabel_scores(logits[:, 2:], y[:, 2:])
+    assert scores["auc"] == mixed["auc"] and scores["average_precision"] == mixed["average_precision"]
+    assert scores["log_loss"] > mixed["log_loss"]
+    alone = multilabel_scores(logits[:, :2], y[:, :2])
+    assert math.isnan(alone["auc"]) and math.isnan(alone["average_precision"])
+
+
+def test_an_answer_is_scored_by_its_task_or_by_its_classes():
+    logits, y = several(6, 2)
+    labels = Answer(logits, logits, y, y, {})
+    assert labels.scores("valid", "multi-label") == labels.scores("valid", ["a", "b"])
+    assert "exact_match" in labels.scores("test", "multi-label")
+    c = np.array([0, 1, 0, 1, 1, 1])
+    classes = Answer(logits, logits, c, c, {})
+    assert classes.scores("test", "classification") == classes.scores("test", ["a", "b"])
+    numbers = Answer(logits[:, :1], logits[:, :1], logits[:, 0], logits[:, 1], {})
+    assert numbers.scores("valid", "regression")["r2"] == numbers.scores("valid", [])["r2"] == 1
+    assert numbers.scores("test", None)["r2"] < 1
+    assert [headline(t) for t in ("classification", "multi-label", "regression", True, False, None)] == [
+        "accuracy",
+        "accuracy",
+        "r2",
+        "accuracy",
+        "r2",
+        "r2",
+    ]
+
+
+def test_a_probability_of_half_precision_is_one_and_a_doubtful_one_is_not():
+    logp, y = drawn()
+    half = torch.tensor(logp).half().float()
+    assert expected_calibration_error(half, y) == pytest.approx(expected_calibration_error(logp, y), abs=5e-3)
+    shifted = np.log(np.exp(logp) * 1.0008)
+    assert expected_calibration_error(shifted, y) >= 0
+    with pytest.raises(ValueError, match="sum to 1"):
+        expected_calibration_error(np.log(np.exp(logp) * 1.002), y)
+
+
+def test_certain_and_wrong_has_an_infinite_log_loss():
+    scores = classification_scores(np.array([[0.0, -np.inf], [-np.inf, 0.0]]), np.array([0, 0]))
+    assert scores["log_loss"] == math.inf and scores["accuracy"] == 0.5 and scores["ece"] == 0.5
+
+
+def test_one_sample_or_one_group_has_no_interval():
+    for found in (bootstrap_interval([0.3]), bootstrap_interval([0.1, 0.5], groups=["a", "a"])):
+        assert found.mean == pytest.approx(0.3) and math.isnan(found.low) and math.isnan(found.high)
+    both = bootstrap_interval(np.array([[0.1, 1.0], [0.5, 3.0]]), groups=[4, 4])
+    assert [i.mean for i in both] == [0.3, 2.0] and all(math.isnan(i.low) for i in both)
+    named = bootstrap_interval([0.1, 0.5, 0.3], groups=["b", "a", "b"])
+    assert named == bootstrap_interval([0.1, 0.5, 0.3], groups=torch.tensor([1, 0, 1]))
+    assert [named.mean, named.low, named.high] == pytest.approx([0.3, 0.2, 0.5])
+
+
+@pytest.mark.slow
+def test_an_interval_that_ignores_groups_misses_and_one_that_knows_them_does_not():
+    missed = dict(ignored=0, known=0)
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(60), 5)
+        values = rng.normal(size=60)[groups] + rng.normal(size=300)
+        for name, g in (("ignored", None), ("known", groups)):
+            interval = bootstrap_interval(values, g, draws=500, seed=seed)
+            missed[name] += not interval.low <= 0 <= interval.high
+    assert missed["ignored"] / 300 > 0.15 and missed["known"] / 300 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_failed_runs_are_said_and_stand_for_nothing():
+    rows = [
+        dict(data="d", method=m, seed=s, n_train=60_000, n_test=20_000, accuracy=a)
+        for m, values in dict(ensemble=[0.7, 0.8, 0.705], joint=[0.75, math.nan, 0.76], broken=[math.nan] * 3).items()
+        for s, a in enumerate(values)
+    ]
+    with pytest.warns(UserWarning, match=r"of 3 seeds on 'd'.*'joint': 1, 'broken': 3"):
+        found = paired_intervals(pd.DataFrame(rows), "d")
+    assert found["joint"][0] == corrected_interval([0.75, 0.76], 1 / 3)
+    assert np.allclose(found["joint"][1], corrected_interval([0.05, 0.055], 1 / 3))
+    assert all(math.isnan(v) for v in (*found["broken"][0], *found["broken"][1]))
+    with pytest.raises(ValueError, match="no score 'accuracy'"):
+        paired_intervals(pd.DataFrame(rows[-3:]), "d")
+    with pytest.raises(ValueError, match=r"several runs of .* = \('ensemble', 0\)"):
+        paired_intervals(pd.DataFrame(rows + rows[:1]), "d")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paired_intervals(pd.DataFrame(rows[:3]), "d")

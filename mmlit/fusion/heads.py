@@ -181,6 +181,12 @@ class MLPHead(FusionHead):
 
     def forward(self, zs): return self.layers(torch.cat(self.check(zs), dim=1))
 
+    def summands(self, zs):                                 # what each modality adds to the first layer, (M, B, width)
+        zs, first = self.check(zs), self.layers[0]
+        return torch.stack([z @ w.T for z, w in zip(zs, first.weight.split(self.dims, dim=1))]) + first.bias/len(zs)
+
+    def finish(self, total): return self.layers[1:](total)  # their sum, (B, width) -> logits
+
 # %% ../../nbs/04_heads.ipynb #666efed0
 class AttentionHead(FusionHead):
     "A transformer over the modalities' tokens, (B, D_m) or (B, T_m, D_m) each, read out at a learned class token."
@@ -230,6 +236,8 @@ class _Heads(UserDict):
 HEADS = _Heads(_OWN)
 
 # %% ../../nbs/04_heads.ipynb #6bd2d1ec
+_STRUCTURE = ("contributions", "conditional_contributions", "summands", "finish")
+
 class StructureOf(nn.Module):
     "Base of what stands around a module: it has `contributions` and its like exactly when the module inside has them."
     inside = "head"       # the attribute that holds the module inside
@@ -238,7 +246,7 @@ class StructureOf(nn.Module):
     def structure(self, name, ask): return ask
 
     def __getattr__(self, name):
-        if name not in ("contributions", "conditional_contributions"): return super().__getattr__(name)
+        if name not in _STRUCTURE: return super().__getattr__(name)
         return self.structure(name, getattr(super().__getattr__(self.inside), name))
 
 # %% ../../nbs/04_heads.ipynb #44c89c7e
@@ -269,6 +277,9 @@ class InUnits(StructureOf):
     def _conditional_contributions(self, ask, zs):
         g, terms = ask(zs)
         return g, [self.scale*t + (self.shift if m == g else 0.) for m, t in enumerate(terms)]
+
+    def _summands(self, ask, zs): return ask(zs)
+    def _finish(self, ask, total): return self.shift + self.scale*ask(total)
 
     def __getattr__(self, name):
         return getattr(self.head, name) if name in ("dims", "n_classes") else super().__getattr__(name)
