@@ -9,10 +9,10 @@ __all__ = ['CANDIDATES', 'SMALLEST_EFFECT', 'smallest_effects', 'interval_of', '
 # %% ../../nbs/36_advice.ipynb #f7e54d10
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -71,14 +71,14 @@ _TEXTS = dict(
 _FEW = 10        # independent samples or groups; with fewer nothing is called alike
 
 def smallest_effects(
-    given=None, # one number for every score, or score -> number; None: the defaults
+    given:Any=None, # one number for every score, or score -> number; None: the defaults
 )->dict[str, float]:
     "The bounds of what counts as no difference, `SMALLEST_EFFECT` with what was given; ValueError for what is none."
     if given is None: return dict(SMALLEST_EFFECT)
     if not isinstance(given, Mapping): given = dict.fromkeys(SMALLEST_EFFECT, given)
     for score, bound in given.items():
         one_of("score in smallest_effect", score, SMALLEST_EFFECT)
-        if isinstance(bound, bool) or not isinstance(bound, Real) or not 0 < bound < math.inf:
+        if isinstance(bound, bool) or not isinstance(bound, (int, float, np.number)) or not 0 < bound < math.inf:
             raise ValueError(f"smallest_effect is a number above 0, such as .02, or score -> number, got {bound!r}")
     return SMALLEST_EFFECT | {score: float(bound) for score, bound in given.items()}
 

@@ -382,8 +382,8 @@ def _report(subject, done, notes, curves, cut):
     groups, first = _groups(subject, done), done[0].measured
     said, score = _answer_notes(subject, first)
     facts = _facts(subject, done, groups) | dict(decides=score, smallest_effect=subject.effects)
-    ratio, splits = facts["n_test"]/facts["n_train"], [d.measured.quantities for d in done]
-    table = tabulate(splits, groups, ratio, fixed=subject.fixed)
+    last, splits = done[-1].split, [d.measured.quantities for d in done]
+    table = tabulate(splits, groups, len(last.test)/len(last.train), fixed=subject.fixed)
     table = table.assign(seeds=len(done), split=" ".join(facts["split"]))
 
     freedom = math.inf if subject.fixed or len(done) == 1 else len(done) - 1

@@ -190,7 +190,7 @@ def _strength(asked):
 # %% ../../nbs/35_measure.ipynb #350fccf7
 _COLUMNS = 4096     # inputs of more numbers, and what a tokenizer returns, have no linear model beside them
 
-def _as_table(x, words):
+def _as_table(x, words)->Any:
     "Inputs of one modality as the columns of a linear model, (N, D); None where there are too many of them."
     if not torch.is_tensor(x): return None
     if x.is_floating_point(): return x.flatten(1).double().numpy() if x[0].numel() <= _COLUMNS else None

@@ -10,7 +10,7 @@ __all__ = ['Quantity', 'Held', 'hold', 'training_part', 'answers', 'model_quanti
 # %% ../../nbs/34_quantities.ipynb #e404404c
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,13 +57,13 @@ class Held(NamedTuple):
         "The features of each modality as vectors, (N, D_m): tokens are averaged."
         return [(z.mean(1) if z.ndim == 3 else z.flatten(1)).float().numpy() for z in self.zs]
 
-def _cat(parts):
+def _cat(parts:Any)->Any:
     "Parts of one input, or of features, one after the other."
     if isinstance(parts[0], Mapping): return {name: _cat([part[name] for part in parts]) for name in parts[0]}
     if isinstance(parts[0], tuple): return tuple(map(_cat, zip(*parts)))
     return torch.cat(parts)
 
-def _joined(parts): return tuple(map(_cat, zip(*parts)))
+def _joined(parts)->tuple: return tuple(_cat(part) for part in zip(*parts))
 def _cpu(x): return map_tensors(Tensor.cpu, x)
 
 def hold(
@@ -167,7 +167,7 @@ def coalition_outcomes(
     "The score and log-likelihood of each coalition on each sample; features are encoded once."
     device, classes = device_of(model), not held.y.is_floating_point()
     with torch.no_grad(), eval_mode(model):
-        first = [map_tensors(lambda t: t[:1].to(device), x) for x in held.xs]
+        first:Any = [map_tensors(lambda t: t[:1].to(device), x) for x in held.xs]
         features = [z.to(device) for z in held.zs]
         stand_in = absent_features(model, first, absent, features)
 
