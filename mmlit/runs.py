@@ -217,7 +217,7 @@ def _in_processes(wave, store, budget, workers):
     left = {m.path: m for m in wave}
     while left:
         try:
-            for path, reason in _at_once(left.values(), store, budget, workers): yield left.pop(path), reason
+            for path, reason in _at_once(list(left.values()), store, budget, workers): yield left.pop(path), reason
         except BrokenProcessPool:
             for m in list(left.values())[:workers]:                     # they come in order: one of these was at work
                 try: (_, reason), = _at_once([m], store, budget, 2)
