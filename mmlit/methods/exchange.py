@@ -6,11 +6,12 @@
 __all__ = ['STRATEGIES', 'DISTANCES', 'proper_subsets', 'partners', 'bernoulli_js_divergence', 'gaussian_js_divergence',
            'squared_error', 'bounded_squared_error', 'check_game', 'mipd', 'stand_ins']
 
-# %% ../../nbs/20_exchange.ipynb #b72d8aae
+# %% ../../nbs/20_exchange.ipynb #b346fb8b
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from operator import add
+from typing import Any
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
@@ -84,7 +85,7 @@ def _split(model)->str|None:
     return "contributions" if is_additive(model) else "summands" if hasattr(model, "summands") else None
 
 def _owned_parameters(
-    model,                # a module with `contributions` or `summands`
+    model:nn.Module,      # a module with `contributions` or `summands`
     zs:Sequence[Tensor],  # M features, each (B, D_m)
 )->dict[str, Tensor]:     # by name: the parameters of these terms
     "The parameters, with every element that the terms of two or more modalities use cut off from the gradient."
@@ -123,8 +124,14 @@ def partners(
 )->list[Tensor]:                           # |S| index tensors, (K, B), or (K, 1) where all samples share the partner
     "The rows from which each sample takes the exchanged modalities."
     _check_permutations(permutations)
+    check_count("the number of exchanged modalities", n_members, 1)
+    check_count("the size of a batch", batch, 1)
     if shared: return partners(1, batch, permutations, draw, generator)*n_members
     if permutations == "exact":
+        if batch**(n_members + 1) > MEMORY:
+            raise ValueError(f"all combinations of {n_members} partners in a batch of {batch} are "
+                             f"{batch**n_members:.3g} answers for each sample: choose permutations='pairs', a number, "
+                             "or shared=True")
         return [i[:, None] for i in all_pairings(batch, n_members).T]
     if permutations == "pairs":
         if n_members == 1: return [torch.arange(batch)[:, None]]
@@ -182,10 +189,10 @@ DISTANCES = dict(jensen_shannon=js_divergence_with_logits, bernoulli=bernoulli_j
                  bounded_squared_error=bounded_squared_error)
 
 # %% ../../nbs/20_exchange.ipynb #0edb4296
-def _mixer(head, rows, memory)->tuple[Callable, int]:
+def _mixer(head:Any, rows, memory)->tuple[Callable, int]:
     "A function index -> answers (K, B, C), modality m of sample i from row index[m][k, i] of rows[m]; a row's bytes."
     def size(t): return t[:1].numel()*t.element_size()
-    def total(index): return sum(r[i] for r, i in zip(rows, index))
+    def total(index): return reduce(add, (r[i] for r, i in zip(rows, index)))
     def finished(index): return head.finish((t := total(index)).flatten(0, 1)).unflatten(0, t.shape[:2])
     def mix(index):
         shape = torch.broadcast_shapes(*(i.shape for i in index))

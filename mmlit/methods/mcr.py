@@ -24,7 +24,6 @@ from mmlit.core import (
     check_features,
     check_number,
     eval_mode,
-    is_additive,
     one_of,
 )
 from ..fusion.heads import in_units
@@ -142,7 +141,7 @@ def mcr_loss(
     # else a loss would compare every prediction with every target
     targets = y[:, None] if logits.shape[1:] == (1,) and y.ndim == 1 and y.is_floating_point() else y
     task = task_loss(at_least_float32(logits), targets)
-    if task.ndim: raise ValueError(f"task_loss must return one number, the mean over the batch; got {tuple(task.shape)}")
+    if task.ndim: raise ValueError(f"task_loss must return one number, a mean over the batch; got {tuple(task.shape)}")
 
     parts = {name: task.new_full((), math.nan) for name in weights}
     if heads is not None and unimodal_weight:
@@ -164,10 +163,10 @@ def _classes(y):
     "Numbers of classes, (B,): targets that agree in all their entries are one class."
     return y if y.ndim == 1 and not y.is_floating_point() else y.unique(dim=0, return_inverse=True)[1]
 
-def _warn_of_no_players(zs, model, strategy, owned):
+def _warn_of_no_players(zs, model:Any, strategy, owned):
     "A warning where the game has nobody to train."
     if strategy == "collaborative" or not torch.is_grad_enabled() or any(z.requires_grad for z in zs): return
-    slices = owned == "slices" and (is_additive(model) or hasattr(model, "summands"))
+    slices = owned == "slices" and (hasattr(model, "contributions") or hasattr(model, "summands"))
     if not slices or not any(p.requires_grad for p in model.parameters()):
         warnings.warn(f"the {strategy} game trains encoders, and here none does: the features have no gradient "
                       "(early fusion, or all encoders frozen)", stacklevel=3)
@@ -222,12 +221,14 @@ class MCR(FusionMethod):
     def attach(self):
         super().attach()
         if self.options["mipd_weight"]:
-            if self.model.n_modalities < 2:
-                raise ValueError("MCR exchanges one modality while the others stay, and this model has one: "
-                                 "set mipd_weight=0, or use plain training")
-            proper_subsets(self.model.n_modalities)      # ValueError where they are too many
+            n = len(self.feature_dims())
+            if n < 2:
+                raise ValueError("MCR exchanges one modality while the others stay, and this model has the features "
+                                 "of one: set mipd_weight=0, or use plain training")
+            proper_subsets(n)                            # ValueError where they are too many
             one_of(f"distance for a {self.task} task", self.distance, (_CLASSES_OF[self.task], *_ANY_TASK))
-        if self.substitute.endswith("_input"): self._encoded_stand_ins(self.dls.valid.one_batch()[:-1])
+        if self.substitute.endswith("_input"):           # ValueError where the inputs have no such stand-in
+            stand_ins(self.dls.valid.one_batch()[:self.model.n_modalities], self.substitute.split("_")[0])
         self.add_part("mcr_heads", self._heads)
 
     @property
@@ -238,17 +239,16 @@ class MCR(FusionMethod):
         heads.unimodal = nn.ModuleList([in_units(u, self.dls) for u in heads.unimodal])
         return heads
 
-    def _encoded_stand_ins(self, xs):
-        # what nobody has seen must not enter running averages
-        with eval_mode(self.model): return self.model.encode(*stand_ins(xs, self.substitute.split("_")[0], self.generator))
-
     def _substitutes(self):
-        if self.substitute == "permutation": return None
-        if self.substitute.endswith("_input"): return self._encoded_stand_ins(self.xb)
-        return stand_ins(self.zs, self.substitute.split("_")[0], self.generator)
+        "What is put in the place of features, made anew in each batch; None: features of other samples."
+        kind, _, where = self.substitute.partition("_")
+        if kind == "permutation": return None
+        if where == "feature": return stand_ins(self.zs, kind, self.generator)
+        # what nobody has seen must not enter running averages
+        with eval_mode(self.model): return self.model.encode(*stand_ins(self.xb, kind, self.generator))
 
     def after_loss(self):
-        options = self.options | dict(distance=self.distance)
+        options:dict[str, Any] = self.options | dict(distance=self.distance)
         if not self.active(): options |= dict(mipd_weight=0., contrastive_weight=0.)
         terms = mcr_loss(
             self.model, self.zs, self.y, self.model.parts["mcr_heads"], logits=self.pred,

@@ -261,7 +261,7 @@ class GradientModulation(FusionMethod):
     excludes = ("TCMax",)
     kappa:Tensor|None = None     # (M,), the factors of the current batch; None: it is not modulated
     _before:Sequence = ()        # mode "lr": the encoders' parameters before the step ...
-    _kappas:Sequence = ()        # ... and the factors of the batches that it is made of
+    _kappas:list[Tensor]         # ... and the factors of the batches that it is made of
 
     def __init__(self,
         alpha:float=1.,            # strength; 0 is plain training

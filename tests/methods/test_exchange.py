@@ -560,10 +560,10 @@ def test_rejected_input():
         (dict(distance="cosine"), "unknown distance"),
         (dict(distance="gaussian"), "needs targets"),
         (dict(y=torch.zeros(4)), "no classes"),
-        (dict(permutations="all"), "permutations must"),
-        (dict(permutations=0), "permutations must"),
-        (dict(permutations=True), "permutations must"),
-        (dict(permutations=1.5), "permutations must"),
+        (dict(permutations="all"), "permutations, if not"),
+        (dict(permutations=0), "permutations, if not"),
+        (dict(permutations=True), "permutations"),
+        (dict(permutations=1.5), "permutations, if not"),
         (dict(permutations=9, draw="shift"), "distinct shifts"),
         (dict(permutations=2, draw="twist"), "unknown draw"),
         (dict(shared="yes"), "unknown shared"),
@@ -593,6 +593,9 @@ def test_rejected_input():
         stand_ins(zs, "blur")
     with pytest.raises(ValueError, match="integers"):
         stand_ins([torch.zeros(3, 2).long()], "noise")
+    for wrong in ((0, 4), (1, 0), (2, -1), (5, 64, "exact")):
+        with pytest.raises(ValueError, match="at least 1|all combinations"):
+            partners(*wrong)
     check_game({})
     with pytest.raises(ValueError, match="unknown clean_grad"):
         check_game(dict(clean_grad="half"))
