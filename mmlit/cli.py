@@ -7,10 +7,14 @@ __all__ = ['main']
 
 # %% ../nbs/41_cli.ipynb #0473bb51
 import argparse
+import contextlib
+import difflib
 import inspect
 import shlex
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +68,9 @@ def _command(args):
     return shlex.join(words)
 
 # %% ../nbs/41_cli.ipynb #84091790
+class _Failed(Exception):
+    "What was asked for was done, but for a part; in one line."
+
 def _add_audit(parser):
     _add(parser, "--data", "emoji", "a data set: name, name?option=value, or an .npz file", metavar="NAME")
     _add(parser, "--absent", "zero_feature", "what stands for a missing modality: zero_feature or zero_input",
@@ -72,7 +79,7 @@ def _add_audit(parser):
 
 def _audit(args):
     from mmlit.audits.audit import audit
-    from mmlit.runs import safe_name
+    from mmlit.store import safe_name
     found = audit(data=args.data, budget=_budget(args), seeds=args.seeds, absent=args.absent,
                   out=args.out, workers=args.workers or None)
 
@@ -107,6 +114,7 @@ def _compare(args):
     found.to_html(page, _command(args))
     found.show()
     print(f"page: {page.resolve()}")
+    if n := len(found.failed): raise _Failed(f"{n} cell{'s'*(n > 1)} of the table failed, see above; the rest stands")
 
 # %% ../nbs/41_cli.ipynb #5c526449
 def _add_data(parser):
@@ -145,13 +153,30 @@ _COMMANDS = dict(   # name -> its options, what it does, in words
     data=(_add_data, _data, "Which data sets there are, and what is known of one."),
 )
 _KEPT = "Finished runs are kept: interrupt and call again to go on."
+_STATUS = "Exit status: 0 done; 1 failed, a single run included; 2 not understood; 130 Ctrl-C; 143 terminated."
+
+class _Parser(argparse.ArgumentParser):
+    "Says which options there are where one is misspelt."
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown: self._refuse(found, unknown[0])
+        return found
+
+    def _refuse(self, found, word):
+        own = self._commands.choices.get(found.command, self)
+        options = [o for o in own._option_string_actions if o.startswith("--")]
+        near = difflib.get_close_matches(word.partition("=")[0], options, 1)
+        guess = f" (did you mean {near[0]!r}?)" if near else ""
+        what = "option" if word.startswith("-") else "word"
+        own.error(f"unknown {what} {word!r}{guess}; options: {', '.join(options)}")
 
 def _parser(chosen):
     "The parser; only the command that is chosen gets its options, which may import torch."
     about = "Modality competition in multimodal learning: measure it, and compare what helps."
-    parser = argparse.ArgumentParser("mmlit", description=about, epilog="More on a command: mmlit compare --help")
+    parser = _Parser("mmlit", description=about, epilog=f"More on a command: mmlit compare --help. {_STATUS}")
     parser.add_argument("--version", action="version", version=f"mmlit {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands = parser.add_subparsers(dest="command", metavar="command", parser_class=argparse.ArgumentParser)
+    parser._commands = commands
     for name, (add, _, what) in _COMMANDS.items():
         kept = "" if name == "data" else f" {_KEPT}"
         usage = "mmlit data [name]" if name == "data" else f"mmlit {name} [options]"
@@ -162,18 +187,37 @@ def _parser(chosen):
 def main(
     argv:Sequence[str]|None=None, # the words of the command line; None: those of the process
 ):
-    "The command `mmlit`. SystemExit with one line, `mmlit compare: ...`, for what is wrong."
+    """The command `mmlit`. SystemExit with one line, `mmlit compare: ...`, for what is wrong: status 1 where something
+    failed, a single run included, 2 where the words were not understood, 130 for Ctrl-C, 143 for SIGTERM."""
     words = list(map(str, sys.argv[1:] if argv is None else argv))
     parser = _parser(words[0] if words else None)
     args = parser.parse_args(words)
     if args.command is None: return parser.print_help()
 
-    try: _COMMANDS[args.command][1](args)
-    except (ValueError, FloatingPointError, ImportError, OSError) as error:
-        raise SystemExit(f"mmlit {args.command}: {error}") from None
-    except KeyboardInterrupt:
+    try:
+        with _sigterm(): _COMMANDS[args.command][1](args)
+    except KeyboardInterrupt as stop:
         kept = f"; finished runs are kept in {args.out}, the same command goes on from there" if "out" in args else ""
-        raise SystemExit(f"\nmmlit {args.command}: stopped{kept}") from None
+        print(f"\nmmlit {args.command}: stopped{kept}", file=sys.stderr)
+        raise SystemExit(143 if str(stop) == "SIGTERM" else 130) from None
+    except Exception as error:
+        if not isinstance(error, _expected()): raise
+        raise SystemExit(f"mmlit {args.command}: {' '.join(str(error).split())}") from None
+
+def _expected():
+    "Errors that are about what was asked or about this machine, and say so in one line."
+    from mmlit.runs import RunsFailed
+    return ValueError, FloatingPointError, ImportError, OSError, RunsFailed, _Failed
+
+@contextlib.contextmanager
+def _sigterm():
+    "Being terminated ends like Ctrl-C: what is half done is cleared away."
+    def end(number, frame): raise KeyboardInterrupt("SIGTERM")
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if main else None
+    try: yield
+    finally:
+        if main: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/41_cli.ipynb #89435257
 #| eval: false

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['confidence_gaps', 'expected_calibration_error', 'classification_scores', 'regression_scores', 'multilabel_scores',
-           'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'paired_intervals',
-           'paired_table', 'bootstrap_interval']
+           'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'sampling_deviation',
+           'paired_intervals', 'paired_table', 'bootstrap_interval']
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
@@ -208,6 +208,7 @@ def corrected_interval(
     values,                  # scores of n runs on different splits, (n,)
     test_to_train:float=0.,  # n_test / n_train of a run; 0 gives the ordinary t interval
     level:float=.95,
+    least:float=0.,          # a standard deviation that the runs must have, whatever they show
 )->Interval:
     "Mean over runs with the corrected resampled t interval (Nadeau & Bengio 2003)."
     values, level = np.asarray(values, dtype=np.float64), check_level(level)
@@ -218,17 +219,32 @@ def corrected_interval(
 
     mean, n = float(values.mean()), len(values)
     if n == 1: return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + level)/2, n - 1)*values.std(ddof=1)*math.sqrt(1/n + test_to_train))
+    deviation = max(float(values.std(ddof=1)), least)
+    half = float(stats.t.ppf((1 + level)/2, n - 1)*deviation*math.sqrt(1/n + test_to_train))
     return Interval(mean, mean - half, mean + half)
 
+# %% ../nbs/12_scores.ipynb #c59abfad
+def sampling_deviation(
+    value:float,  # a share of n rows, or a difference of two shares of the same rows, in [-1, 1]
+    n:float,      # rows
+)->float:
+    "The standard deviation of a share from sample to sample; of a difference the least that it can have."
+    if not (n > 0 and -1 <= value <= 1): raise ValueError(f"expected a share in [-1, 1] of rows, got {value} of {n}")
+    share = (abs(value)*n + 1)/(n + 2)
+    return math.sqrt(share*(1 - share)/n)
+
 # %% ../nbs/12_scores.ipynb #ce5171f0
+_SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "exact_match", "average_precision", "auc", "ece")
+_EQUAL = 1e-12     # scores of two seeds that agree so far are one score twice, or the rounding of it
+
 def paired_intervals(
     runs:pd.DataFrame,        # columns data, method, seed, n_train, n_test and the scores; as `compare` makes it
     data:str,                 # which data set
     score:str="accuracy",     # which score
     reference:str="ensemble", # differences are taken to this method
 )->dict[str, tuple]:          # method -> (Interval of its score, Interval of its paired difference or None)
-    "The intervals over seeds of each method's score and of its difference to the reference (None for that itself)."
+    """The intervals over seeds of each method's score and of its difference to the reference (None for that itself).
+    Those of an accuracy are as wide as `sampling_deviation` asks; all end where the score does."""
     rows = runs[runs.data == data]
     if rows.empty: raise ValueError(f"no runs on {data!r}; there are runs on {sorted(set(runs.data))}")
     known = list(rows.columns[rows.notna().any()])
@@ -242,11 +258,22 @@ def paired_intervals(
         warnings.warn(f"of {len(table)} seeds on {data!r} some runs are missing ({failed}): the intervals are over the "
                       "others, those of a difference over the seeds that both methods have", stacklevel=2)
     ratio, base = float((rows.n_test/rows.n_train).mean()), table.get(reference)
-    def interval(scores):
-        return corrected_interval(scores.dropna(), ratio) if scores.notna().any() else Interval(*[math.nan]*3)
+    low, high = (0, 1) if score in _SHARES else (-math.inf, 1 if score == "r2" else math.inf)
+    n_test = float(rows.n_test.mean()) if score == "accuracy" else None
+    def interval(scores): return _clipped(_interval(scores.dropna().to_numpy(), ratio, n_test), low, high)
     def difference(method, scores):
-        return None if base is None or method == reference else interval(scores - base)
+        if base is None or method == reference: return None
+        return _clipped(_interval((scores - base).dropna().to_numpy(), ratio, n_test), low - high, high - low)
     return {str(m): (interval(s), difference(m, s)) for m, s in table.items()}
+
+def _interval(values, ratio, n_test):
+    "Of scores over seeds; ends NaN where they say nothing of their scatter."
+    if not len(values): return Interval(*[math.nan]*3)
+    if n_test: return corrected_interval(values, ratio, least=sampling_deviation(float(values.mean()), n_test))
+    one_value = values[0] != 0 and np.ptp(values) < _EQUAL
+    return corrected_interval(values[:1] if one_value else values, ratio)
+
+def _clipped(i, low, high): return Interval(i.mean, max(i.low, low), min(i.high, high))
 
 def paired_table(
     runs:pd.DataFrame,                       # see `paired_intervals`

@@ -1,6 +1,8 @@
 "What several test files draw from."
 
 import math
+import subprocess
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,3 +28,11 @@ def linear_model(name, M, C=3, seed=0):
     return FusionModel([nn.Linear(5, d) for d in dims], HEADS[name](dims, C)).eval(), tuple(
         torch.randn(4, 5) for _ in range(M)
     )
+
+
+def tracked_files(root):
+    "Names of the files that git tracks; of a source distribution, which has no git: of all."
+    if not (root / ".git").exists():
+        return [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if name and Path(root, name).exists()]

@@ -25,6 +25,7 @@ from mmlit.scores import (
     multilabel_scores,
     paired_intervals,
     regression_scores,
+    sampling_deviation,
 )
 
 
@@ -108,13 +109,36 @@ def test_one_run_has_no_interval_and_more_have_the_corrected_one():
 
 def test_paired_intervals_pair_by_seed_whatever_the_order_of_rows():
     rows = [
-        dict(data="d", method=m, seed=s, n_train=60, n_test=20, accuracy=a)
+        dict(data="d", method=m, seed=s, n_train=60, n_test=20, accuracy=a, log_loss=2 * a)
         for m, values in dict(ensemble=[0.7, 0.8, 0.9], joint=[0.75, 0.85, 0.95]).items()
         for s, a in enumerate(values)
     ]
     for order in (rows, rows[::-1]):
         difference = paired_intervals(pd.DataFrame(order), "d")["joint"][1]
-        assert difference.mean == pytest.approx(0.05) and difference.high - difference.low < 1e-9
+        assert difference.mean == pytest.approx(0.05)
+        half = corrected_interval([0.0, 0.0, 0.0], 1 / 3, least=sampling_deviation(difference.mean, 20)).high
+        assert difference.high - difference.mean == pytest.approx(half)  # equal differences have a width
+        assert difference.low < 0  # and decide nothing: one row of twenty, three times
+        twice = paired_intervals(pd.DataFrame(order), "d", "log_loss")["joint"][1]
+        assert twice.mean == pytest.approx(0.1) and np.isnan(twice.low)  # of a score that is no share nobody knows it
+
+
+@pytest.mark.parametrize("value, n", [(0.0, 10), (1.0, 10), (-1.0, 10), (0.03, 240), (0.5, 7)])
+def test_no_share_of_rows_is_certain(value, n):
+    share = (abs(value) * n + 1) / (n + 2)
+    assert sampling_deviation(value, n) == pytest.approx((share * (1 - share) / n) ** 0.5) and share not in (0, 1)
+
+
+def test_an_interval_ends_where_the_score_does():
+    rows = [
+        dict(data="d", method=m, seed=s, n_train=60, n_test=20, accuracy=a, r2=a)
+        for m, values in dict(ensemble=[0.0, 0.1], joint=[1.0, 0.9]).items()
+        for s, a in enumerate(values)
+    ]
+    found = {score: paired_intervals(pd.DataFrame(rows), "d", score) for score in ("accuracy", "r2")}
+    assert found["accuracy"]["ensemble"][0].low == 0 and found["accuracy"]["joint"][0].high == 1
+    assert -1 <= found["accuracy"]["joint"][1].low and found["accuracy"]["joint"][1].high == 1
+    assert found["r2"]["ensemble"][0].low < 0 and found["r2"]["joint"][0].high == 1
 
 
 @pytest.mark.parametrize(
@@ -273,14 +297,14 @@ def test_an_interval_that_ignores_groups_misses_and_one_that_knows_them_does_not
 
 def test_failed_runs_are_said_and_stand_for_nothing():
     rows = [
-        dict(data="d", method=m, seed=s, n_train=60, n_test=20, accuracy=a)
-        for m, values in dict(ensemble=[0.7, 0.8, 0.9], joint=[0.75, math.nan, 0.97], broken=[math.nan] * 3).items()
+        dict(data="d", method=m, seed=s, n_train=60_000, n_test=20_000, accuracy=a)
+        for m, values in dict(ensemble=[0.7, 0.8, 0.705], joint=[0.75, math.nan, 0.76], broken=[math.nan] * 3).items()
         for s, a in enumerate(values)
     ]
     with pytest.warns(UserWarning, match=r"of 3 seeds on 'd'.*'joint': 1, 'broken': 3"):
         found = paired_intervals(pd.DataFrame(rows), "d")
-    assert found["joint"][0] == corrected_interval([0.75, 0.97], 1 / 3)
-    assert np.allclose(found["joint"][1], corrected_interval([0.05, 0.07], 1 / 3))
+    assert found["joint"][0] == corrected_interval([0.75, 0.76], 1 / 3)
+    assert np.allclose(found["joint"][1], corrected_interval([0.05, 0.055], 1 / 3))
     assert all(math.isnan(v) for v in (*found["broken"][0], *found["broken"][1]))
     with pytest.raises(ValueError, match="no score 'accuracy'"):
         paired_intervals(pd.DataFrame(rows[-3:]), "d")

@@ -38,10 +38,9 @@ SKIPPED = re.compile(r"^#\|\s*(slow|cuda|notest|eval:\s*false)\b", re.M)
 settings = configparser.ConfigParser(interpolation=None)
 settings.read(ROOT / "settings.ini")
 settings = settings["DEFAULT"]
-SITE_URL, CODE_URL = (
-    settings["doc_host"] + settings["doc_baseurl"] + "/",
-    f"{settings['git_url']}/blob/{settings['branch']}/",
-)
+SITE_URL = settings["doc_host"] + settings["doc_baseurl"] + "/"
+# nbdev links each name to its lines on a host of code; there is none, and a page shows what it documents
+SOURCE_LINK = re.compile(rf"\[source\]\({re.escape(settings['git_url'])}[^)]*\)(\{{[^}}]*\}})?")
 
 
 def page_of(notebook):
@@ -264,15 +263,11 @@ def process(top, env):
 
 
 def rewrite(cell, names, top, rename):
-    "Links to this site become relative, those to files of the repository lead there, names of notebooks become links."
+    "Links to this site become relative, those to files of the repository their names; names of notebooks become links."
 
     def link(m):
-        target = m[1].split("#")[0]
-        return (
-            m[0]
-            if not target or (top / "nbs" / target).exists() or not (ROOT / target).exists()
-            else f"]({CODE_URL}{m[1]})"
-        )
+        target = m[2].split("#")[0]
+        return m[0] if not target or (top / "nbs" / target).exists() or not (ROOT / target).exists() else m[1]
 
     def chapter(m):
         return f"[{m[0]}]({page_of(m[1])}.ipynb)"
@@ -281,7 +276,7 @@ def rewrite(cell, names, top, rename):
         text = re.sub(
             r"\]\(#([^)]+)\)", lambda m: f"](#{m[1].lower()})", text
         )  # Jupyter keeps capitals in anchors, Quarto does not
-        text = re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", link, rename(text))
+        text = re.sub(r"\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)", link, rename(text))
         return re.sub(
             "(?<!\\[)`(" + "|".join(re.escape(Path(n).stem) for n in names if n != "index.ipynb") + ")`", chapter, text
         )
@@ -291,9 +286,8 @@ def rewrite(cell, names, top, rename):
     for output in cell.get("outputs", []):
         for kind in ("text/markdown", "text/html"):
             if kind in output.get("data", {}):
-                output["data"][kind] = re.sub(
-                    r"^```.*?^```", unlinked, "".join(output["data"][kind]).replace(SITE_URL, ""), flags=re.S | re.M
-                )
+                said = SOURCE_LINK.sub("", "".join(output["data"][kind]).replace(SITE_URL, ""))
+                output["data"][kind] = re.sub(r"^```.*?^```", unlinked, said, flags=re.S | re.M)
 
 
 def only_imports(cell):

@@ -17,7 +17,8 @@ from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import multimodal_dls
 from ..learner import METHODS, Budget, Method
-from ..runs import Job, RunStore, check_budget, train_missing, which_seeds
+from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
+from ..store import RunStore
 
 # %% ../../nbs/40_comparison.ipynb #8765616a
 def _check_methods(
@@ -45,17 +46,24 @@ def _check_reference(reference, registry, sets):
     if registry is METHODS: one_of("reference", reference, [*registry, "best unimodal", *alone])
 
 # %% ../../nbs/40_comparison.ipynb #df01d018
-def _wanted(sets, seeds, methods):
-    "Every run that the methods need."
-    return [Job(data, run, seed) for data in sets.values() for seed in seeds
-            for method in methods.values() for run in method.runs(data.modalities)]
+def _told(store, data, seed, method, runs, budget, reasons):
+    "The rows of the table that one method makes on one split; or why it makes none."
+    lost = {run.name: reasons[path] for run in runs if (path := store.path(data, run, seed, budget)) in reasons}
+    if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items())
+    try:
+        answers = method.combine([store.answer(data, run, seed, budget) for run in runs], data)
+        return [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"},
+                     **answer.scores("test", data.task)) for name, answer in answers.items()], None
+    except Exception as error: return [], f"{type(error).__name__}: {error}"
 
-def _rows(store, data, seed, method, budget):
-    "The rows of the table that one method makes on one split."
-    answers = [store.answer(data, run, seed, budget) for run in method.runs(data.modalities)]
-    for name, answer in method.combine(answers, data).items():
-        info = {k: v for k, v in answer.info.items() if k != "curves"}
-        yield dict(data=data.name, method=name, **info, **answer.scores("test", data.classes))
+def _tables(cells):
+    "The runs and the failed cells as tables. A cell that failed has the rows that its method makes on other splits."
+    names = {}
+    for (data, _, method), (rows, _) in cells.items():
+        names.setdefault((data, method), {}).update(dict.fromkeys(row["method"] for row in rows))
+    failed = [dict(data=data, method=name, seed=seed, reason=why) for (data, seed, method), (_, why) in cells.items()
+              if why for name in names[data, method] or [method]]
+    return pd.DataFrame([row for rows, _ in cells.values() for row in rows]), pd.DataFrame(failed) if failed else None
 
 # %% ../../nbs/40_comparison.ipynb #e4c8adba
 _BUDGET = Budget()
@@ -71,7 +79,8 @@ def compare(
     workers:int|None=None,                   # runs at a time; None: the number of cores, 1 with a GPU
     progress:bool=True,                      # a progress bar on stderr
 )->Comparison:
-    "Train what is not stored yet and compare; interrupted, it goes on where it stopped when called again."
+    """Train what is not stored yet and compare; interrupted, it goes on where it stopped when called again.
+    A run that fails is a failed cell of the table; where none is left, `RunsFailed`."""
     known = METHODS if registry is None else registry
     which, sets = which_seeds(seeds), _check_datasets(datasets)
     used = _check_methods(methods, known)
@@ -82,9 +91,15 @@ def compare(
     for data in sets.values():
         for seed in which: multimodal_dls(data, bs=budget.bs, seed=seed)
 
-    store = RunStore(out)
-    train_missing(_wanted(sets, which, used), store, budget, workers, progress)
+    # a method's runs are made once: what is stored is found again by what they are made of, as it was before training
+    runs = {(data, name): list(method.runs(sets[data].modalities)) for data in sets for name, method in used.items()}
+    jobs = [Job(sets[data], run, seed) for data in sets for seed in which for name in used for run in runs[data, name]]
+    store, reasons, failure = RunStore(out), {}, None
+    try: train_missing(jobs, store, budget, workers, progress)
+    except RunsFailed as error: reasons, failure = error.reasons, error
 
-    rows = [row for data in sets.values() for seed in which for method in used.values()
-            for row in _rows(store, data, seed, method, budget)]
-    return Comparison(pd.DataFrame(rows), reference, budget, sets)
+    cells = {(data, seed, name): _told(store, sets[data], seed, method, runs[data, name], budget, reasons)
+             for data in sets for seed in which for name, method in used.items()}
+    table, failed = _tables(cells)
+    if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")
+    return Comparison(table, reference, budget, sets, failed)

@@ -9,6 +9,7 @@ __all__ = ['Comparison']
 import html
 import math
 import platform
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,7 @@ _FURTHER = dict(
     ece=("ECE", lambda v: f"{v:.3f}"),
     seconds=("s / run", lambda v: f"{v:.1f}"),
 )
+_FAILED = ["data", "method", "seed", "reason"]
 
 class Comparison:
     "The scores of every method, seed and data set, and what follows from them."
@@ -53,16 +55,31 @@ class Comparison:
         reference:str,     # differences are taken to this method
         budget:Budget,     # of every run
         datasets:Mapping[str, MultimodalData], # by name
+        failed:pd.DataFrame|None=None,         # data, method, seed, reason of what was not trained; None: nothing
     ):
         self.runs, self.reference, self.budget, self.datasets = runs, reference, budget, datasets
+        self.failed = pd.DataFrame(columns=_FAILED) if failed is None else failed[_FAILED]
 
     def score(self, data:str)->str:
-        "The score that decides on this data set: accuracy, or r2 for a regression."
-        return headline(self.datasets[one_of("data set", data, self.datasets)].classes)
+        "The score that decides on this data set: accuracy (of several labels, the share that is right), or r2."
+        found = self.datasets[one_of("data set", data, self.datasets)]
+        return headline(getattr(found, "task", found.classes))
+
+    def cells(self, data:str)->pd.DataFrame:
+        "The runs of a data set, failed ones among them: these have a reason, and NaN for every score."
+        one_of("data set", data, self.datasets)
+        parts = [t[t.data == data] for t in (self.runs, self.failed)]
+        return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
     def intervals(self, data:str, score:str|None=None)->dict[str, tuple[Interval, Interval|None]]:
         "Of each method: the interval of its score, and of its paired difference to the reference (which has none)."
-        return paired_intervals(self.runs, data, score or self.score(data), self.reference)
+        cells, score = self.cells(data), score or self.score(data)
+        if not (self.runs.data == data).any():
+            nothing = Interval(*[math.nan]*3)
+            return {m: (nothing, None if m == self.reference else nothing) for m in dict.fromkeys(cells.method)}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="of .* some runs are missing")      # the table says it itself
+            return paired_intervals(cells, data, score, self.reference)
 
     @cached_property
     def table(self)->pd.DataFrame:
@@ -75,29 +92,46 @@ class Comparison:
         row = dict(data=data, method=method, score=self.score(data), mean=value.mean, low=value.low, high=value.high)
         if difference:
             row |= dict(zip(("difference", "difference_low", "difference_high"), difference))
-        return row | {k: rows[k].mean() for k in _FURTHER if k in rows} | dict(seeds=len(rows))
+        lost = (self.failed.data == data) & (self.failed.method == method)
+        return row | {k: rows[k].mean() for k in _FURTHER if k in rows} | dict(seeds=len(rows), failed=int(lost.sum()))
 
     def verdict(self, data:str, method:str="joint")->str:
         "Does `method` beat the reference on this data set? One sentence, with the interval that decides it."
         intervals = self.intervals(data)
         value, difference = intervals[one_of("method", method, intervals)]
         if difference is None: return f"{data}: {method} was not compared with the {self.reference}."
-        span = _span(difference, self.score(data))
+        pairs, asked = self._pairs(data, method)
+        if not pairs: return f"{data}: the {method} model and the {self.reference} were trained together on no seed."
+        span = _span(difference, self.score(data)) + f"; {pairs} of {asked} seeds"*(pairs < asked)
         if math.isnan(difference.low):
-            return f"{data}: one seed cannot tell whether the {method} model beats the {self.reference} ({span})."
+            who = "one seed" if pairs == 1 else "seeds with one and the same difference"
+            return f"{data}: {who} cannot tell whether the {method} model beats the {self.reference} ({span})."
         if difference.low > 0: return f"{data}: yes, the {method} model beats the {self.reference} ({span})."
         if difference.high < 0: return f"{data}: no, the {self.reference} beats the {method} model ({span})."
         return f"{data}: no difference between the {method} model and the {self.reference} is shown ({span})."
 
+    def _pairs(self, data, method):
+        "Seeds that have both the method and the reference, and all seeds."
+        rows = self.runs[self.runs.data == data]
+        both = set(rows.seed[rows.method == method]) & set(rows.seed[rows.method == self.reference])
+        return len(both), self.cells(data).seed.nunique()
+
+    def _failures(self, data):
+        "A line for each cell that failed."
+        rows = self.failed[self.failed.data == data]
+        return [f"{data}: failed: {r.method}, seed {r.seed}: {r.reason}" for r in rows.itertuples()]
+
     def _verdicts(self, data):
         "The sentences on every method that is neither the reference nor one of its parts."
-        methods = dict.fromkeys(self.runs.method[self.runs.data == data])
+        methods = dict.fromkeys(self.cells(data).method)
         parts = ("unimodal ", "best unimodal", "ensemble")
         return [self.verdict(data, m) for m in methods if m != self.reference and not m.startswith(parts)]
 
+    def _seeds(self): return sorted({int(s) for table in (self.runs, self.failed) for s in table.seed})
+
     def __repr__(self):
-        seeds, sets = self.runs.seed.nunique(), ", ".join(self.datasets)
-        lines = [line for data in self.datasets for line in self._verdicts(data)]
+        seeds, sets = len(self._seeds()), ", ".join(self.datasets)
+        lines = [line for data in self.datasets for line in (*self._verdicts(data), *self._failures(data))]
         return "\n".join([f"Comparison with the {self.reference} on {sets}, {seeds} seed{'s'*(seeds > 1)}", *lines])
 
     def plot(self,
@@ -127,10 +161,9 @@ class Comparison:
     def to_dict(self)->dict:
         "Table, sentences and how they were measured, as plain Python objects."
         sets = {n: dict(samples=len(d), modalities=d.modalities, classes=d.classes) for n, d in self.datasets.items()}
-        seeds = sorted(map(int, self.runs.seed.unique()))
-        return dict(reference=self.reference, seeds=seeds, datasets=sets, facts=_how(self),
+        return dict(reference=self.reference, seeds=self._seeds(), datasets=sets, facts=_how(self),
                     verdicts={data: self._verdicts(data) for data in self.datasets},
-                    table=plain_rows(self.table))
+                    table=plain_rows(self.table), failed=plain_rows(self.failed))
 
     def to_json(self,
         path:str|Path, # where the file goes
@@ -143,11 +176,12 @@ class Comparison:
     ):
         "Print the tables and the sentences."
         console = console or terminal(120)
-        seeds = self.runs.seed.nunique()
+        seeds = len(self._seeds())
         for data in self.datasets:
-            title = f"{data}: {seeds} seeds, mean and 95 % interval"
+            title = f"{data}: {seeds} seed{'s'*(seeds > 1)}, mean and 95 % interval"
             terminal_table(title, *_cells(self, data), strong=self.reference, console=console)
-            for line in self._verdicts(data): console.print(line, markup=False, highlight=False, soft_wrap=True)
+            lines = *self._verdicts(data), *self._failures(data)
+            for line in lines: console.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print()
 
 # %% ../../nbs/39_results.ipynb #21bd3816
@@ -188,21 +222,28 @@ def _cells(found, data):
     percent = score == "accuracy"
     further = [c for c in _FURTHER if c in table]
 
+    def text(v, shown): return "" if np.isnan(v) else shown(v)
     def row(method):
         value, difference = intervals[method]
-        more = [_FURTHER[c][1](table.loc[method, c]) for c in further]
-        return [method, interval_text(value, percent), interval_text(difference, percent, sign=True), *more]
+        more = [text(table.loc[method, c], _FURTHER[c][1]) for c in further]
+        if table.failed.any(): more.append(f"{table.failed[method] or ''}")
+        said = "failed" if math.isnan(value.mean) else interval_text(value, percent)
+        if difference and math.isnan(difference.mean): difference = None
+        return [method, said, interval_text(difference, percent, sign=True), *more]
 
-    titles = [_FURTHER[c][0] for c in further]
+    titles = [_FURTHER[c][0] for c in further] + ["failed seeds"]*bool(table.failed.any())
     header = ["method", score + (" (%)" if percent else ""), f"minus {found.reference}", *titles]
     return header, [row(method) for method in intervals]
 
 def _seeds_html(found, data):
     "The scores of every seed, with the split that they were measured on."
-    rows = found.runs[found.runs.data == data]
-    scores = rows.pivot(index="seed", columns="method", values=found.score(data))[list(dict.fromkeys(rows.method))]
+    every, rows, score = found.cells(data), found.runs[found.runs.data == data], found.score(data)
+    if score not in every: every[score] = math.nan
+    scores = every.pivot(index="seed", columns="method", values=score)[list(dict.fromkeys(every.method))]
     splits = rows.groupby("seed")[["split", "n_train", "n_test"]].first()
-    cells = [[seed, *splits.loc[seed], *(f"{v:.4f}" for v in scores.loc[seed])] for seed in scores.index]
+    def split(seed): return list(splits.loc[seed]) if seed in splits.index else [""]*3
+    def text(v): return "failed" if math.isnan(v) else f"{v:.4f}"
+    cells = [[seed, *split(seed), *map(text, scores.loc[seed])] for seed in scores.index]
     return table_html(["seed", "split", "train", "test", *scores.columns], cells)
 
 def _section_html(found, data):
@@ -218,6 +259,8 @@ def _section_html(found, data):
         items = "".join(f"<li>{v}</li>" for v in verdicts[1:])
         parts.append(f"<details><summary>The same for the other methods</summary><ul>{items}</ul></details>")
 
+    if lost := found._failures(data):
+        parts.append(f"<p>Failed:</p><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lost)}</ul>")
     alt = f"Scores on {data} with 95 % intervals, and paired differences to the {found.reference}"
     parts.append(table_html(*_cells(found, data), strong=found.reference))
     parts.append(figure_html(found.plot(data), f"{alt}; the numbers are in the table above."))
@@ -231,7 +274,8 @@ def _how(found, command=""):
                "the epoch with the best validation score is kept.",
         Splits="Stratified, groups kept apart. The test parts of seeds 0 to 4 are disjoint. "
                "Nothing is fitted or selected on the test part.",
-        Intervals="95 %, over seeds, t with the Nadeau–Bengio correction for overlapping training parts. "
+        Intervals="95 %, over seeds, t with the Nadeau–Bengio correction for overlapping training parts; those of an "
+                  "accuracy at least as wide as the sampling of test rows makes them. "
                   "Differences are paired by seed. Each interval stands for itself: "
                   "among twenty comparisons of equals, one is expected to exclude zero.",
         Software=f"mmlit {__version__}, torch {torch.__version__}, "

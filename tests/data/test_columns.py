@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmlit.data.catalogue import load_dataset
-from mmlit.data.columns import MultimodalData, PictureFiles, _encode_labels, as_column
+from mmlit.data.columns import MultimodalData, PictureFiles, as_column
+from mmlit.data.labels import encode_labels
 from mmlit.data.loaders import multimodal_data
 
 
@@ -92,11 +93,11 @@ def test_a_picture_column_reads_what_is_asked_for_in_its_order(tmp_path):
 def test_labels_come_back_by_their_names():
     rng = np.random.default_rng(0)
     for y in (rng.choice(["b", "a", "c"], 50), rng.integers(-3, 3, 50), rng.integers(0, 2, 50).astype(bool)):
-        codes, names = _encode_labels(y)
+        codes, names, _ = encode_labels(y)
         assert codes.dtype == np.int64 and [names[c] for c in codes] == [str(v) for v in y]
-        again, same = _encode_labels([names[c] for c in codes], names)
+        again, same, _ = encode_labels([names[c] for c in codes], names)
         assert same == names and np.array_equal(again, codes)
-    assert _encode_labels([1, 2], classes=[])[0].dtype == np.float32
+    assert encode_labels([1, 2], classes=[]).y.dtype == np.float32
 
 
 def test_a_subset_of_a_subset_is_the_subset_of_its_rows():

@@ -5,9 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from common import tracked_files
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -38,11 +43,10 @@ def test_pyright_is_clean():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    "The wheel alone, installed into a folder from a copy of what git tracks."
+    "The wheel alone, installed into a folder."
     top = tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if not (ROOT / name).exists() or name.startswith(("docs/", "tests/", "results/")):
+    for name in tracked_files(ROOT):
+        if name.startswith(("docs/", "tests/", "results/")):
             continue
         (top / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, top / "source" / name)
@@ -70,3 +74,24 @@ def test_the_quick_start_runs_from_the_wheel(installed, tmp_path):
     env = os.environ | {"PYTHONPATH": str(installed), "MPLBACKEND": "agg"}
     status, said = run(sys.executable, "-W", "ignore", "-c", code, cwd=tmp_path, env=env)
     assert status == 0, said
+
+
+def test_the_wheel_names_no_page_that_does_not_exist(installed):
+    (metadata,) = installed.glob("mmlit-*.dist-info/METADATA")
+    said = metadata.read_text(encoding="utf8").split("\n\n")[0]
+    assert "Project-URL" not in said and "Home-page" not in said
+    assert "Requires-Dist: threadpoolctl" in said
+
+
+# ---- the versions that the tests passed with
+
+
+def test_the_lock_file_names_what_is_installed():
+    "Of everything that mmlit and its tests need; an entry that nothing needs is no fault."
+    lines = [line.split("==") for line in (ROOT / "requirements-lock.txt").read_text().split()]
+    locked = {canonicalize_name(name): number for name, number in lines}
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in map(Requirement, needed["dependencies"] + needed["optional-dependencies"]["dev"]):
+        number = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(number), requirement
+        assert version(requirement.name).split("+")[0] == number, requirement

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from common import tracked_files
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,10 @@ def test_pages_lead_on_in_the_order_of_the_sidebar(site):
 
 def test_nothing_is_raw_broken_or_loaded_from_elsewhere(site):
     assert not docs.problems(site)
+
+
+def test_no_page_leads_to_a_host_of_code_that_does_not_exist(site):
+    assert not [page.name for page in site.glob("*.html") if docs.settings["git_url"] in page.read_text()]
 
 
 def test_names_in_backticks_lead_to_their_documentation(site):
@@ -263,10 +268,7 @@ def read_report(page):
 
 
 def committed():
-    return (
-        subprocess.run(["git", "ls-files", "docs/index.html"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        != ""
-    )
+    return "docs/index.html" in tracked_files(ROOT)
 
 
 @pytest.fixture(scope="module", params=["built without outputs", "committed"])

@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from common import tracked_files
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mmlit"
@@ -270,8 +271,15 @@ def test_readme_is_in_step_with_the_index():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_source_distribution_holds_what_the_tests_need():
+    "Each tracked file is one that setuptools takes by itself, or is named in MANIFEST.in."
+    named = (ROOT / "MANIFEST.in").read_text()
+    tops = {name.split("/")[0] for name in tracked_files(ROOT)} - {"mmlit", "pyproject.toml", "README.md", "LICENSE"}
+    assert not {top for top in tops - {"MANIFEST.in"} if top not in named}
+
+
 def test_nothing_stands_in_the_repository_twice():
     "One KaTeX, one style sheet."
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = tracked_files(ROOT)
     for name in ("katex.min.js", "styles.css"):
         assert sum(Path(p).name == name for p in tracked) == 1, name

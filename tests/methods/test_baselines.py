@@ -14,6 +14,7 @@ from mmlit.learner import METHODS, Budget, FusionMethod, multimodal_learner
 from mmlit.methods.baselines import (
     ModalityDropout,
     MultiLoss,
+    ensemble_log_odds,
     ensemble_log_probabilities,
     pretrained_learner,
     pretrained_run,
@@ -224,3 +225,24 @@ def test_runs_keep_what_they_were_given():
     assert run.name == "unimodal b" and run.tag == "mine" and learn.model.model.encoders[0] is made[0]
     run = pretrained_run("start", [run], method=MultiLoss, head="film", tag="its")
     assert run.name == "start" and run.tag == "its" and len(run.needs) == 1
+
+
+# ---- several labels
+
+
+@pytest.mark.parametrize("how", ["logprob", "prob"])
+def test_the_ensemble_of_several_labels_is_that_of_each_labels_two_answers(how):
+    odds = 3 * torch.randn(4, 50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = odds.sigmoid()
+    yes, no = (p.mean(0), (1 - p).mean(0)) if how == "prob" else (p.log().mean(0).exp(), (1 - p).log().mean(0).exp())
+    assert_close(ensemble_log_odds(odds, how).sigmoid(), yes / (yes + no))
+    assert ensemble_log_odds(1e4 * odds, how).isfinite().all()
+
+
+def test_the_rows_of_the_ensembles_of_several_labels():
+    labels = np.array([[0, 1], [1, 1]], dtype=np.float32)
+    data = MultimodalData("toy", TOY.xs, labels, ["x", "y"], task="multi-label")
+    outs = torch.stack([torch.tensor(a.test) for a in (RIGHT, WRONG)])
+    for row, how in (("ensemble", "logprob"), ("ensemble_prob", "prob")):
+        got = METHODS[row].combine([RIGHT, WRONG], data)[row]
+        assert_close(torch.tensor(got.test), ensemble_log_odds(outs, how))

@@ -1,0 +1,218 @@
+"Each method as a loss in somebody else's loop, plain, of Lightning or of a `Trainer`, trains as its callback does."
+
+import copy
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
+from torch.testing import assert_close
+
+from mmlit.data.loaders import multimodal_dls
+from mmlit.fusion.coalitions import mask_features
+from mmlit.learner import METHODS as REGISTERED
+from mmlit.learner import multimodal_learner
+from mmlit.methods.baselines import ModalityDropout, MultiLoss
+from mmlit.methods.mcr import MCR, mcr_loss
+from mmlit.methods.modulation import (
+    GradientModulation,
+    modality_responses,
+    modulation_coefficients,
+    muted_logits,
+    response_scores,
+    routed_logits,
+)
+from mmlit.methods.multimodal_loss import MultiModal
+from mmlit.methods.shapley import ModalityResampling
+from mmlit.methods.tcmax import TCMax, tcmax_model_loss
+
+# ---- each method as a function of the batch: what the page of recipes shows
+
+
+def joint(model, batch):
+    return F.cross_entropy(model(*batch.xs), batch.y)
+
+
+def multi_loss(model, batch):
+    zs = model.encode(*batch.xs)
+    alone = sum(F.cross_entropy(head(z), batch.y) for head, z in zip(model.parts["multi_loss_heads"], zs))
+    return F.cross_entropy(model.fuse(zs), batch.y) + alone
+
+
+def masked(model, batch):
+    "Modality dropout and resampling: features that the batch is to do without."
+    return F.cross_entropy(model.fuse(mask_features(model.encode(*batch.xs), batch.keep)), batch.y)
+
+
+def tcmax(model, batch):
+    return tcmax_model_loss(model, model.encode(*batch.xs), batch.y)
+
+
+def mcr(model, batch):
+    return mcr_loss(model, model.encode(*batch.xs), batch.y, model.parts["mcr_heads"]).total
+
+
+def agm(model, batch):
+    zs, history = model.encode(*batch.xs), model.parts["response_history"]
+    logits = muted_logits(model, batch.xs, zs)
+    score = response_scores(modality_responses(logits.detach()), batch.y)
+    kappa = modulation_coefficients(score, history.mean)
+    history.update(score)
+    return F.cross_entropy(routed_logits(logits, kappa), batch.y)
+
+
+METHODS = {
+    "joint": (lambda: None, joint),
+    "multi_loss": (MultiLoss, multi_loss),
+    "modality_dropout": (ModalityDropout, masked),
+    "resampling": (lambda: ModalityResampling(warmup=0), masked),
+    "multimodal": (MultiModal, joint),  # its loss is the cross-entropy, its head the method
+    "tcmax": (TCMax, tcmax),
+    "mcr": (MCR, mcr),
+    "agm": (GradientModulation, agm),
+}
+OPTIMISERS = {
+    "SGD": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
+    "Adam": partial(torch.optim.Adam, lr=1e-3),
+}
+
+
+class Keeper(Callback):
+    "The batches of a training, with what its callback kept of each."
+
+    order = 55
+
+    def before_fit(self):
+        self.batches = []
+
+    def before_step(self):
+        zs = getattr(self.method, "zs", ()) if self.method is not None else ()
+        keep = torch.stack([z.detach().any(1) for z in zs], 1) if zs else torch.ones(len(self.y), 2, dtype=torch.bool)
+        self.batches.append(SimpleNamespace(xs=self.xb, y=self.y, keep=keep))
+
+    def __init__(self, method):
+        self.method = method
+
+
+def by_callback(make, optimiser):
+    "The model before and after a training with the callback, and its batches."
+    rng = np.random.default_rng(0)
+    y = np.arange(160) % 3
+    xs = {"a": rng.normal(size=(160, 6)) + np.eye(3, 6)[y], "b": rng.normal(size=(160, 5))}
+    torch.manual_seed(0)
+    dls, method = multimodal_dls(xs, y, bs=32, device="cpu", seed=0), make()
+    keeper = Keeper(method)
+    opt_func = lambda params, lr: OptimWrapper(params, OPTIMISERS[optimiser])
+    learn = multimodal_learner(dls, head="mlp", width=8, method=method, cbs=keeper, opt_func=opt_func)
+    before = copy.deepcopy(learn.model)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, OPTIMISERS[optimiser].keywords["lr"])
+    return before.train(), learn.model, keeper.batches
+
+
+def plain_loop(model, loss_of, batches, optimiser):
+    opt = OPTIMISERS[optimiser](model.parameters())
+    for batch in batches:
+        opt.zero_grad()
+        loss_of(model, batch).backward()
+        opt.step()
+
+
+def lightning_loop(model, loss_of, batches, optimiser):
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch, _):
+            return loss_of(self.model, batch)
+
+        def configure_optimizers(self):
+            return OPTIMISERS[optimiser](self.model.parameters())
+
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=1, **quiet)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, collate_fn=lambda b: b)
+    trainer.fit(Module(), loader)
+
+
+def trainer_loop(model, loss_of, batches, optimiser, folder):
+    from transformers import Trainer, TrainingArguments
+
+    class Own(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return loss_of(model, SimpleNamespace(**inputs))
+
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader([vars(b) for b in batches], batch_size=None, shuffle=False)
+
+    opt = OPTIMISERS[optimiser](model.parameters())
+    constant = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1.0)
+    quiet = dict(report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True)
+    options = TrainingArguments(
+        str(folder), num_train_epochs=1, max_grad_norm=0.0, use_cpu=True, remove_unused_columns=False, **quiet
+    )
+    Own(model, options, train_dataset=batches, optimizers=(opt, constant)).train()
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    "Both libraries import it; beside a CPU build of torch from elsewhere its compiled operators may not load."
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        torchvision.operators = library  # they live as long as this object
+    return torchvision
+
+
+LOOPS = {"plain": plain_loop, "lightning": lightning_loop, "trainer": trainer_loop}
+cases = pytest.mark.parametrize("method", METHODS)
+
+
+def check(loop, method, optimiser, *more):
+    make, loss_of = METHODS[method]
+    model, trained, batches = by_callback(make, optimiser)
+    start = copy.deepcopy(model.state_dict())
+    LOOPS[loop](model, loss_of, batches, optimiser, *more)
+    assert any(not torch.equal(v, start[k]) for k, v in model.state_dict().items())
+    for name, value in trained.state_dict().items():
+        assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@cases
+def test_a_plain_loop_is_the_callback(method, optimiser):
+    check("plain", method, optimiser)
+
+
+@pytest.mark.slow
+@cases
+def test_lightning_is_the_callback(method, torchvision):
+    check("lightning", method, "SGD")
+
+
+@pytest.mark.slow
+@cases
+def test_a_hugging_face_trainer_is_the_callback(method, torchvision, tmp_path):
+    check("trainer", method, "SGD", tmp_path)
+
+
+def test_every_callback_of_the_package_has_a_loop():
+    "One that is only another option, start or learning rate of a method here needs no lines of its own."
+    variants = {"agm_lr", "resampling_modality", "mcr_pretrained", "pretrained", "frozen", "scaled_sum", "lr_control"}
+    separate = {"unimodal", "ensemble", "ensemble_prob"}
+    assert set(REGISTERED) - variants - separate == set(METHODS)
