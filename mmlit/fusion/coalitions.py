@@ -22,7 +22,7 @@ from mmlit.core import (
     is_additive,
     is_conditional,
     map_tensors,
-    number,
+    check_count,
     one_of,
 )
 from .models import Fusion
@@ -32,7 +32,7 @@ def coalitions(
     n_modalities:int, # M
 )->Tensor:            # bool, shape (2**M, M)
     "All coalitions; row s contains modality m iff bit m of s is set."
-    if not 1 <= number("n_modalities", n_modalities, whole=True) <= 20:
+    if not 1 <= check_count("n_modalities", n_modalities) <= 20:
         raise ValueError(f"expected 1 to 20 modalities (2**M coalitions are listed), got {n_modalities}")
 
     return (torch.arange(2**n_modalities)[:, None] >> torch.arange(n_modalities) & 1).bool()
@@ -205,7 +205,7 @@ def all_pairings(
     n_modalities:int,  # M
 )->Tensor:             # row numbers, shape (B**M, M), the last modality fastest
     "Every way to take each modality from a sample of its own."
-    for name, value in dict(batch=batch, n_modalities=n_modalities).items(): number(name, value, least=1, whole=True)
+    for name, value in dict(batch=batch, n_modalities=n_modalities).items(): check_count(name, value, 1)
     return torch.cartesian_prod(*[torch.arange(batch)]*n_modalities).view(-1, n_modalities)
 
 def check_pairings(

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import at_least_float32, number, one_of
+from ..core import at_least_float32, check_count, check_number, one_of
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
@@ -67,7 +67,7 @@ def multi_proxy_terms(
 def _check_multi_proxy(probs, proxies, gamma, axis):
     "ValueError where the arguments of `multi_proxy_logits` do not fit each other."
     one_of("axis", axis, _AXES)
-    if gamma != math.inf: number("the temperature gamma", gamma, above=0)
+    if gamma != math.inf: check_number("the temperature gamma", gamma, "(0, inf)")
     if probs.ndim != 3:
         raise ValueError(f"expected unimodal probabilities of shape (M, B, C), got {tuple(probs.shape)}")
 
@@ -111,7 +111,7 @@ def init_proxies(
     "Initial proxies, uniform within `1/sqrt(C*K)`. ValueError for an unknown name, or nothing to initialise."
     one_of("init", init, _INITS)
     for name, value in dict(n_modalities=n_modalities, n_classes=n_classes, k=k).items():
-        number(name, value, least=1, whole=True)
+        check_count(name, value, 1)
 
     bound = 1/math.sqrt(n_classes*k)
     proxies = torch.empty(n_modalities, n_classes, n_classes, k).uniform_(-bound, bound, generator=generator)
@@ -140,7 +140,7 @@ class MultiProxyHead(FusionHead):
         if n_classes < 2:
             raise ValueError("the MultiModal loss is for classification: expected at least two classes, "
                              f"got {n_classes}")
-        size = len(self.dims)*n_classes**2*number("k", k, least=1, whole=True)
+        size = len(self.dims)*n_classes**2*check_count("k", k, 1)
         if size >= _MANY_PROXIES:
             warnings.warn(f"{size:,} proxy parameters (M*C*C*K) for {n_classes} classes: "
                           "a smaller k needs proportionally fewer", stacklevel=2)
@@ -207,7 +207,7 @@ class ScaledSumHead(SumHead):
         scale:float=20.,    # t; 1 is the baseline of Moon & Lee (2025), 20 their number of proxies
     ):
         super().__init__(dims, n_classes)
-        self.scale = number("scale", scale, above=0)
+        self.scale = check_number("scale", scale, "(0, inf)")
 
     def unimodal_logits(self, zs):
         "u, (M, B, C)."
@@ -242,8 +242,8 @@ class MultiModal(FusionMethod):
         attended:bool|None=None, # ablation, see `multi_proxy_logits`; None: that of the model's head, else True
         unit:bool|None=None,     # ablation, see `multi_proxy_logits`; None: that of the model's head, else True
     ):
-        if k is not None: number("k, the proxies per class,", k, least=1, whole=True)
-        if gamma is not None: number("the temperature gamma", gamma, above=0)
+        if k is not None: check_count("k, the proxies per class,", k, 1)
+        if gamma is not None: check_number("the temperature gamma", gamma, "(0, inf)")
         if init is not None: one_of("init", init, _INITS)
         if axis is not None: one_of("axis", axis, _AXES)
         for name, value in dict(attended=attended, unit=unit).items():
