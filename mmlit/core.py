@@ -19,7 +19,6 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,9 +136,11 @@ def group_ids(
     "Groups as numbers; ValueError unless there is one for each sample and none is missing."
     values = np.asarray(groups.detach().cpu() if isinstance(groups, Tensor) else groups)
     if values.shape != (n,): raise ValueError(f"groups needs one group id per sample, ({n},), got shape {values.shape}")
-    missing = int(pd.isna(values).sum())
+    # NaN is the one value that is not equal to itself
+    missing = sum(v is None or v != v for v in values.tolist())
     if missing: raise ValueError(f"groups is missing (None or NaN) for {missing} of {n} samples")
-    return pd.factorize(values)[0].astype(np.int64)
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(values.tolist()))}
+    return np.array([numbers[v] for v in values.tolist()], dtype=np.int64)
 
 # %% ../nbs/00_core.ipynb #cfef0429
 def at_least_float32(

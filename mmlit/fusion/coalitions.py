@@ -245,7 +245,7 @@ def pairing_logits(
         return pairing_logits(model, zs, all_pairings(batch, n), memory).unflatten(0, (batch,)*n)
     index = check_pairings(index, batch, n).to(zs[0].device)
     if is_additive(model):
-        terms = model.contributions(zs)
+        terms = _contributions(model, zs, _stand_ins(zs, None))
         _fits(len(index)*terms.shape[-1], terms, memory)
         return reduce(add, (c[i] for c, i in zip(terms, index.T)))
 
