@@ -24,6 +24,7 @@ import joblib
 import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import get_random_states, set_random_states, set_seed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
@@ -204,7 +205,7 @@ def _in_worker(missing, store, budget, heads, parent):
     return missing.path, _train_and_store(missing, store, budget)
 
 def _at_once(jobs, store, budget, workers):
-    "Paths, and why each failed, as they come; BrokenProcessPool where a process died."
+    "Paths, and why each failed, as they come; TerminatedWorkerError, a BrokenProcessPool, where a process died."
     heads, parent = dict(HEADS), os.getpid()
     work = (joblib.delayed(_in_worker)(m, store, budget, heads, parent) for m in jobs)
     done:Any = joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)(work)  # type: ignore[arg-type]
@@ -216,11 +217,13 @@ def _in_processes(wave, store, budget, workers):
     while left:
         try:
             for path, reason in _at_once(list(left.values()), store, budget, workers): yield left.pop(path), reason
-        except BrokenProcessPool:
+        except TerminatedWorkerError:
             for m in list(left.values())[:workers]:                     # they come in order: one of these was at work
                 try: (_, reason), = _at_once([m], store, budget, 2)
-                except BrokenProcessPool: reason = "the process that trained it died; out of memory?"
+                except TerminatedWorkerError: reason = "the process that trained it died; out of memory?"
                 yield left.pop(m.path), reason
+        except BrokenProcessPool:                                       # others cannot import what it is made of
+            for m in list(left.values()): yield left.pop(m.path), _train_and_store(m, store, budget)
 
 def _can_be_sent(run):
     "Can other processes have this run?"
