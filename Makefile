@@ -1,5 +1,5 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes the suite.
-.PHONY: demo test test-all random twice sdist newest lock lint benchmark docs lab readme clean
+.PHONY: demo test test-all random twice sdist newest fuzz mutation lock lint benchmark docs lab readme clean
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -15,7 +15,7 @@ test: .venv/.ok
 # the source distribution, and the newest release of everything that mmlit stands on
 test-all: .venv/.all
 	$(BIN)/python -m pytest -n 2 --slow
-	$(MAKE) random twice sdist newest
+	$(MAKE) random twice sdist newest fuzz mutation
 
 random: .venv/.all
 	$(BIN)/python -m pytest -n 2 -p randomly
@@ -28,6 +28,14 @@ sdist: .venv/.all
 	rm -rf build/sdist
 	$(BIN)/python -m build --sdist --outdir build/sdist .
 	cd build/sdist && tar xzf *.tar.gz --strip-components 1 && ../../$(BIN)/python -m pytest -n 2 -p no:cacheprovider
+
+# how many random cases the fuzzed functions have seen, to results/fuzz.csv
+fuzz: .venv/.ok
+	$(BIN)/python tools/fuzz.py
+
+# would the tests notice a fault? 100 mutants of each of eight modules, about an hour on 2 cores
+mutation: .venv/.ok
+	$(BIN)/python tools/mutation.py --n 100 --seed 0 --jobs 2
 
 # the wheel in a clean environment with the newest of everything; newer builds of torch pull gigabytes of CUDA packages
 newest: .venv/.ok

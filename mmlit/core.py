@@ -18,7 +18,6 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,7 +78,7 @@ def one_of(
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
 
-# %% ../nbs/00_core.ipynb #e07b791f
+# %% ../nbs/00_core.ipynb #7fdf06c1
 def check_number(
     what:str,             # what is named, for the message
     value,                # what was given
@@ -87,10 +86,10 @@ def check_number(
 )->float:
     "`value` as a float; ValueError where it is no number, NaN, or outside of the interval."
     low, high = map(float, within[1:-1].split(","))
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    inside = real and low <= value <= high and (within[0] == "[" or value > low) and (within[-1] == "]" or value < high)
+    x = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    inside = low <= x <= high and (within[0] == "[" or x > low) and (within[-1] == "]" or x < high)
     if not inside: raise ValueError(f"{what} must be a number in {within}, got {value!r}")
-    return float(value)
+    return x
 
 def check_count(
     what:str,    # what is named, for the message
@@ -118,9 +117,11 @@ def group_ids(
     "Groups as numbers; ValueError unless there is one for each sample and none is missing."
     values = np.asarray(groups.detach().cpu() if isinstance(groups, Tensor) else groups)
     if values.shape != (n,): raise ValueError(f"groups needs one group id per sample, ({n},), got shape {values.shape}")
-    missing = int(pd.isna(values).sum())
+    # NaN is the one value that is not equal to itself
+    missing = sum(v is None or v != v for v in values.tolist())
     if missing: raise ValueError(f"groups is missing (None or NaN) for {missing} of {n} samples")
-    return pd.factorize(values)[0].astype(np.int64)
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(values.tolist()))}
+    return np.array([numbers[v] for v in values.tolist()], dtype=np.int64)
 
 # %% ../nbs/00_core.ipynb #cfef0429
 def at_least_float32(
@@ -136,8 +137,16 @@ def log_likelihood(
     y:Tensor,      # class labels (B,), or (..., B); of a multi-label task zeros and ones (B, C), or (..., B, C)
 )->Tensor:         # (..., B), in float32 at least
     "log p(y|x) of each sample, in nats; several labels are independent given the logits, so theirs add up."
-    logits = at_least_float32(logits)
-    if y.is_floating_point():
+    logits, several = at_least_float32(logits), y.is_floating_point()
+    shape = logits.shape if several else logits.shape[:-1]
+    if not several < y.ndim <= len(shape) or y.shape != shape[len(shape) - y.ndim:]:
+        raise ValueError(f"expected labels (B,), or of several labels zeros and ones (B, C), for logits of shape "
+                         f"{tuple(logits.shape)}; got {y.dtype} {tuple(y.shape)}")
+    if y.numel():
+        (low, high), top = y.aminmax(), 1 if several else logits.shape[-1] - 1
+        if not (low >= 0 and high <= top): raise ValueError(f"expected labels from 0 to {top}, got {low} to {high}")
+
+    if several:
         y = y.expand(logits.shape).to(logits)
         return -F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
     log_p = logits.log_softmax(-1)
@@ -173,7 +182,8 @@ def check_features(
     zs = tuple(zs)
     if not zs: raise ValueError("expected the features of at least one modality, got none")
     if any(not torch.is_tensor(z) or z.ndim < 1 for z in zs):
-        raise ValueError(f"expected one feature tensor per modality, got {[type(z).__name__ for z in zs]}")
+        raise ValueError(f"expected one feature tensor per modality, got {[type(z).__name__ for z in zs]}; without "
+                         "encoders the features are the inputs, so name them: as_fusion(model, M, encoders=[...])")
     shapes = [tuple(z.shape) for z in zs]
     if len({s[0] for s in shapes}) > 1: raise ValueError(f"the modalities differ in batch size: shapes {shapes}")
     if dims is None: return zs
@@ -188,7 +198,7 @@ def check_features(
 def map_tensors(
     f:Callable,  # of a tensor
     x,           # a tensor, or a dict, list or tuple of such: what a tokenizer returns is one input
-):
+)->Any:
     "`f` of every tensor of an input; what is no tensor stays as it is."
     if torch.is_tensor(x): return f(x)
     if isinstance(x, Mapping): return {name: map_tensors(f, part) for name, part in x.items()}
@@ -200,8 +210,9 @@ def n_rows(
 )->int:
     "How many samples an input holds; ValueError where its tensors do not agree, or where it has none."
     sizes = []
-    map_tensors(lambda t: sizes.append(len(t)), x)
-    if len(set(sizes)) != 1: raise ValueError(f"expected tensors of one number of rows in an input, got {sizes}")
+    map_tensors(lambda t: sizes.append(len(t) if t.ndim else "a number"), x)
+    if len(set(sizes)) != 1 or "a number" in sizes:
+        raise ValueError(f"expected tensors of one number of rows in an input, got {sizes}")
     return sizes[0]
 
 # %% ../nbs/00_core.ipynb #ce6040b8
@@ -212,11 +223,12 @@ def batch_parts(
 )->tuple[tuple[Tensor, ...], Tensor]: # inputs, labels
     "The inputs and labels of a batch, whichever of the two usual forms it has."
     batch = tuple(batch)
-    paired = batch and isinstance(batch[0], (tuple, list))
+    flat = len(batch) > n_modalities       # then a tuple in front may be one input of several tensors
+    paired = batch and isinstance(batch[0], (tuple, list)) and not (flat and len(batch[0]) != n_modalities)
     xs, rest = (tuple(batch[0]), batch[1:]) if paired else (batch[:n_modalities], batch[n_modalities:])
 
-    if len(xs) != n_modalities or not rest:
-        got = f"{len(xs)} inputs and {len(rest)} more"
+    if len(xs) != n_modalities or not rest or not torch.is_tensor(rest[0]):
+        got = f"{len(xs)} inputs and {len(rest)} more, {[type(part).__name__ for part in rest]}"
         raise ValueError(f"expected a batch of {n_modalities} inputs and labels, got {got}")
     return tuple(map_tensors(lambda t: t.to(device), x) for x in xs), rest[0].to(device)
 
@@ -254,4 +266,4 @@ def device_of(
     return torch.device("cpu") if held is None else held.device
 
 # %% ../nbs/00_core.ipynb #5f547084
-MEMORY = 2**28     # bytes of stacked features per call of a head: 256 MiB; its activations come on top
+MEMORY = 2**28     # bytes of stacked features per call of a head, and of a result: 256 MiB; activations come on top

@@ -22,6 +22,7 @@ import mmlit.methods
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS
+from mmlit.fusion.models import JoinedMLP
 from mmlit.learner import METHODS as REGISTRY
 from mmlit.learner import (
     Budget,
@@ -63,7 +64,7 @@ NEUTRAL = dict(
     multi_loss=lambda: MultiLoss(0.0),
     resampling=lambda: ModalityResampling(warmup=99),
     dropout=lambda: ModalityDropout(0.0),
-    agm_over=lambda: GradientModulation(end=0),
+    agm_over=lambda: GradientModulation(start=99),
 )
 
 
@@ -152,10 +153,10 @@ def test_the_decoder_of_the_bottleneck_moves_when_it_has_a_weight():
 def test_fit_twice_is_a_fresh_fit(name):
     "A second fit on the same initial weights and batches gives what the first one gave: the callback keeps no state."
     learn = learner(METHODS[name]())
-    start, rng = weights(learn), learn.dls.train.rng.getstate()
+    start = weights(learn)
     first = weights(fit(learn))
     learn.model.load_state_dict(start)
-    learn.dls.train.rng.setstate(rng)
+    learn.counted_epochs.done = 0
     learn.opt = None
     same(weights(fit(learn)), first)
 
@@ -174,11 +175,9 @@ def test_interrupted_and_resumed_is_uninterrupted(name, tmp_path):
     whole = weights(fit(learner(METHODS[name]()), 4))
     first = fit(learner(METHODS[name](), path=tmp_path), 4, cbs=[StopAt(2)])
     first.save("half")
-    rng = first.dls.train.rng.getstate()
     second = learner(METHODS[name](), path=tmp_path, seed=0)
     second.create_opt()
     second.load("half")
-    second.dls.train.rng.setstate(rng)
     same(weights(fit(second, 4, start_epoch=2)), whole)
 
 
@@ -429,7 +428,7 @@ def test_options_that_could_not_act_are_refused():
     with pytest.raises(ValueError, match="share parameters"):
         multimodal_learner(learn.dls, [encoder] * 3, method=GradientModulation(mode="lr"))
     pictures = multimodal_dls(load_dataset("emoji"), device="cpu")
-    network = torch.nn.Linear(1, 9)
+    network = JoinedMLP([pictures.shapes[m] for m in pictures.modalities], pictures.c)
     for method in (MultiLoss(), MCR()):
         with pytest.raises(ValueError, match="name the encoders"):
             multimodal_learner(pictures, network, method=method)
@@ -658,8 +657,12 @@ def test_a_name_is_registered_once_and_again_by_its_own_chapter_only():
     mine, again = joint("mine", "scratch"), joint("mine", "scratch")
     try:
         assert register_method("scratch", mine) is mine and REGISTRY["scratch"] is mine
-        register_method("scratch", again)  # the same title: a cell that is run twice
+        register_method("scratch", again)  # the same recipe: a cell that is run twice
         assert REGISTRY["scratch"] is again
+        others = (joint("mine", "scratch", head="film"), joint("mine", "scratch", MultiLoss), joint("mine", "other"))
+        for other in (*others, joint("mine", "scratch", learner=dict(opt_func=SGD)), joint("mine", "scratch", lr=3.0)):
+            with pytest.raises(ValueError, match="another method 'scratch'"):
+                register_method("scratch", other)
         with pytest.raises(ValueError, match="'scratch' already, 'mine'"):
             register_method("scratch", joint("another", "scratch"))
     finally:
@@ -691,6 +694,6 @@ def test_every_method_can_be_sent_to_another_process(name, by_value):
     "options", [dict(epochs=0), dict(bs=1), dict(width=0), dict(lr=0.0), dict(lr=-1.0), dict(head="concatt")], ids=str
 )
 def test_a_budget_that_trains_nothing_is_refused(options):
-    with pytest.raises(ValueError, match="a budget needs|did you mean 'concat'"):
+    with pytest.raises(ValueError, match="of a budget must be|did you mean 'concat'"):
         Budget(**options).check()
     Budget().check()

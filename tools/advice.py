@@ -14,6 +14,7 @@ import pandas as pd
 
 from mmlit.audits.advice import CANDIDATES
 from mmlit.audits.audit import audit
+from mmlit.audits.companions import AdditiveMLPHead
 from mmlit.benchmark.comparison import compare
 from mmlit.core import is_additive
 from mmlit.data.catalogue import load_dataset, parse_dataset
@@ -21,12 +22,13 @@ from mmlit.fusion.heads import HEADS
 from mmlit.learner import METHODS, Budget, Method, joint_run
 
 ROOT = Path(__file__).resolve().parent.parent
-INTERACTING = {
-    "interacting": Method(
-        "joint training with an MLP head",
-        lambda modalities: [joint_run("interacting", head="mlp")],
-        lambda answers, data: {"interacting": answers[0]},
+OTHER_HEADS = {
+    name: Method(
+        f"joint training, {name} head",
+        lambda modalities, name=name, head=head: [joint_run(name, head=head)],
+        lambda answers, data, name=name: {name: answers[0]},
     )
+    for name, head in (("interacting", "mlp"), ("additive", AdditiveMLPHead))
 }
 JUDGED = [
     "unimodal",
@@ -99,14 +101,14 @@ CASES = [
 
 def judged(case, out, workers):
     "Accuracy of every recipe on the judge's seeds: a row for each recipe and seed."
-    registry = METHODS | INTERACTING
-    extra = ["interacting"] if case.additive else []
+    registry = METHODS | OTHER_HEADS
+    extra = ["interacting", "additive"] if case.additive else ["additive"]
     if case.stored:
         table = pd.read_csv(ROOT / "results" / "benchmark.csv").query("data == @case.name")
         table = pd.concat(
             [
                 table[table.method.isin([*JUDGED, "best unimodal"])],
-                compare([case.data(0)], extra, JUDGE, case.budget, out, registry, "interacting", workers).runs,
+                compare([case.data(0)], extra, JUDGE, case.budget, out, registry, "additive", workers).runs,
             ]
         )
     else:

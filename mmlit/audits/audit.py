@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,18 +20,20 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastcore.docments import docments
 from rich.console import Console
 from rich.progress import track
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from .. import __version__
-from .advice import advise
-from .companions import ResetError, check_reset, companion_runs
-from .measure import LEVEL, Measured, measure, tabulate
+from .advice import advise, smallest_effects
+from .companions import ResetError, check_reset, companion_runs, still_improving
+from .measure import LEVEL, Measured, measure, repeated_rows, tabulate
 from .quantities import coalition_plan
 from .report import Audit
-from ..core import batch_parts, device_of, eval_mode
+from .sample_scores import deciding_score
+from ..core import batch_parts, device_of, eval_mode, keep_random_state
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import MultimodalDataLoaders
@@ -38,8 +41,9 @@ from ..data.splits import Split, split_hash
 from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
 from ..learner import Budget, ModalityMonitor, joint_run
+from ..pages import interval_text
 from ..runs import Job, RunStore, Source, check_budget, loaders, train_missing, which_seeds
-from ..scores import headline
+from ..scores import Interval, headline
 
 # %% ../../nbs/38_audit.ipynb #8e9236f4
 def _check_logits(logits, xs, dls):
@@ -100,17 +104,33 @@ def _check_stand_in(model, dls, absent):
     raise ValueError("the model's answer is not finite" + (f"{where}: {remedy}" if gone else ""))
 
 # %% ../../nbs/38_audit.ipynb #2aa0417e
+def _check_task(data):
+    if getattr(data, "task", "") != "multi-label" and np.ndim(data.y) == 1: return
+    raise ValueError(f"{data.name} has several labels per sample, and an audit compares models by one answer each: "
+                     "audit one label at a time, with loaders of multimodal_dls(xs, y[:, k]) and a model of that label")
+
+def _own_loaders(source):
+    "Loaders with random states and plans of their own: what an audit draws moves nobody else's."
+    if isinstance(source, MultimodalData): return source
+    source = copy.copy(source)
+    source.loaders = [copy.copy(loader) for loader in source.loaders]
+    for loader in source.loaders: loader.rng, loader.plan = copy.deepcopy(loader.rng), None
+    return source
+
 def _check_source(data, model):
     "The data under audit: a data set, or loaders with their split."
     if data is None:
         raise ValueError("no data given: loaders of multimodal_dls, a MultimodalData or the name of a data set")
     source = parse_dataset(data) if isinstance(data, str) else data
     if isinstance(source, MultimodalData):
+        _check_task(source)
         if model is None: return source
         raise ValueError("a trained model is audited on the split it was trained on: "
                          "pass its loaders, not the whole data set")
     if isinstance(source, MultimodalDataLoaders):
-        if source.data is not None: return source
+        if source.data is not None:
+            _check_task(source.data)
+            return _own_loaders(source)
         raise ValueError("the loaders hold no data, as after learn.export: pass those that the model was trained on")
     if isinstance(source, DataLoaders):
         raise ValueError("the loaders do not say how they were split: make them with multimodal_dls")
@@ -147,6 +167,7 @@ class _Subject:
     budget:Budget
     absent:str
     loss:str                     # a digest of a loss of the user's own
+    effects:dict[str, float]     # what counts as no difference
 
     @property
     def fixed(self)->bool: return not isinstance(self.source, MultimodalData)     # is there one split only?
@@ -159,13 +180,28 @@ def _name(model):
     if model is None: return "The recipe"
     return type(getattr(model, "module", getattr(model, "network", model))).__name__
 
-def _take_in(given, data, budget, seeds, absent):
+def _check_options(given, seeds, encoders, unimodal, workers):
+    "ValueError for options that are no such thing; what is inside them is checked where it is used."
+    if not (given is None or isinstance(given, (Learner, nn.Module))):
+        raise ValueError(f"model is a Learner, a module, or None for the recipe; got {given!r}: data go to data=")
+    which = [seeds] if np.ndim(seeds) == 0 else list(seeds)
+    if any(isinstance(k, bool) or not isinstance(k, Integral) or k < 0 for k in which):
+        raise ValueError(f"seeds is how many, such as 5, or which, such as [0, 1, 2]; got {seeds!r}")
+    if encoders is not None and not callable(encoders):
+        raise ValueError(f"encoders is a function that makes M untrained encoders, got {type(encoders).__name__}")
+    if unimodal is not None and not (isinstance(unimodal, (Sequence, nn.ModuleList))
+                                     and all(isinstance(u, nn.Module) for u in unimodal)):
+        raise ValueError(f"unimodal is a sequence of trained modules, one per modality, got {unimodal!r}")
+    if workers is not None and (not isinstance(workers, Integral) or workers < 1):
+        raise ValueError(f"workers is how many runs train at a time, at least 1, or None; got {workers!r}")
+
+def _take_in(given, data, budget, seeds, absent, smallest):
     "What is audited; ValueError where it cannot be."
     learner = given if isinstance(given, Learner) else None
     model = given if learner is None else learner.model
     if learner is not None and data is None: data = learner.dls
 
-    source = _check_source(data, model)
+    effects, source = smallest_effects(smallest), _check_source(data, model)
     budget, which = _check_budget(budget, learner, source), which_seeds(seeds)
     source, loss = _with_loss(source, learner)
     if isinstance(source, MultimodalData):
@@ -177,7 +213,7 @@ def _take_in(given, data, budget, seeds, absent):
         _check_stand_in(model, dls, absent)
     elif absent not in ("zero_feature", "zero_input"):
         raise ValueError(f"a recipe has zero_feature or zero_input for a missing modality, got {absent!r}")
-    return _Subject(name, learner, model, source, dls, which, budget, absent, loss)
+    return _Subject(name, learner, model, source, dls, which, budget, absent, loss, effects)
 
 def _check_unimodal(unimodal, subject):
     "Given unimodal models as models of all M inputs."
@@ -199,6 +235,18 @@ _NOTES = dict(
     few_groups="The test part has only {n} groups: intervals that resample them are too narrow to be trusted. ",
     few_groups_fixed="Cross-validate over groups.",
     few_groups_recipe="Use seeds=5, whose intervals are over splits.",
+    one_answer="All answers of the {model} are {name!r}: its accuracy is the share of that class, and nothing else.",
+    rare="Class {name!r} has {k} of {n} test samples: models are compared by AUC, accuracy says little.",
+    linear="A linear model of all inputs beats the joint model by {gain}: training fell short, whatever the fusion.",
+    copies="{k} of {n} test samples have the same inputs as another one. If they are copies of one thing, say so with "
+           "groups=: the intervals take them for independent.",
+    leak="{k} of {n} test samples have the same inputs as a training sample. If they are copies of it, every score "
+         "here is too good: say so with groups=, which keeps them on one side of the split.",
+)
+_MARKS = dict(
+    linear="a linear model of the same inputs beats it by {gain}",
+    epochs="the last of its {epochs} epochs was still improving (try budget=Budget(epochs={more}))",
+    member="{member} is no yardstick",
 )
 _INTERVALS = dict(
     samples="bootstrap over test samples; they do not say how another training run would end",
@@ -253,6 +301,56 @@ def _curves(subject, runs, store):
     said = store.answer(subject.source, runs["joint"], subject.seeds[0], subject.budget)
     return (said.info.get("curves") or [None])[0]
 
+# %% ../../nbs/38_audit.ipynb #6965d15a
+def _epoch_marks(subject, runs, store):
+    "Companions that were still improving in their last epoch, on most seeds."
+    found, epochs = {}, subject.budget.epochs
+    loss = "r2" if subject.dls.units is not None else "log likelihood"
+    for name, run in runs.items():
+        infos = [store.answer(subject.source, run, seed, subject.budget).info for seed in subject.seeds]
+        watched = [(info["validation"], info["monitor"] == "accuracy") for info in infos if "validation" in info]
+        cut = [still_improving(v, higher, subject.effects["accuracy" if higher else loss]) for v, higher in watched]
+        if name != "joint" and 2*sum(cut) > len(cut):
+            found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)
+    return found
+
+def _linear_marks(table, score, least):
+    "Models that a linear one is shown to beat, and by more than the smallest effect: what it gains, as text."
+    rows = table[table.index.get_level_values(1) == f"{score}, linear minus"]
+    rows = rows[(rows.low > 0) & (rows.value > least)]
+    percent = score in ("accuracy", "balanced accuracy")
+    text = {key[2]: interval_text(Interval(row.value, row.low, row.high), percent, True, True)
+            for key, row in rows.iterrows()}
+    return text if percent else {model: f"{v} of {score}" for model, v in text.items()}
+
+def _marks(subject, table, score, cut):
+    "Model -> why it decides nothing; and what a linear model gains on the joint one, if that is shown."
+    linear = _linear_marks(table, score, subject.effects[score])
+    joint = linear.pop("joint", None)
+    marks = cut | {model: _MARKS["linear"].format(gain=gain) for model, gain in linear.items()}
+    member = next((u for u in marks if u.startswith("unimodal ")), None)
+    both = dict.fromkeys(("ensemble", "best unimodal"), _MARKS["member"].format(member=member)) if member else {}
+    return marks | both, joint
+
+def _answer_notes(subject, first):
+    "What makes accuracy say little, and the score that decides."
+    score, names, n = deciding_score(first.y), subject.data.classes, len(first.y)
+    if first.y.is_floating_point(): return [], score
+    answers = {"joint model": first.logits["joint"].argmax(1), "ensemble": first.logits["ensemble"].argmax(1)}
+    alike = {model: int(answer[0]) for model, answer in answers.items() if len(answer.unique()) == 1}
+    notes = [_NOTES["one_answer"].format(model=model, name=names[c]) for model, c in alike.items()]
+    if score == "AUC":
+        counts = torch.bincount(first.y, minlength=len(names))
+        rarest = int(torch.where(counts > 0, counts, n + 1).argmin())
+        notes.append(_NOTES["rare"].format(name=names[rarest], k=int(counts[rarest]), n=n))
+    return notes, "AUC" if alike and len(first.y.unique()) > 1 else score
+
+def _copy_notes(subject):
+    "Rows of the first split's test part that stand twice, or in the training part too."
+    (twice, leaked), n = repeated_rows(subject.dls), len(subject.dls.split.test)
+    notes = [_NOTES["copies"].format(k=twice, n=n)] if twice and subject.data.groups is None else []
+    return notes + ([_NOTES["leak"].format(k=leaked, n=n)] if leaked else [])
+
 # %% ../../nbs/38_audit.ipynb #a69ae518
 def _groups(subject, done):
     "The group of each test sample of the first split, or None."
@@ -279,20 +377,23 @@ def _facts(subject, done, groups)->dict[str, Any]:
         budget=asdict(subject.budget), absent=subject.absent, level=LEVEL, fixed=subject.fixed,
         version=__version__, torch=torch.__version__, intervals=_intervals(subject, groups, done))
 
-def _report(subject, done, notes, curves):
-    "The audit of what was measured."
+def _report(subject, done, notes, curves, cut):
+    "The audit of what was measured; `cut`: companions that were still improving."
     groups, first = _groups(subject, done), done[0].measured
-    facts, score = _facts(subject, done, groups), headline(bool(subject.dls.classes))
-    ratio = facts["n_test"]/facts["n_train"]
-    table = tabulate([d.measured.quantities for d in done], groups, ratio, fixed=subject.fixed)
+    said, score = _answer_notes(subject, first)
+    facts = _facts(subject, done, groups) | dict(decides=score, smallest_effect=subject.effects)
+    last, splits = done[-1].split, [d.measured.quantities for d in done]
+    table = tabulate(splits, groups, len(last.test)/len(last.train), fixed=subject.fixed)
     table = table.assign(seeds=len(done), split=" ".join(facts["split"]))
 
     freedom = math.inf if subject.fixed or len(done) == 1 else len(done) - 1
-    advice = advise(table, subject.modalities, score, freedom)
-    notes = [*notes, *_group_notes(subject, groups, done), *first.notes]
+    marks, beaten = _marks(subject, table, score, cut)
+    advice = advise(table, subject.modalities, score, freedom, subject.effects, marks)
+    if beaten: said.append(_NOTES["linear"].format(gain=beaten))
+    notes = [*notes, *_group_notes(subject, groups, done), *said, *_copy_notes(subject), *first.notes]
     return Audit(
-        name=subject.data.name, modalities=subject.modalities, score=score, table=table, advice=advice, first=first,
-        data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)
+        name=subject.data.name, modalities=subject.modalities, score=headline(score != "r2"), table=table,
+        advice=advice, first=first, data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)
 
 # %% ../../nbs/38_audit.ipynb #2b72187a
 def audit(
@@ -303,20 +404,29 @@ def audit(
     encoders:Callable|None=None,       # () -> M untrained encoders; None: like the model's own, or defaults by kind
     unimodal:Sequence[nn.Module]|None=None, # trained models x_m -> logits; given, nothing is trained
     absent:str="zero_feature",         # what stands for a missing modality, see `absent_features`
+    smallest_effect=None,              # what is no difference: a number, or score -> number; None: `SMALLEST_EFFECT`
     out:str|Path="runs",               # where trained models are kept; interrupted, an audit goes on from there
     workers:int|None=None,             # runs at a time; None: the number of cores
     progress:bool=True,                # progress bars on stderr
 )->Audit:
-    "Measure modality competition and say what to do: of a model as it is, of a recipe on splits of its own."
+    """Measure modality competition and say what to do: of a model as it is, of a recipe on splits of its own.
+
+    Nothing is changed: the model and its learner, the loaders and all random states are left as they were."""
+    _check_options(model, seeds, encoders, unimodal, workers)
     if unimodal is not None: seeds = 1                     # nothing is trained: every seed would say the same
-    subject = _take_in(model, data, budget, seeds, absent)
-    alone = None if unimodal is None else _check_unimodal(unimodal, subject)
-    runs, notes = _plan(subject, encoders) if alone is None else ({}, [])
+    with keep_random_state("cuda" if torch.cuda.is_available() else "cpu"):
+        subject = _take_in(model, data, budget, seeds, absent, smallest_effect)
+        alone = None if unimodal is None else _check_unimodal(unimodal, subject)
+        runs, notes = _plan(subject, encoders) if alone is None else ({}, [])
 
-    store = RunStore(out)
-    jobs = [Job(subject.source, run, seed) for seed in subject.seeds for run in runs.values()]
-    train_missing(jobs, store, subject.budget, workers, progress)
+        store = RunStore(out)
+        jobs = [Job(subject.source, run, seed) for seed in subject.seeds for run in runs.values()]
+        train_missing(jobs, store, subject.budget, workers, progress)
 
-    bar = track(subject.seeds, "measuring", console=Console(stderr=True, force_jupyter=False), disable=not progress)
-    done = [_measure_seed(subject, runs, alone, store, seed) for seed in bar]
-    return _report(subject, done, notes, _curves(subject, runs, store))
+        bar = track(subject.seeds, "measuring", console=Console(stderr=True, force_jupyter=False), disable=not progress)
+        done = [_measure_seed(subject, runs, alone, store, seed) for seed in bar]
+        return _report(subject, done, notes, _curves(subject, runs, store), _epoch_marks(subject, runs, store))
+
+# what the comments of the signature say, `help(audit)` says too
+_MEANINGS = [f"    {name}: {text}" for name, text in docments(audit).items() if text]
+audit.__doc__ = "\n".join([f"{audit.__doc__}\n", *_MEANINGS])

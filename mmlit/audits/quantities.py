@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Quantity', 'Held', 'hold', 'training_part', 'answers', 'model_quantities', 'coalition_plan', 'coalition_outcomes',
-           'coalition_quantities', 'probe', 'answer_information', 'feature_information', 'robustness_quantities',
-           'last_features', 'strength_quantities']
+           'coalition_quantities', 'linear_answers', 'probe', 'answer_information', 'feature_information',
+           'permuted_name', 'robustness_quantities', 'last_features', 'strength_quantities']
 
 # %% ../../nbs/34_quantities.ipynb #e404404c
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from .sample_scores import sample_scores, step_of
 from .strength import competition_strength, penultimate_features
-from ..core import batch_parts, device_of, eval_mode, log_likelihood
+from ..core import batch_parts, device_of, eval_mode, log_likelihood, map_tensors, n_rows
 from ..data.loaders import MultimodalDataLoaders
 from ..estimators.learned import classifier_log_likelihood
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions
@@ -40,13 +42,14 @@ class Quantity(NamedTuple):
     statistic:Callable|None=None   # of the K means, as in `bootstrap_interval`; None: the mean is the quantity
     given:Interval|None=None       # an interval that an estimator of its own gives, instead of the bootstrap's
     note:str=""                    # why not to trust it
+    step:float=0.                  # of a difference of counts: the most by which one sample's answer changes its value
 
 # %% ../../nbs/34_quantities.ipynb #cbfc10d4
 _PROBED = 5000      # training samples that are looked at, at most
 
 class Held(NamedTuple):
     "The inputs, features and targets of a part of the data, on the CPU."
-    xs:tuple[Tensor, ...]
+    xs:tuple                 # of tensors, or of what a tokenizer returns, see `map_tensors`
     zs:tuple[Tensor, ...]
     y:Tensor
 
@@ -54,7 +57,14 @@ class Held(NamedTuple):
         "The features of each modality as vectors, (N, D_m): tokens are averaged."
         return [(z.mean(1) if z.ndim == 3 else z.flatten(1)).float().numpy() for z in self.zs]
 
-def _joined(parts): return tuple(map(torch.cat, zip(*parts)))
+def _cat(parts:Any)->Any:
+    "Parts of one input, or of features, one after the other."
+    if isinstance(parts[0], Mapping): return {name: _cat([part[name] for part in parts]) for name in parts[0]}
+    if isinstance(parts[0], tuple): return tuple(map(_cat, zip(*parts)))
+    return torch.cat(parts)
+
+def _joined(parts)->tuple: return tuple(_cat(part) for part in zip(*parts))
+def _cpu(x): return map_tensors(Tensor.cpu, x)
 
 def hold(
     model:Fusion,
@@ -65,7 +75,7 @@ def hold(
     with torch.no_grad(), eval_mode(model):
         for batch in batches:
             inputs, y = batch_parts(batch, model.n_modalities, device_of(model))
-            xs.append([x.cpu() for x in inputs])
+            xs.append(list(map(_cpu, inputs)))
             zs.append([z.cpu() for z in model.encode(*inputs)])
             ys.append(y.cpu())
     return Held(_joined(xs), _joined(zs), torch.cat(ys))
@@ -84,8 +94,9 @@ def training_part(
 def _in_batches(model, f, columns, size=512):
     "The tuples that f makes of slices of the columns, joined; in evaluation mode, on the device of the model."
     device = device_of(model)
-    def part(i): return [out.cpu() for out in f(*(column[i:i + size].to(device) for column in columns))]
-    with torch.no_grad(), eval_mode(model): return _joined(part(i) for i in range(0, len(columns[0]), size))
+    def cut(column, i): return map_tensors(lambda t: t[i:i + size].to(device), column)
+    def part(i): return [out.cpu() for out in f(*(cut(column, i) for column in columns))]
+    with torch.no_grad(), eval_mode(model): return _joined(part(i) for i in range(0, n_rows(columns[0]), size))
 
 def answers(
     model:Fusion,
@@ -97,12 +108,13 @@ def answers(
 # %% ../../nbs/34_quantities.ipynb #a40a54e8
 _COMPARED = ("joint", "ensemble"), ("joint", "best unimodal"), ("ensemble", "best unimodal")
 
-def _differences(name, values):
+def _differences(name, values, step=0.):
     "The differences that decide, and those of each further model to joint and ensemble."
     known = {model for pair in _COMPARED for model in pair}
     further = [m for m in values if m not in known and not m.startswith("unimodal ")]
     pairs = [*_COMPARED, *((m, reference) for m in further for reference in ("joint", "ensemble"))]
-    return [Quantity("differences", name, f"{a} minus {b}", values[a] - values[b]) for a, b in pairs]
+    if {"interacting", "additive"} <= set(values): pairs.append(("interacting", "additive"))
+    return [Quantity("differences", name, f"{a} minus {b}", values[a] - values[b], step=step) for a, b in pairs]
 
 def _oracle(right, modalities):
     "Where one modality's own model is right and no other; and what a judge would gain who always knew whom to believe."
@@ -119,17 +131,20 @@ def model_quantities(
     modalities:Sequence[str],
 )->list[Quantity]:
     "Scores of all models, the differences that decide, calibration, and what an oracle would gain."
-    classes = not y.is_floating_point()
-    score, g = headline(classes), {model: gains(answer, y).numpy() for model, answer in logits.items()}
-    out = [Quantity("models", score, model, v) for model, v in g.items()]
-    out += _differences(score, g)
-    if not classes: return out
+    by_model = {model: sample_scores(answer, y) for model, answer in logits.items()}
+    scores, out = list(next(iter(by_model.values()))), []
+    g = {score: {model: found[score] for model, found in by_model.items()} for score in scores}
+    for score in scores:
+        name, sign = ("log loss", -1) if score == "log likelihood" else (score, 1)
+        out += [Quantity("models", name, model, sign*v) for model, v in g[score].items()]
+        out += _differences(score, g[score], step_of(score, y))
 
+    if y.is_floating_point():
+        errors = {model: (answer[:, 0].double() - y).abs().numpy() for model, answer in logits.items()}
+        return out + [Quantity("models", "absolute error", model, v) for model, v in errors.items()]
     log_p = {model: answer.double().log_softmax(-1) for model, answer in logits.items()}
-    ll = {model: log_likelihood(answer.double(), y).numpy() for model, answer in logits.items()}
-    out += [Quantity("models", "log loss", model, -v) for model, v in ll.items()]
     out += [Quantity("models", "ECE", model, confidence_gaps(answer, y), _ece) for model, answer in log_p.items()]
-    return out + _differences("log likelihood", ll) + _oracle(g, modalities)
+    return out + _oracle(g["accuracy"], modalities)
 
 # %% ../../nbs/34_quantities.ipynb #f3d20d24
 _EXACT = 8        # modalities up to which all 2**M coalitions are asked; beyond, those that 64 random orders visit
@@ -152,7 +167,8 @@ def coalition_outcomes(
     "The score and log-likelihood of each coalition on each sample; features are encoded once."
     device, classes = device_of(model), not held.y.is_floating_point()
     with torch.no_grad(), eval_mode(model):
-        first, features = [x[:1].to(device) for x in held.xs], [z.to(device) for z in held.zs]
+        first:Any = [map_tensors(lambda t: t[:1].to(device), x) for x in held.xs]
+        features = [z.to(device) for z in held.zs]
         stand_in = absent_features(model, first, absent, features)
 
     def asked(*zs): return (coalition_logits(model, zs, present, stand_in).transpose(0, 1),)
@@ -180,6 +196,20 @@ def coalition_quantities(
     return out
 
 # %% ../../nbs/34_quantities.ipynb #b9f41555
+def linear_answers(
+    z:np.ndarray,       # features of training samples, (N, D)
+    y:np.ndarray,       # their labels or targets
+    z_test:np.ndarray,  # (N', D)
+    n_classes:int,      # C; 1 for real targets
+)->Tensor:              # log-probabilities (N', C), or predictions (N', 1), float64
+    "What logistic regression, or ridge regression for real targets, makes of standardised features."
+    z, y, numbers = z[:_PROBED], y[:_PROBED], y.dtype.kind == "f"
+    model = make_pipeline(StandardScaler(), Ridge() if numbers else LogisticRegression(C=.1, max_iter=300)).fit(z, y)
+    if numbers: return torch.as_tensor(model.predict(z_test))[:, None].double()
+    out = torch.full((len(z_test), n_classes), math.log(1e-12), dtype=torch.float64)       # a class it never saw
+    out[:, model[-1].classes_] = torch.as_tensor(model.predict_log_proba(z_test)).double()
+    return out
+
 def probe(
     z:np.ndarray,       # features of training samples, (N, D)
     y:np.ndarray,       # their labels or targets
@@ -187,11 +217,8 @@ def probe(
     y_test:np.ndarray,
 )->np.ndarray:          # (N',) the score of each test sample, see `gains`
     "Linear probe: logistic regression, or ridge regression for real targets, on standardised features."
-    numbers = y.dtype.kind == "f"
-    model = make_pipeline(StandardScaler(), Ridge() if numbers else LogisticRegression(C=.1, max_iter=300))
-    answer = model.fit(z[:_PROBED], y[:_PROBED]).predict(z_test)
-    if numbers: return gains(torch.as_tensor(answer)[:, None], torch.as_tensor(y_test)).numpy()
-    return (answer == y_test).astype(np.float64)
+    n_classes = 1 if y.dtype.kind == "f" else int(max(y.max(), y_test.max())) + 1
+    return gains(linear_answers(z, y, z_test, n_classes), torch.as_tensor(y_test)).numpy()
 
 # %% ../../nbs/34_quantities.ipynb #0b229986
 def _normal_scores(t): return stats.norm.ppf((stats.rankdata(t) - .5)/len(t))
@@ -301,14 +328,25 @@ def feature_information(
 _SHAKEN = (.5, 1.)     # noise in standard deviations; for tokens half of that is the share of foreign words
 
 def _shake(
-    x:Tensor,      # inputs of one modality, (N, ...)
+    x,             # inputs of one modality, (N, ...), or several tensors
     much:float,    # standard deviations of noise
     generator:torch.Generator,
-)->Tensor:
-    "The inputs with noise; for integers, with a share `much/2` of entries from other samples."
-    if x.is_floating_point(): return x + much*x.std()*torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    foreign = torch.rand(x.shape, generator=generator) < much/2
-    return torch.where(foreign, x[torch.randperm(len(x), generator=generator)], x)
+):
+    "The inputs with noise; of integers a share `much/2` of entries from other samples, the same in tensors of a kind."
+    order, seed = torch.randperm(n_rows(x), generator=generator), int(torch.randint(2**31, (), generator=generator))
+    def shaken(t):
+        drawn = torch.Generator().manual_seed(seed)
+        if t.is_floating_point(): return t + much*t.std()*torch.randn(t.shape, generator=drawn, dtype=t.dtype)
+        return torch.where(torch.rand(t.shape, generator=drawn) < much/2, t[order], t)
+    return map_tensors(shaken, x)
+
+def permuted_name(
+    score:str,  # as in `sample_scores`
+    head:str,   # the first of them
+)->str:
+    "What the table calls the loss of a score when a modality is permuted."
+    if score == "log likelihood": return "permutation score (nats)"
+    return "permuted" if score == head else f"permuted, {score}"
 
 def _replaced(columns, m, column): return [*columns[:m], column, *columns[m + 1:]]
 
@@ -330,18 +368,16 @@ def robustness_quantities(
     permutations:int=10,
 )->list[Quantity]:
     "Loss of score when a modality is missing, permuted or noisy; and the permutation score in nats."
-    generator, y = torch.Generator().manual_seed(seed), held.y
-    logits, out = answers(model, held.zs), []
-    clean = gains(logits, y)
-    def lost(name, m, score): out.append(Quantity("robustness", name, m, (clean - score).numpy()))
+    generator, y, out = torch.Generator().manual_seed(seed), held.y, []
+    clean = sample_scores(answers(model, held.zs), y)
+    head = next(iter(clean))
+    def lost(name, m, values, score=head):
+        out.append(Quantity("robustness", name, m, clean[score] - np.asarray(values), step=step_of(score, y)))
 
     for i, m in enumerate(modalities):
-        swapped = torch.stack([_swapped(model, held.zs, i, generator) for _ in range(permutations)])
+        swapped = [sample_scores(_swapped(model, held.zs, i, generator), y) for _ in range(permutations)]
         lost("missing", m, missing[m])
-        lost("permuted", m, gains(swapped, y).mean(0))
-        if not y.is_floating_point():
-            nats = log_likelihood(logits.double(), y) - log_likelihood(swapped.double(), y).mean(0)
-            out.append(Quantity("robustness", "permutation score (nats)", m, nats.numpy()))
+        for score in clean: lost(permuted_name(score, head), m, np.mean([s[score] for s in swapped], 0), score)
         for much in _SHAKEN:
             noisy = _noisy(model, held.xs, i, much, generator)
             lost(f"noise of {much:g} s.d.", m, gains(noisy, y))

@@ -50,7 +50,9 @@ class Audit:
     notes:list[str]             # what was left out, and what to be careful about
     curves:dict|None=None       # validation accuracy of each modality inside the joint model, epoch by epoch
 
-    def __repr__(self): return f"Audit of {self.subject} on {self.name}\n{self.advice}"
+    def __repr__(self):
+        notes = [f"Note: {note}" for note in self.notes]      # what changes the reading is read with the rest
+        return "\n".join([f"Audit of {self.subject} on {self.name}", str(self.advice), *notes])
 
     def get(self, section:str, quantity:str, of:str)->Interval:
         "One row of the table; KeyError where there is none."
@@ -87,8 +89,6 @@ class Audit:
         "Write one self-contained HTML page."
         parts = [_summary_html(self), _pictures_html(self), _numbers_html(self), facts_html(_how(self, command))]
         return save_page(path, "Does this model suffer from modality competition?", "".join(parts))
-
-
 
 # %% ../../nbs/37_report.ipynb #15e12f30
 _BLUE, _ORANGE, _GREY = "#0b5394", "#b45f06", "#666666"
@@ -245,11 +245,12 @@ def figures(found:Audit)->dict[str, tuple]:
 
 # %% ../../nbs/37_report.ipynb #31a070f2
 _SECTIONS = {
-    "models": "Models", "differences": "Differences", "probes": "Linear probes of the encoders",
+    "models": "Models", "differences": "Differences", "linear model": "A linear model of the inputs, minus each model",
+    "probes": "Linear probes of the encoders",
     "shapley": "Shapley values", "coalitions": "Coalitions", "oracle": "Who is right",
     "information": "Information (nats)", "robustness": "Score lost", "competition strength": "Competition strength",
 }
-_SHARES = "accuracy", "only this one right", "any right minus ensemble right"     # in per cent, in any section
+_SHARES = "accuracy", "balanced accuracy", "only this one right", "any right minus ensemble right"     # in per cent
 _RULE = ("the advice follows from the table by the rule in the chapter `advice` of the documentation; "
          "validation scores choose the best unimodal model; the advice is read off the test part, "
          "so measure what you switch to on other data")
@@ -258,8 +259,8 @@ def _text(found, key, row):
     "The interval of a row as people read it."
     section, quantity, of = key
     of_score = section in ("probes", "robustness") and found.score == "accuracy" and "nats" not in quantity
-    interval = Interval(row.value, row.low, row.high)
-    return interval_text(interval, quantity in _SHARES or of_score, "minus" in f"{quantity}{of}", unit=True)
+    share = quantity.partition(", linear")[0] in _SHARES or of_score and "AUC" not in quantity
+    return interval_text(Interval(row.value, row.low, row.high), share, "minus" in f"{quantity}{of}", unit=True)
 
 def _seeds(found):
     n = len(found.facts["seeds"])
@@ -307,6 +308,8 @@ def _how(found, command):
         "Seeds": " ".join(map(str, f["seeds"])),
         "Split": " ".join(f["split"]),
         "Training": f"{Budget(**f['budget'])} for everything that the audit trained; {epoch}",
+        "Compared by": f"{f['decides']}; no difference is less than "
+                       + ", ".join(f"{bound:g} of {score}" for score, bound in f["smallest_effect"].items()),
         "Missing": f"a missing modality is a {f['absent'].replace('_', ' ')}",
         "Rule": _RULE,
         "Software": f"mmlit {f['version']}, torch {f['torch']}, {python}",
@@ -316,7 +319,7 @@ def _how(found, command):
 def _print_table(found, console):
     "The main numbers on a terminal."
     shown = {
-        ("models", found.score): found.score,
+        ("models", found.score): found.score, ("models", found.facts["decides"]): found.facts["decides"],
         ("probes", "alone minus joint"): "probe: alone minus joint",
         ("robustness", "permuted"): "score lost, permuted",
         ("shapley", found.score): f"Shapley value, {found.score}",

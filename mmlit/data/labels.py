@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['Labels', 'encode_labels', 'name_of']
 
-# %% ../../nbs/01c_labels.ipynb #8c6c25a7
+# %% ../../nbs/01c_labels.ipynb #fa4fb09c
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
 from ..core import TASKS, one_of
 
-# %% ../../nbs/01c_labels.ipynb #b9d12dc2
+# %% ../../nbs/01c_labels.ipynb #f0723ef4
 class Labels(NamedTuple):
     "What is to be predicted for N rows."
     y:np.ndarray      # int64 codes (N,), float32 zeros and ones (N, C), or float32 targets (N,)
@@ -41,7 +42,8 @@ def encode_labels(
     if task == "multi-label": return Labels(*_table(y, names or own), task)
     return Labels(*_codes(y, names, own, classes), task)
 
-# %% ../../nbs/01c_labels.ipynb #6a378277
+# %% ../../nbs/01c_labels.ipynb #ea51e785
+_TINY = 1e-12            # float32 holds its square, and that of its inverse
 _FEW, _MANY = 20, 50     # distinct numbers: up to so many look like classes, more look like measurements
 _SEVERAL = (list, tuple, set, frozenset, np.ndarray)
 
@@ -52,38 +54,47 @@ def _distinct(classes):
     if twice: raise ValueError(f"two of the {len(names)} classes have the name {twice[0]!r}: give each its own")
     return names
 
-def _read(y, task, names):
+def _read(y, task, names)->tuple[np.ndarray, Any]:
     "Labels as an array of one type, checked, and the names and order that the values themselves have."
-    own = None
-    if isinstance(y, pd.DataFrame): own, y = [str(c) for c in y.columns], [y.iloc[:, j] for j in range(y.shape[1])]
-    if own is not None: y = np.stack([_array(column) for column in y], axis=1) if own else np.zeros((0, 0))
-    elif isinstance(getattr(y, "dtype", None), pd.CategoricalDtype):
-        column = pd.Series(y).cat.remove_unused_categories()
-        own = None if task == "regression" else [str(c) for c in column.cat.categories]
-        y = _array(column if own is None else column.astype(object).map(str, na_action="ignore"))
-    else:
-        y = y.detach().cpu().float().numpy() if isinstance(y, Tensor) and y.is_floating_point() else y
-        y = y.cpu().numpy() if isinstance(y, Tensor) else y
-        if _rows_of_several(y): y, own = _several(list(y), task, names)
-        else: y = _array(y)
+    if np.ma.is_masked(y): raise ValueError("y is masked in places: drop these rows")
+    y, own = _plain(y, task)
+    if _rows_of_several(y): y, own = _several(list(y), task, names)
+    elif not isinstance(y, np.ndarray) or y.dtype.kind not in "biuU": y = _array(y)
 
+    if y.ndim == 0 or len(y) == 0: raise ValueError("y has no rows, expected one label per row, (N,)")
     if y.ndim == 2 and y.shape[1] == 1 and task != "multi-label": y, own = y[:, 0], None
     if y.ndim == 2 and y.shape[1] and ((y == 0) | (y == 1)).all(): return y, own
-    if y.ndim != 1: raise ValueError(f"y has shape {y.shape}, expected one label per row, (N,), or zeros and ones (N, C)")
-    return y, own
+    if y.ndim == 1: return y, own
+    raise ValueError(f"y has shape {y.shape}, expected one label per row, (N,), or a table of zeros and ones, (N, C)")
+
+def _plain(y, task)->tuple[Any, Any]:
+    "Tensors and tables as arrays; with the names of columns, or of categories in their order."
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        return (y.float() if y.dtype == torch.bfloat16 else y).numpy(), None
+    if isinstance(y, pd.DataFrame):
+        if y.shape[1] == 0: raise ValueError("y is a table without columns")
+        return np.stack([_array(y.iloc[:, j]) for j in range(y.shape[1])], axis=1), [str(c) for c in y.columns]
+    if not isinstance(getattr(y, "dtype", None), pd.CategoricalDtype): return y, None
+
+    column = pd.Series(y).cat.remove_unused_categories()
+    if task == "regression": return column.astype(object), None
+    return column.astype(object).map(str, na_action="ignore"), [str(c) for c in column.cat.categories]
 
 def _rows_of_several(y):
     "Is it a list (or a column of objects) whose rows hold several values each?"
-    objects = isinstance(y, (list, tuple)) or getattr(y, "dtype", None) == object and getattr(y, "ndim", 0) == 1
-    return objects and any(isinstance(row, _SEVERAL) for row in y)
+    objects = isinstance(y, (np.ndarray, pd.Series)) and y.dtype == object and y.ndim == 1
+    return (objects or isinstance(y, (list, tuple))) and any(isinstance(row, _SEVERAL) for row in y)
 
-def _several(rows, task, names):
+def _several(rows, task, names)->tuple[np.ndarray, Any]:
     "Rows of several values: a table of numbers as it is, lists of labels as a table of zeros and ones."
     odd = next((i for i, row in enumerate(rows) if not isinstance(row, _SEVERAL)), None)
-    if odd is not None: raise ValueError(f"y holds lists of labels, and {rows[odd]!r} in row {odd}: give [] for no label")
+    if odd is not None:
+        raise ValueError(f"y holds lists of labels, and {rows[odd]!r} in row {odd}: give [] for no label")
     numbers = all(isinstance(v, (int, float, np.number, np.bool_)) for row in rows for v in row)
     sets = any(isinstance(row, (set, frozenset)) for row in rows)
-    if numbers and not sets and len({len(row) for row in rows}) == 1: return _array(np.array([list(r) for r in rows])), None
+    table = numbers and not sets and len({len(row) for row in rows}) == 1 and len(rows[0]) > 0
+    if table: return _array(np.array([list(row) for row in rows])), None
 
     if task != "multi-label":
         raise ValueError(f"y holds a list of labels per row, {rows[0]!r} in row 0: for several labels per row give "
@@ -92,18 +103,19 @@ def _several(rows, task, names):
     if names is None: names = sorted({v for row in texts for v in row})
     for label in sorted({v for row in texts for v in row}): one_of("label", label, names)
     if not names: raise ValueError(f"y holds {len(rows)} empty lists: no row has a label")
-    return MultiLabelBinarizer(classes=names).fit_transform(texts), names
+    return np.asarray(MultiLabelBinarizer(classes=names).fit_transform(texts)), names
 
-def _array(y):
+def _array(y)->np.ndarray:
     "Strings, whole numbers or floats, as an array of one type; nothing is missing."
-    mixed = isinstance(y, (list, tuple)) and any(isinstance(v, str) for v in y)
-    try: y = np.asarray(y, dtype=object if mixed or isinstance(y, (pd.Series, pd.Index)) else None)
+    table = isinstance(y, (pd.Series, pd.Index, pd.api.extensions.ExtensionArray))
+    mixed = table or isinstance(y, (list, tuple)) and any(isinstance(v, str) for v in y)
+    try: y = np.asarray(y, dtype=object if mixed else None)
     except ValueError as e: raise ValueError(f"y has labels of different shapes: {e}") from e
     if y.ndim == 0: raise ValueError(f"y is one {type(y.item()).__name__}, expected one label per row, (N,)")
     if y.dtype.kind in "OfcmM":
-        gone = np.asarray(pd.isna(y)) | (np.isinf(y) if y.dtype.kind == "f" else False)
+        gone = np.isfinite(y) == 0 if y.dtype.kind == "f" else np.asarray(pd.isna(y))
         if gone.any():
-            rows = gone.reshape(len(y), -1).any(1)
+            rows = np.asarray(gone).reshape(len(y), -1).any(1)
             what = "NaN or infinity" if y.dtype.kind == "f" else "no value"
             found = f"in {int(rows.sum())} of {len(rows)} rows, the first is row {int(rows.argmax())}"
             raise ValueError(f"y has {what} {found}: drop these rows first")
@@ -115,14 +127,16 @@ def _from_objects(y):
     "Labels out of an array of objects: all strings, or all numbers."
     cells, integers = y.ravel(), (int, np.integer, np.bool_)
     for sort, back in ((str, str), (integers, np.int64), ((*integers, float, np.floating), np.float64)):
-        if all(isinstance(v, sort) for v in cells): return _array(np.array([back(v) for v in cells]).reshape(y.shape))
+        if not all(isinstance(v, sort) for v in cells): continue
+        try: return _array(np.array([back(v) for v in cells]).reshape(y.shape))
+        except OverflowError as e: raise ValueError(f"y holds whole numbers that 64 bits do not hold: {e}") from e
 
     first = cells[0]
     at = next((i for i, v in enumerate(cells) if not isinstance(v, type(first))), 0)
     types = f"{type(first).__name__} and {type(cells[at]).__name__} ({cells[at]!r} in row {at})"
     raise ValueError(f"y mixes types, {types}; expected all strings, all whole numbers or all floats")
 
-# %% ../../nbs/01c_labels.ipynb #9f7ede2d
+# %% ../../nbs/01c_labels.ipynb #354ec960
 def _guess(y, names):
     "The task that the values show. ValueError where they could be two; a warning where many would have meant another."
     if y.ndim == 2:
@@ -134,7 +148,7 @@ def _guess(y, names):
     if y.dtype.kind == "U": return "classification"
 
     values, floats = np.unique(y), y.dtype.kind == "f"
-    few = len(values) <= max(2, min(_FEW, len(y)//5)) and (values == np.floor(values)).all()
+    few = len(values) <= max(2, min(_FEW, y.size//5)) and (values == np.floor(values)).all()
     if floats and few: _say(values, "floats", "the targets of a regression", "classification", "regression")
     if not floats and len(values) > _MANY: _say(values, "whole numbers", "classes", "regression", "classification")
     return "regression" if floats else "classification"
@@ -145,7 +159,7 @@ def _say(values, what, taken, other, same):
     warnings.warn(f"y holds {held}: taken as {taken}. Say task={other!r} if they are not, task={same!r} if they are",
                   stacklevel=2)
 
-# %% ../../nbs/01c_labels.ipynb #979ce1b3
+# %% ../../nbs/01c_labels.ipynb #f937f8d7
 def _targets(y):
     "Targets in float32. ValueError for words, and where float32 does not hold what they differ by."
     if y.dtype.kind == "U" or y.ndim != 1:
@@ -154,9 +168,9 @@ def _targets(y):
     exact = y.astype(np.float64)
     size = np.abs(exact).max(initial=0.) or 1.
     spread = (exact/size).std()*size if len(y) else 0.
-    if np.isfinite(held).all() and (spread == 0 or 1e-12 <= spread <= 1e12 and np.abs(held - exact).max() <= spread/50):
-        return held
-    raise ValueError(f"the targets y deviate by {spread:.3g} around {exact.mean():.6g}, which float32 or its squares do "
+    good = spread == 0 or _TINY <= spread <= 1/_TINY and np.abs(held - exact).max() <= spread/50
+    if good and np.isfinite(held).all(): return held
+    raise ValueError(f"the targets y deviate by {spread:.3g} around {exact[0]:.6g}, which float32 or its squares do "
                      "not hold: subtract an offset and divide by a scale first")
 
 def _table(y, names):
@@ -165,8 +179,8 @@ def _table(y, names):
         raise ValueError(f"y has shape {y.shape}, and the task is multi-label: give a table of zeros and ones, (N, C), "
                          "or a list of labels for each row")
     names = [str(c) for c in range(y.shape[1])] if names is None else _distinct(names)
-    if len(names) != y.shape[1]: raise ValueError(f"y has {y.shape[1]} columns, and there are {len(names)} classes: {names}")
-    return y.astype(np.float32), names
+    if len(names) == y.shape[1]: return y.astype(np.float32), names
+    raise ValueError(f"y has {y.shape[1]} columns, and there are {len(names)} classes: {names}")
 
 def _codes(y, names, own, classes):
     "Codes of classes, and their names."
@@ -197,13 +211,13 @@ def _positions(y, names):
     "Codes of labels that are given by position. ValueError where the same numbers are names in another order."
     order, whole = [str(i) for i in range(len(names))], y.astype(np.int64)
     if sorted(names) == sorted(order) and names != order:
-        raise ValueError(f"y holds numbers, which are names in classes={names} and positions as well: give y as strings")
+        raise ValueError(f"y holds numbers, which are names in classes={names} and positions: give y as strings")
     if len(y) and ((y != whole).any() or y.min() < 0 or y.max() >= len(names)):
         allowed = f"0..{len(names) - 1} of the {len(names)} classes"
         raise ValueError(f"labels run from {y.min()} to {y.max()}, outside {allowed}")
     return whole
 
-# %% ../../nbs/01c_labels.ipynb #9290cd12
+# %% ../../nbs/01c_labels.ipynb #6db20457
 def name_of(
     y,                     # what a row's label is stored as, see `Labels`
     classes:Sequence[str], # names

@@ -4,17 +4,27 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'coalitions', 'absent_features', 'mask_features', 'coalition_logits', 'unimodal_logits', 'all_pairings',
-           'pairing_logits']
+           'check_pairings', 'pairing_logits']
 
 # %% ../../nbs/06_coalitions.ipynb #d07b22f1
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 
 import torch
 from torch import Tensor
 
-from ..core import MEMORY, Model, check_features, eval_mode, is_additive, is_conditional, one_of
+from mmlit.core import (
+    MEMORY,
+    Model,
+    check_features,
+    eval_mode,
+    is_additive,
+    is_conditional,
+    map_tensors,
+    check_count,
+    one_of,
+)
 from .models import Fusion
 
 # %% ../../nbs/06_coalitions.ipynb #1a2af875
@@ -22,13 +32,21 @@ def coalitions(
     n_modalities:int, # M
 )->Tensor:            # bool, shape (2**M, M)
     "All coalitions; row s contains modality m iff bit m of s is set."
-    if not 1 <= n_modalities <= 20:
+    if not 1 <= check_count("n_modalities", n_modalities) <= 20:
         raise ValueError(f"expected 1 to 20 modalities (2**M coalitions are listed), got {n_modalities}")
 
     return (torch.arange(2**n_modalities)[:, None] >> torch.arange(n_modalities) & 1).bool()
 
 # %% ../../nbs/06_coalitions.ipynb #1623032a
 ABSENT = ("zero_feature", "zero_input", "mean_feature", "learned")
+
+def _zero_input(x):
+    "One row that says nothing; ValueError where zero would say something."
+    if isinstance(x, Mapping) and not any("mask" in str(name) for name in x):
+        codes = [name for name, part in x.items() if torch.is_tensor(part) and not part.is_floating_point()]
+        if codes: raise ValueError(f"a zero in {codes} is a code like others, and no mask says that it does not count: "
+                                   "use another stand-in than 'zero_input'")
+    return map_tensors(lambda t: torch.zeros_like(t[:1]), x)
 
 def absent_features(
     model:Fusion,        # the model
@@ -44,7 +62,9 @@ def absent_features(
         raise ValueError("this model has no learned features for missing modalities: make it with learn_absent=True")
     if kind == "zero_input":
         # a batch of one row of zeros must not enter running averages
-        with eval_mode(model): return tuple(model.encode(*(torch.zeros_like(x[:1]) for x in xs)))
+        with eval_mode(model): zs = tuple(model.encode(*map(_zero_input, xs)))
+        if all(z.isfinite().all() for z in zs): return zs
+        raise ValueError("the feature of a zero input is not finite (a mean over no tokens?): use another stand-in")
 
     zs = model.encode(*xs) if zs is None else zs
     if kind == "zero_feature": return tuple(torch.zeros_like(z[:1]) for z in zs)
@@ -54,6 +74,14 @@ def absent_features(
     return tuple(z.mean(0, keepdim=True) for z in zs)
 
 # %% ../../nbs/06_coalitions.ipynb #9bb01317
+def _stand_ins(zs, absent):
+    "M stand-ins of one row; ValueError where they do not fit the features."
+    if absent is None: return tuple(torch.zeros_like(z[:1]) for z in zs)
+    got, rows = [tuple(a.shape) for a in absent], [(1, *z.shape[1:]) for z in zs]
+    if len(got) != len(rows) or any(s[:1] != (1,) or s[-1] != r[-1] or len(s) > len(r) for s, r in zip(got, rows)):
+        raise ValueError(f"expected {len(zs)} stand-ins of one row, of shapes {rows}; got {got}")
+    return tuple(a.to(z) for a, z in zip(absent, zs))
+
 def mask_features(
     zs:Sequence[Tensor],                   # M features, each (B, ...)
     keep:Tensor,                           # bool (B, M): which modalities each sample keeps
@@ -65,38 +93,67 @@ def mask_features(
         expected = (len(zs[0]), len(zs))
         raise ValueError(f"keep must be bool of shape (B, M) = {expected}, got {keep.dtype} {tuple(keep.shape)}")
 
-    absent = [torch.zeros_like(z[:1]) for z in zs] if absent is None else absent
-    def masked(z, a, kept): return torch.where(kept.view(-1, *[1]*(z.ndim - 1)), z, a.to(z.dtype))
-    return tuple(map(masked, zs, absent, keep.T))
+    def masked(z, a, kept): return torch.where(kept.to(z.device).view(-1, *[1]*(z.ndim - 1)), z, a)
+    return tuple(map(masked, zs, _stand_ins(zs, absent), keep.T))
 
 # %% ../../nbs/06_coalitions.ipynb #0e8e34cf
-def _fuse_rows(model, rows, n_rows, row_bytes, memory):
-    "`model.fuse(rows(index))` over all row numbers, in chunks of at most `memory` bytes of features."
-    size = max(1, int(memory//max(1, row_bytes)))
-    return torch.cat([model.fuse(rows(index)) for index in torch.arange(n_rows).split(size)])
+def _row_bytes(zs): return sum(z[0].numel()*z.element_size() for z in zs) if len(zs[0]) else 0
 
-def _row_bytes(zs): return sum(z[0].numel()*z.element_size() for z in zs)
+def _fits(n_numbers, like, memory):
+    "ValueError for a result of so many numbers that it does not fit."
+    size = n_numbers*like.element_size()
+    if size > memory:
+        raise ValueError(f"the result takes {size:,} bytes, more than memory={memory:,}: ask for less, or allow more")
+
+def _broken(zs):
+    "Which rows hold a number that is not finite, (B, M)."
+    return torch.stack([~(z.isfinite().flatten(1).all(1) if z.ndim > 1 else z.isfinite()) for z in zs], 1)
+
+def _fuse_apart(model, zs):
+    "`model.fuse(zs)`; rows with a NaN or infinity get no gradient where their answers are none: they spoil no others."
+    broken = _broken(zs).any(1)
+    if not broken.any(): return model.fuse(zs)
+
+    spoilt = model.fuse(tuple(z[broken] for z in zs))
+    if not spoilt.isfinite().all(): spoilt = spoilt.detach()     # 0 times NaN is NaN in the gradient of a layer
+    whole = spoilt.new_empty(len(broken), *spoilt.shape[1:])
+    whole = whole.index_put((broken,), spoilt)
+    return whole if broken.all() else whole.index_put((~broken,), model.fuse(tuple(z[~broken] for z in zs)))
+
+def _fuse_rows(model, rows, n_rows, row_bytes, memory):
+    "The head on `rows(index)` for all row numbers, in chunks of at most `memory` bytes of features."
+    size, out = max(1, int(memory//max(1, row_bytes))), []
+    for index in torch.arange(n_rows).split(size):
+        out.append(_fuse_apart(model, rows(index)))
+        _fits(n_rows*out[0].shape[1:].numel(), out[0], memory)
+    return torch.cat(out)
+
+def _contributions(model, zs, absent):
+    "What each modality adds, (M, B, C); as in `_fuse_apart`."
+    there, broken = model.contributions(zs), _broken(zs)
+    if not broken.any() or there.isfinite().all(): return there
+    clean = model.contributions(mask_features(zs, ~broken, absent))
+    return torch.where(broken.T[..., None], there.detach(), clean)
 
 def coalition_logits(
     model:Model,                         # has `fuse`; additive models also `contributions`
     zs:Sequence[Tensor],                 # M features, each (B, ...)
     present:Tensor|None=None,            # bool (S, M), the coalitions to evaluate; default: all 2**M by bit mask
     absent:Sequence[Tensor]|None=None,   # M stand-ins of one row for missing modalities (default: zero features)
-    memory:int=MEMORY,                   # bytes of stacked features per call of the head
+    memory:int=MEMORY,                   # most bytes of stacked features per call of the head, and of the result
 )->Tensor:                               # logits, shape (S, B, C)
-    "What the head answers when only the modalities of each coalition are present; the features are re-used."
+    "What the head answers when only the modalities of each coalition are present; what stands for others is not seen."
     zs = check_features(zs)
     n, batch = len(zs), len(zs[0])
     present = coalitions(n) if present is None else present
     if present.ndim != 2 or present.shape[1] != n or present.dtype != torch.bool:
         raise ValueError(f"present must be bool of shape (S, M) with M={n}, got {present.dtype} {tuple(present.shape)}")
-    present = present.to(zs[0].device)
-    absent = [torch.zeros_like(z[:1]) for z in zs] if absent is None else absent
+    present, absent = present.to(zs[0].device), _stand_ins(zs, absent)
 
     if is_additive(model):
-        there, gone = model.contributions(zs), model.contributions(tuple(absent))
-        weight = present.to(there.dtype)
-        return torch.einsum("sm,mbc->sbc", weight, there) + torch.einsum("sm,mbc->sbc", 1 - weight, gone)
+        there, gone = _contributions(model, zs, absent), model.contributions(absent)
+        _fits(len(present)*there[0].numel(), there, memory)
+        return reduce(add, (torch.where(here[:, None, None], t, g) for here, t, g in zip(present.T, there, gone)))
 
     def rows(index):
         s, b = index.to(present.device)//batch, index.to(present.device) % batch
@@ -125,32 +182,55 @@ def unimodal_logits(
                      "use strategy='mask'")
 
 # %% ../../nbs/06_coalitions.ipynb #6b381594
-def _all_pairings(model, zs):
+def _all_pairings(model, zs, memory):
     "All B**M pairings of a head with structure, (B,)*M + (C,); None when it has none."
     n, batch = len(zs), len(zs[0])
     def axes(*own): return [batch if m in own else 1 for m in range(n)]
     if is_additive(model):
-        return reduce(add, (c.view(*axes(m), -1) for m, c in enumerate(model.contributions(zs))))
-
-    if is_conditional(model):
+        terms = model.contributions(zs)
+        placed = [c.view(*axes(m), -1) for m, c in enumerate(terms)]
+    elif is_conditional(model):
         g, terms = model.conditional_contributions(zs)
         def place(m, t):
             if m == g: return t.view(*axes(g), -1)
             return (t if g < m else t.transpose(0, 1)).reshape(*axes(g, m), -1)
-        return reduce(add, (place(m, t) for m, t in enumerate(terms)))
+        placed = [place(m, t) for m, t in enumerate(terms)]
+    else: return None
+
+    _fits(batch**n*terms[0].shape[-1], terms[0], memory)
+    return reduce(add, placed)
 
 def all_pairings(
     batch:int,         # B
     n_modalities:int,  # M
 )->Tensor:             # row numbers, shape (B**M, M), the last modality fastest
     "Every way to take each modality from a sample of its own."
+    for name, value in dict(batch=batch, n_modalities=n_modalities).items(): check_count(name, value, 1)
     return torch.cartesian_prod(*[torch.arange(batch)]*n_modalities).view(-1, n_modalities)
+
+def check_pairings(
+    index:Tensor,      # rows to pair, of any integer type, shape (K, M)
+    batch:int,         # B
+    n_modalities:int,  # M
+)->Tensor:             # the same, int64
+    "Row numbers as an index; ValueError unless they are integers from 0 to B-1, M in a row."
+    index = torch.as_tensor(index)
+    kind = index.is_floating_point() or index.is_complex() or index.dtype == torch.bool
+    if kind or index.ndim != 2 or index.shape[1] != n_modalities:
+        raise ValueError(f"index must hold integers of shape (K, M) with M={n_modalities}, "
+                         f"got {index.dtype} {tuple(index.shape)}")
+    index = index.long()
+    if index.numel():
+        low, high = torch.stack(index.aminmax()).tolist()
+        if low < 0 or high >= batch:
+            raise ValueError(f"index must hold rows of a batch of {batch}, 0 to {batch - 1}; got {low} to {high}")
+    return index
 
 def pairing_logits(
     model:Model,               # has `fuse`; additive or conditional models also say so
     zs:Sequence[Tensor],       # M features, each (B, ...)
     index:Tensor|None=None,    # rows to pair, (K, M) integers; default: all B**M
-    memory:int=MEMORY,         # bytes of stacked features per call of the head; of all pairings also the largest result
+    memory:int=MEMORY,         # most bytes of stacked features per call of the head, and of the result
 )->Tensor:                     # logits, shape (B,)*M + (C,), or (K, C) with `index`
     "What the head answers when its features come from different samples."
     zs = check_features(zs)
@@ -159,14 +239,15 @@ def pairing_logits(
         if batch**n*4 > memory:
             raise ValueError(f"all pairings of {n} modalities in a batch of {batch} are {batch**n:.3g} rows, more than "
                              f"memory={memory} bytes: pass `index`, a smaller batch or more memory")
-        out = _all_pairings(model, zs)
+        out = _all_pairings(model, zs, memory)
         if out is not None: return out
 
         return pairing_logits(model, zs, all_pairings(batch, n), memory).unflatten(0, (batch,)*n)
-    if index.ndim != 2 or index.shape[1] != n or index.is_floating_point():
-        raise ValueError(f"index must hold integers of shape (K, M) with M={n}, got {index.dtype} {tuple(index.shape)}")
-    index = index.to(zs[0].device)
-    if is_additive(model): return reduce(add, (c[i] for c, i in zip(model.contributions(zs), index.T)))
+    index = check_pairings(index, batch, n).to(zs[0].device)
+    if is_additive(model):
+        terms = _contributions(model, zs, _stand_ins(zs, None))
+        _fits(len(index)*terms.shape[-1], terms, memory)
+        return reduce(add, (c[i] for c, i in zip(terms, index.T)))
 
     def rows(k): return tuple(z[i] for z, i in zip(zs, index[k.to(index.device)].T))
     return _fuse_rows(model, rows, len(index), _row_bytes(zs), memory)

@@ -9,13 +9,14 @@ __all__ = ['HEADS', 'FusionHead', 'SumHead', 'ConcatHead', 'ConditionalHead', 'F
 
 # %% ../../nbs/04_heads.ipynb #25ea60a8
 import math
-from collections.abc import Sequence
+from collections import UserDict
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..core import check_features, eval_mode, one_of
+from ..core import check_features, eval_mode, map_tensors, check_count, check_number, one_of
 
 # %% ../../nbs/04_heads.ipynb #94baae75
 class FusionHead(nn.Module):
@@ -26,16 +27,16 @@ class FusionHead(nn.Module):
         n_classes:int,      # C
     ):
         super().__init__()
-        self.dims, self.n_classes = tuple(int(d) for d in dims), int(n_classes)
-        if not self.dims or min(self.dims) < 1 or self.n_classes < 1:
-            got = f"dims={self.dims}, n_classes={n_classes}"
-            raise ValueError(f"expected positive feature widths and at least one output, got {got}")
+        self.dims = tuple(int(check_count("a feature width in dims", d, 1)) for d in dims)
+        self.n_classes = int(check_count("n_classes", n_classes, 1))
+        if not self.dims: raise ValueError("expected the feature width of at least one modality, got dims=()")
 
     def check(self, zs):
         zs = check_features(zs, self.dims)
-        if any(z.ndim != 2 for z in zs):
-            raise ValueError(f"{type(self).__name__} takes one vector per sample, (B, D); got shapes "
-                             f"{[tuple(z.shape) for z in zs]}. Pool them, or use AttentionHead, which takes (B, T, D)")
+        if any(z.ndim != 2 or not z.is_floating_point() for z in zs):
+            got = [f"{z.dtype} {tuple(z.shape)}" for z in zs]
+            raise ValueError(f"{type(self).__name__} takes one vector of floats per sample, (B, D); got {got}. "
+                             "Pool them, or use AttentionHead, which takes (B, T, D)")
         return zs
 
 # %% ../../nbs/04_heads.ipynb #bdec5142
@@ -87,8 +88,9 @@ class ConditionalHead(FusionHead):
     ):
         super().__init__(dims, n_classes)
         n = len(self.dims)
+        check_count("condition", condition)
         if n < 2: raise ValueError(f"{type(self).__name__} needs at least two modalities, got dims={self.dims}")
-        if not 0 <= condition < n:
+        if condition >= n:
             raise ValueError(f"condition must name one of {n} modalities (0 to {n - 1}), got {condition}")
 
         self.condition, self.others = condition, [m for m in range(n) if m != condition]
@@ -143,6 +145,7 @@ class GatedHead(ConditionalHead):
         condition:int=0,     # the modality that sets the conditions
         width:int=64,        # at which each other modality is gated
     ):
+        check_count("width", width, 1)
         super().__init__(dims, n_classes, [width]*(len(dims) - 1), condition)
         self.gate = nn.ModuleList([nn.Linear(self.dims[condition], width) for _ in self.others])
         self.values = nn.ModuleList([nn.Linear(self.dims[m], width) for m in self.others])
@@ -156,6 +159,9 @@ def mlp(
     dropout:float=0.,     # after each hidden layer
 )->nn.Sequential:
     "Linear layers with ReLU between them."
+    if len(widths) < 2: raise ValueError(f"expected at least the widths of input and output, got {tuple(widths)}")
+    for width in widths: check_count("a layer width", width, 1)
+    check_number("dropout", dropout)
     layers = []
     for n_in, n_out in zip(widths[:-1], widths[1:]):
         layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
@@ -175,6 +181,12 @@ class MLPHead(FusionHead):
 
     def forward(self, zs): return self.layers(torch.cat(self.check(zs), dim=1))
 
+    def summands(self, zs):                                 # what each modality adds to the first layer, (M, B, width)
+        zs, first = self.check(zs), self.layers[0]
+        return torch.stack([z @ w.T for z, w in zip(zs, first.weight.split(self.dims, dim=1))]) + first.bias/len(zs)
+
+    def finish(self, total): return self.layers[1:](total)  # their sum, (B, width) -> logits
+
 # %% ../../nbs/04_heads.ipynb #666efed0
 class AttentionHead(FusionHead):
     "A transformer over the modalities' tokens, (B, D_m) or (B, T_m, D_m) each, read out at a learned class token."
@@ -187,6 +199,8 @@ class AttentionHead(FusionHead):
         dropout:float=0.,   # inside the transformer layers
     ):
         super().__init__(dims, n_classes)
+        for name, value in dict(width=width, heads=heads, depth=depth).items(): check_count(name, value, 1)
+        if width % heads: raise ValueError(f"the {heads} attention heads need a width that they divide, got {width=}")
         self.project = nn.ModuleList([nn.Linear(d, width) for d in self.dims])
         # which modality a token comes from; the last one is the class token
         self.kind = nn.Parameter(torch.empty(len(self.dims) + 1, width))
@@ -197,7 +211,11 @@ class AttentionHead(FusionHead):
         self.out = nn.Linear(width, n_classes)
 
     def reset_parameters(self): nn.init.normal_(self.kind, std=self.kind.shape[1]**-.5)
-    def check(self, zs): return check_features(zs, self.dims)
+    def check(self, zs):
+        zs = check_features(zs, self.dims)
+        if all(z.ndim in (2, 3) and z.is_floating_point() for z in zs): return zs
+        got = [f"{z.dtype} {tuple(z.shape)}" for z in zs]
+        raise ValueError(f"AttentionHead takes floats (B, D) or (B, T, D) of each modality, got {got}")
 
     def forward(self, zs):
         tokens = [p(z if z.ndim == 3 else z[:, None]) + k for z, p, k in zip(self.check(zs), self.project, self.kind)]
@@ -205,9 +223,21 @@ class AttentionHead(FusionHead):
         return self.out(self.transformer(torch.cat([readout, *tokens], dim=1))[:, 0])
 
 # %% ../../nbs/04_heads.ipynb #6808bd4b
-HEADS = dict(sum=SumHead, concat=ConcatHead, film=FiLMHead, gated=GatedHead, mlp=MLPHead, attention=AttentionHead)
+_OWN = dict(sum=SumHead, concat=ConcatHead, film=FiLMHead, gated=GatedHead, mlp=MLPHead, attention=AttentionHead)
+
+class _Heads(UserDict):
+    "Name -> head, called as `head(dims, n_classes)`; the library's own are not replaced by chance."
+    def __setitem__(self, name, head):
+        if self.data.get(name, head) is not head and name in _OWN:
+            raise ValueError(f"{name!r} is the library's {self.data[name].__name__}: choose another name, or replace "
+                             f"it on purpose by del HEADS[{name!r}] first")
+        super().__setitem__(name, head)
+
+HEADS = _Heads(_OWN)
 
 # %% ../../nbs/04_heads.ipynb #6bd2d1ec
+_STRUCTURE = ("contributions", "conditional_contributions", "summands", "finish")
+
 class StructureOf(nn.Module):
     "Base of what stands around a module: it has `contributions` and its like exactly when the module inside has them."
     inside = "head"       # the attribute that holds the module inside
@@ -216,7 +246,7 @@ class StructureOf(nn.Module):
     def structure(self, name, ask): return ask
 
     def __getattr__(self, name):
-        if name not in ("contributions", "conditional_contributions"): return super().__getattr__(name)
+        if name not in _STRUCTURE: return super().__getattr__(name)
         return self.structure(name, getattr(super().__getattr__(self.inside), name))
 
 # %% ../../nbs/04_heads.ipynb #44c89c7e
@@ -230,6 +260,8 @@ class InUnits(StructureOf):
         scale:float,     # e.g. their standard deviation
     ):
         super().__init__()
+        check_number("shift", float(shift), "(-inf, inf)")
+        check_number("scale", float(scale), "(0, inf)")
         self.head = head
         self.register_buffer("shift", torch.tensor(float(shift)))
         self.register_buffer("scale", torch.tensor(float(scale)))
@@ -245,6 +277,9 @@ class InUnits(StructureOf):
     def _conditional_contributions(self, ask, zs):
         g, terms = ask(zs)
         return g, [self.scale*t + (self.shift if m == g else 0.) for m, t in enumerate(terms)]
+
+    def _summands(self, ask, zs): return ask(zs)
+    def _finish(self, ask, total): return self.shift + self.scale*ask(total)
 
     def __getattr__(self, name):
         return getattr(self.head, name) if name in ("dims", "n_classes") else super().__getattr__(name)
@@ -324,7 +359,9 @@ def encoder_for(
     vocabulary:int=0,    # number of token ids, padding included (tokens only)
 )->nn.Module:
     "The default encoder of an input of this kind; ValueError where the kind is unknown."
-    one_of("kind of modality", kind, ("vector", "sequence", "picture", "tokens"))
+    axes = dict(vector=None, sequence=2, picture=3, tokens=None)
+    if axes[one_of("kind of modality", kind, axes)] not in (None, len(shape)):
+        raise ValueError(f"a sample of kind {kind!r} has {axes[kind]} axes, got shape {tuple(shape)}")
     if kind == "vector": return VectorEncoder(math.prod(shape), n_out)
     if kind == "sequence": return SequenceEncoder(shape[0], n_out)
     if kind == "picture": return PictureEncoder(shape[0], n_out)
@@ -332,7 +369,7 @@ def encoder_for(
 
 # %% ../../nbs/04_heads.ipynb #740cfb10
 class SelectOutput(nn.Module):
-    "A module whose output is an object, a dictionary or a tuple, reduced to the part `key`."
+    "A module whose output is an object, a dictionary or a tuple, reduced to the part `key`; takes a dict as keywords."
     def __init__(self,
         module:nn.Module, # e.g. a Hugging Face model
         key:str|int,      # attribute, dictionary key or position, e.g. "pooler_output"
@@ -340,7 +377,7 @@ class SelectOutput(nn.Module):
         super().__init__()
         self.module, self.key = module, key
     def forward(self, x):
-        out = self.module(x)
+        out = self.module(**x) if isinstance(x, Mapping) else self.module(x)
         return getattr(out, self.key) if isinstance(self.key, str) and hasattr(out, self.key) else out[self.key]
 
 # %% ../../nbs/04_heads.ipynb #a0a3c15d
@@ -352,7 +389,7 @@ def feature_dims(
     if len(encoders) != len(xs): raise ValueError(f"got {len(encoders)} encoders for {len(xs)} inputs")
     dims = []
     for m, (encoder, x) in enumerate(zip(encoders, xs)):
-        with torch.no_grad(), eval_mode(encoder): z = encoder(x[:2])
+        with torch.no_grad(), eval_mode(encoder): z = encoder(map_tensors(lambda t: t[:2], x))
         who = f"encoder {m} ({type(encoder).__name__}) returns"
         if not isinstance(z, Tensor):
             raise ValueError(f"{who} {type(z).__name__}, not a tensor: wrap it in SelectOutput")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['response_weights', 'modality_responses', 'muted_logits', 'response_scores', 'regression_response_scores',
            'modulation_coefficients', 'update_history', 'modulated_logits', 'routing_coefficients', 'routed_logits',
-           'ResponseHistory', 'GradientModulation']
+           'ResponseHistory', 'GradientModulation', 'ConditionalClip']
 
 # %% ../../nbs/22_modulation.ipynb #d60cec34
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,10 +16,22 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.data.transforms import get_c
 from fastai.optimizer import average_sqr_grad
 from torch import Tensor, nn
 
-from ..core import MEMORY, eval_mode, log_likelihood, one_of, scale_grad
+from mmlit.core import (
+    MEMORY,
+    at_least_float32,
+    check_count,
+    check_number,
+    eval_mode,
+    log_likelihood,
+    one_of,
+    scale_grad,
+)
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions
 from ..fusion.models import Fusion
 from ..learner import FusionMethod, joint, register_method
@@ -98,12 +111,15 @@ _SCORE_FLOOR = math.log(1e-8)      # published: a probability counts as at least
 @torch.no_grad()
 def response_scores(
     responses:Tensor, # (M, B, ..., C)
-    y:Tensor,         # (B, ...) class labels
-)->Tensor:            # (M,) nats, no gradient
+    y:Tensor,         # (B, ...) class labels; of several labels zeros and ones (B, ..., C)
+)->Tensor:            # (M,) nats per answer, no gradient
     "Mean log-likelihood of the labels under each response alone (AGM); each term is at least log 1e-8."
-    if responses.ndim < 3 or y.shape != responses.shape[1:-1] or y.is_floating_point():
+    several = responses.ndim > 2 and y.shape == responses.shape[1:] and ((y == 0) | (y == 1)).all()
+    if several: responses, y = responses[..., None], at_least_float32(y)[..., None]       # one Bernoulli answer each
+    elif responses.ndim < 3 or y.shape != responses.shape[1:-1] or y.is_floating_point():
         got = f"{tuple(responses.shape)} and {y.dtype} {tuple(y.shape)}"
-        raise ValueError(f"expected responses (M, B, ..., C) and integer labels (B, ...), got {got}")
+        raise ValueError("expected responses (M, B, ..., C) and integer labels (B, ...), or zeros and ones "
+                         f"(B, ..., C) for several labels, got {got}")
     return log_likelihood(responses, y).clamp(min=_SCORE_FLOOR).flatten(1).mean(1)
 
 # %% ../../nbs/22_modulation.ipynb #6e4bf692
@@ -118,7 +134,7 @@ def regression_response_scores(
         got = f"{tuple(alone.shape)} and {tuple(y.shape)}"
         raise ValueError(f"expected predictions (M, B, ...) and targets (B, ...), got {got}")
     if not scale > 0: raise ValueError(f"scale must be positive, got {scale}")
-    return -((alone - y).float().abs()/scale).flatten(1).mean(1)
+    return -(at_least_float32(alone - y).abs()/scale).flatten(1).mean(1)
 
 # %% ../../nbs/22_modulation.ipynb #84138f06
 @torch.no_grad()
@@ -132,7 +148,8 @@ def modulation_coefficients(
     if score.ndim != 1 or score.shape != history.shape:
         got = f"{tuple(score.shape)} and {tuple(history.shape)}"
         raise ValueError(f"expected score and history of shape (M,), got {got}")
-    if alpha < 0 or cap < 0: raise ValueError(f"alpha and cap must not be negative, got {alpha} and {cap}")
+    check_number("alpha", alpha)
+    check_number("cap", cap, "[0, inf]")
     return (alpha*(_ahead(history) - _ahead(score)).clamp(max=cap)).exp()
 
 def _ahead(score):
@@ -146,7 +163,7 @@ def update_history(
     step:int,       # 1 at the first step
 )->Tensor:          # (M,)
     "The arithmetic mean of all scores so far, this one included; call it after `modulation_coefficients`."
-    if step < 1: raise ValueError(f"steps count from 1, got {step}")
+    check_count("step", step, 1)
     return history + (score - history)/step
 
 # %% ../../nbs/22_modulation.ipynb #1b22fe85
@@ -201,6 +218,7 @@ class ResponseHistory(nn.Module):
         self.register_buffer("spread", torch.zeros(()))
 
     def reset(self):
+        "Forget all scores."
         for kept in self.mean, self.steps, self.spread: kept.zero_()
 
     def unit(self, y:Tensor)->Tensor:
@@ -223,11 +241,27 @@ def _check_own_parameters(model):
         raise ValueError('mode="lr" scales the step of each encoder by a factor of its own, and these encoders '
                          'share parameters: use mode="grad"')
 
+def _hides_factors(opt):
+    "Is the first step of this optimiser about as long when the gradient is a tenth? ('Adam-like')"
+    inner = getattr(opt, "opt", None)             # the torch optimiser inside fastai's `OptimWrapper`
+    if inner is None: return average_sqr_grad in getattr(opt, "cbs", ())
+    known = inspect.signature(type(inner)).parameters
+    options = {k: v for k, v in inner.defaults.items() if k in known} | {"lr": 1.}
+
+    def moved(gradient):
+        p = nn.Parameter(torch.zeros(1))
+        p.grad = torch.full((1,), gradient)
+        type(inner)([p], **options).step()
+        return p.abs().item()
+    try: return moved(.1) > .5*moved(1.)
+    except (TypeError, RuntimeError): return False      # it steps in another way, and cannot be asked
+
 class GradientModulation(FusionMethod):
     "AGM, adaptive gradient modulation (Li et al., ICCV 2023), for any number of modalities and any fusion."
     excludes = ("TCMax",)
     kappa:Tensor|None = None     # (M,), the factors of the current batch; None: it is not modulated
-    _before:Sequence = ()        # the encoders' parameters before the step
+    _before:Sequence = ()        # mode "lr": the encoders' parameters before the step ...
+    _kappas:list[Tensor]         # ... and the factors of the batches that it is made of
 
     def __init__(self,
         alpha:float=1.,            # strength; 0 is plain training
@@ -237,9 +271,10 @@ class GradientModulation(FusionMethod):
         mode:str="grad",           # "grad": scale the responses' gradients (published, for SGD); "lr": encoder steps
         absent:str="zero_input",   # what stands for a muted modality, see `absent_features`
     ):
-        if alpha < 0 or cap < 0: raise ValueError(f"alpha and cap must not be negative, got {alpha} and {cap}")
-        self.alpha, self.cap = alpha, cap
-        self.start, self.end = start, end
+        self.alpha, self.cap = check_number("alpha", alpha), check_number("cap", cap, "[0, inf]")
+        self.start = check_count("start", start)
+        self.end = None if end is None else check_count("end", end, self.start + 1)
+        self.window = self.start, self.end
         self.mode = one_of("mode", mode, ("grad", "lr"))
         self.absent = one_of("stand-in", absent, ABSENT)
 
@@ -247,52 +282,80 @@ class GradientModulation(FusionMethod):
         super().attach()
         if self.mode == "lr": _check_own_parameters(self.model)
         self.columns = tuple(f"kappa {m}" for m in self.modalities)
-        self.add_part("response_history", lambda: ResponseHistory(self.model.n_modalities))
+        precise = any(p.dtype == torch.float64 for p in self.model.parameters())
+        kept = torch.float64 if precise else torch.float32
+        self.add_part("response_history", lambda: ResponseHistory(self.model.n_modalities).to(kept))
+
+    def reset_history(self):
+        "Forget all scores, as before the first training. Without it the history goes on from one `fit` to the next."
+        self.model.parts["response_history"].reset()
 
     def begin_training(self):
         super().begin_training()
-        if getattr(self.learn, "skip_to_epoch", None) is None: self.model.parts["response_history"].reset()
-        if self.mode == "grad" and self.alpha and average_sqr_grad in self.opt.cbs:
+        self._kappas = []
+        if self.mode == "grad" and self.alpha and _hides_factors(self.opt):
             warnings.warn("Adam-like optimisers hide constant factors on gradients: "
                           'use GradientModulation(mode="lr"), or SGD as published', stacklevel=2)
 
-    def active(self)->bool: return self.start <= self.epoch and (self.end is None or self.epoch < self.end)
-
     def _score(self, v, history):
         "How well each modality answers, (M,), from the logits v of all coalitions."
-        if self.classes: return response_scores(modality_responses(v), self.y)
+        if self.task != "regression": return response_scores(modality_responses(v), self.y)
         y = self.y.view(len(self.y), -1)
         alone = v[[2**m for m in range(len(history.mean))]]
         return regression_response_scores(alone, y, history.unit(y))
 
     def after_pred(self):
-        self.kappa = None
-        if not self.active(): return
-        with torch.set_grad_enabled(self.mode == "grad"):
+        self.kappa, scaled = None, self.active()
+        with torch.set_grad_enabled(scaled and self.mode == "grad"):
             v = muted_logits(self.model, self.xb, self.zs, self.pred, absent=self.absent)
 
         history = self.model.parts["response_history"]
         score = self._score(v.detach(), history)
-        self.kappa = modulation_coefficients(score, history.mean, self.alpha, self.cap)
+        if not score.isfinite().all(): return      # one overflow of half precision would stay in the mean for ever
+        kappa = modulation_coefficients(score, history.mean, self.alpha, self.cap)
         history.update(score)
-        self.record(1, **{f"kappa {m}": k for m, k in zip(self.modalities, self.kappa)})
-        if self.mode == "grad": self.learn.pred = routed_logits(v, self.kappa)
+        if not scaled: return
+        self.kappa = kappa
+        self.record(1, **{f"kappa {m}": k for m, k in zip(self.modalities, kappa)})
+        if self.mode == "grad": self.learn.pred = routed_logits(v, kappa)
 
-    # mode="lr": the optimiser's own step, scaled encoder by encoder
+    # mode="lr": the optimiser's own step, scaled encoder by encoder; one of accumulated batches by their mean factor
 
     def before_step(self):
-        if self.mode == "lr" and self.kappa is not None:
-            self._before = [[p.detach().clone() for p in e.parameters()] for e in self.model.encoders]
+        if self.mode != "lr" or self.kappa is None: return
+        self._kappas.append(self.kappa)
+        self._before = [[p.detach().clone() for p in e.parameters()] for e in self.model.encoders]
 
     @torch.no_grad()
     def after_step(self):
-        if self.mode != "lr" or self.kappa is None: return
-        for encoder, before, k in zip(self.model.encoders, self._before, self.kappa):
+        if not self._kappas: return
+        for encoder, before, k in zip(self.model.encoders, self._before, torch.stack(self._kappas).mean(0)):
             for p, old in zip(encoder.parameters(), before): p.copy_(old + k*(p - old))
-        self._before = ()
+        self._before, self._kappas = (), []
 
 # %% ../../nbs/22_modulation.ipynb #74fd6aee
 register_method("agm", joint(
     "AGM: gradient modulation as published (made for SGD)", "agm", GradientModulation))
 register_method("agm_lr", joint(
     "AGM on each encoder's step, for Adam", "agm_lr", GradientModulation, mode="lr"))
+
+# %% ../../nbs/22_modulation.ipynb #3b320f1b
+class ConditionalClip(Callback):
+    "Bring the gradient's norm to `threshold` in steps where an entry of the head's weight's exceeds it (AGM's code)."
+    order, run_valid = MixedPrecision.order + .5, False          # after its scale is taken out, before GradientClip
+
+    def __init__(self,
+        threshold:float=1.,  # of the entries and of the norm; published: 1, and 5 for UR-Funny
+    ):
+        self.threshold = check_number("threshold", threshold, "(0, inf)")
+
+    def before_fit(self):
+        head, n = getattr(self.model, "head", self.model), get_c(self.dls)
+        self.weights = [m.weight for m in head.modules() if isinstance(m, nn.Linear) and m.out_features == n]
+        if self.weights: return
+        raise ValueError(f"ConditionalClip looks at the linear layers with {n} outputs, and {type(head).__name__} has "
+                         "none: use fastai's GradientClip")
+
+    def before_step(self):
+        beyond = (w.grad is not None and w.grad.abs().max() > self.threshold for w in self.weights)
+        if any(beyond): nn.utils.clip_grad_norm_(self.model.parameters(), self.threshold)

@@ -15,7 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import MEMORY, at_least_float32, batch_parts, device_of, eval_mode, keep_random_state, one_of
+from mmlit.core import (
+    MEMORY,
+    at_least_float32,
+    batch_parts,
+    check_count,
+    check_number,
+    device_of,
+    eval_mode,
+    keep_random_state,
+    one_of,
+)
 from ..core import log_likelihood as log_likelihood_of
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions, mask_features
 from ..fusion.models import Fusion
@@ -26,7 +36,7 @@ def shapley_matrix(
     n_modalities:int, # M
 )->Tensor:            # float64, shape (M, 2**M)
     "The matrix A with Shapley values `A @ v` for a game `v` listed by bit mask."
-    present = coalitions(n_modalities)
+    present = coalitions(check_count("n_modalities", n_modalities))
     size = present.sum(1, keepdim=True)
 
     weight = [1/(n_modalities*math.comb(n_modalities - 1, k)) for k in range(n_modalities)]
@@ -41,9 +51,9 @@ def combine_coalitions(
     values:Tensor,  # (S, ...) one value per coalition
 )->Tensor:          # (M, ...), in float32 at least (float64 for integers and booleans), autocast or not
     "`sum_S weights[i, S]*values[S]`, differentiable; ValueError where the shapes do not fit."
-    if weights.ndim != 2 or values.ndim < 1 or weights.shape[1] != len(values):
-        got = f"{tuple(weights.shape)} and {tuple(values.shape)}"
-        raise ValueError(f"expected weights (M, S) and values (S, ...), got {got}")
+    if weights.ndim != 2 or values.ndim < 1 or weights.shape[1] != len(values) or values.is_complex():
+        got = f"{tuple(weights.shape)} and {values.dtype} {tuple(values.shape)}"
+        raise ValueError(f"expected weights (M, S) and real values (S, ...), got {got}")
     values = at_least_float32(values) if values.is_floating_point() else values.double()
     with torch.autocast(values.device.type, enabled=False):
         return torch.tensordot(weights.to(values), values, dims=1)
@@ -87,8 +97,11 @@ def permutation_coalitions(
     orders:Tensor,                # (K, M) integers: each row an order of the M modalities
 )->tuple[Tensor, Tensor, Tensor]: # present bool (S, M), weights float64 (M, S), steps int64 (K, M+1)
     "The coalitions that orders pass (nobody first, all last), the weights of the average gain, where each step is."
-    if orders.ndim != 2 or not torch.equal(orders.sort(1).values, torch.arange(orders.shape[1]).expand(orders.shape)):
-        raise ValueError(f"expected rows that are orders of 0 to M-1, got shape {tuple(orders.shape)}")
+    table = orders.ndim == 2 and len(orders) > 0 and not (orders.is_floating_point() or orders.is_complex())
+    if not table or (orders.sort(1).values != torch.arange(orders.shape[1], device=orders.device)).any():
+        raise ValueError("expected rows that are orders of the integers 0 to M-1, at least one, "
+                         f"got {orders.dtype} {tuple(orders.shape)}")
+    orders = orders.cpu().long()
     K, M = orders.shape
     if not 1 <= M <= 62: raise ValueError(f"expected 1 to 62 modalities, got {M}")
 
@@ -114,10 +127,9 @@ def random_orders(
     generator:torch.Generator|None=None,   # of the orders
 )->Tensor:                                 # (K, M)
     "Random orders of the modalities; with `antithetic` rows 2k and 2k+1 are each other's reverse."
-    if antithetic and n_orders % 2:
+    if check_count("n_orders", n_orders, 1) % 2 and antithetic:
         raise ValueError(f"antithetic orders come in pairs: expected an even number, got {n_orders}")
-    if n_orders < 1: raise ValueError(f"expected at least one order, got {n_orders}")
-
+    check_count("n_modalities", n_modalities, 1)
     draws = n_orders//2 if antithetic else n_orders
     orders = torch.stack([torch.randperm(n_modalities, generator=generator) for _ in range(draws)])
     return torch.stack([orders, orders.flip(1)], dim=1).flatten(0, 1) if antithetic else orders
@@ -131,16 +143,17 @@ def shapley_values_sampled(
     generator:torch.Generator|None=None,  # of the orders
 )->ShapleyEstimate:                       # the values are differentiable, the standard errors are not
     "Unbiased Shapley values from random orders; they sum to `v(N) - v(nobody)` exactly."
-    draws = n_permutations//2 if antithetic else n_permutations
+    draws = check_count("n_permutations", n_permutations)//(2 if antithetic else 1)
     if draws < 2:
         raise ValueError("a standard error needs two independent draws: "
                          f"expected n_permutations >= {4 if antithetic else 2}, got {n_permutations}")
     orders = random_orders(n_modalities, n_permutations, antithetic, generator)
     present, weights, steps = permutation_coalitions(orders)
 
-    game = value_fn(present)
-    if len(game) != len(present):
-        raise ValueError(f"value_fn was given {len(present)} coalitions and returned {len(game)} values")
+    game = torch.as_tensor(value_fn(present))
+    if game.ndim < 1 or len(game) != len(present):
+        got = tuple(game.shape)
+        raise ValueError(f"value_fn was given {len(present)} coalitions and returned values of shape {got}")
     values = combine_coalitions(weights, game)
     errors = _standard_errors(orders, steps, game.detach().to(values.dtype), values.detach(), draws)
     return ShapleyEstimate(values, errors, present, game)
@@ -157,26 +170,33 @@ def _standard_errors(orders, steps, game, values, draws):
 # %% ../../nbs/21_shapley.ipynb #30e2469c
 class Valuation(NamedTuple):
     "What a model's coalitions achieve on N samples, in the order of the batches."
-    phi:Tensor             # float64 (M, N): Shapley values of |S|*correct
-    correct:Tensor         # bool (S, N): is the answer of this coalition right?
+    phi:Tensor             # float64 (M, N): Shapley values of |S|*correct; of several labels their mean
+    correct:Tensor         # bool (S, N): is the answer of this coalition right? (S, N, C) for several labels
     log_likelihood:Tensor  # float64 (S, N): log p(y) of this coalition, nats
     present:Tensor         # bool (S, M): the coalitions; all 2**M by bit mask, or those visited by sampled orders
 
     @property
-    def accuracy(self)->Tensor: return self.correct.double().mean(1)     # (S,)
+    def accuracy(self)->Tensor: return self.correct.double().flatten(1).mean(1)     # (S,), share of right answers
 
-def _check_labels(y, logits):
-    "ValueError unless y (B,) are labels of the classes of logits (S, B, C)."
+def _right(logits, y):
+    "Which answers are right, (S, B) or, label by label, (S, B, C); ValueError where `y` does not fit."
+    if logits.isnan().any():
+        raise ValueError("the model answers NaN for some coalition: look at its weights, its inputs and the stand-in "
+                         "for an absent modality")
+    if logits.ndim == 3 and y.shape == logits.shape[1:] and ((y == 0) | (y == 1)).all():
+        return (logits > 0) == y.bool()
     if logits.ndim != 3 or y.shape != logits.shape[1:2] or y.is_floating_point():
         got = f"{y.dtype} {tuple(y.shape)} and {tuple(logits.shape)}"
-        raise ValueError(f"valuation needs class labels (B,) and logits (S, B, C), got {got}")
+        raise ValueError("valuation needs class labels (B,), or zeros and ones (B, C) for several labels, "
+                         f"and logits (S, B, C), got {got}")
     n_classes = logits.shape[2]
     if n_classes < 2 or y.min() < 0 or y.max() >= n_classes:
         raise ValueError(f"valuation needs labels in 0 to {n_classes - 1}, one logit for each of at least two classes; "
                          f"got labels from {y.min()} to {y.max()}")
+    return logits.argmax(-1) == y
 
 def _outcomes(model, batches, present, absent, memory):
-    "correct and log-likelihood, each (S, N), of the coalitions `present`."
+    "`Valuation.correct` and `log_likelihood` of the coalitions `present`."
     device = device_of(model)
     correct, log_likelihood = [], []
     with keep_random_state(device), eval_mode(model), torch.no_grad():
@@ -184,11 +204,12 @@ def _outcomes(model, batches, present, absent, memory):
             xs, y = batch_parts(batch, model.n_modalities, device)
             zs = model.encode(*xs)
             logits = coalition_logits(model, zs, present, absent_features(model, xs, absent, zs), memory)
-            _check_labels(y, logits)
-            correct.append((logits.argmax(-1) == y).cpu())
-            log_likelihood.append(log_likelihood_of(logits.float(), y).cpu().double())
+            correct.append(_right(logits, y).cpu())
+            log_likelihood.append(log_likelihood_of(logits, y if correct[-1].ndim == 2 else y.float()).cpu().double())
     if not correct: raise ValueError("there were no batches to value: pass a loader, or a list of batches")
     return torch.cat(correct, dim=1), torch.cat(log_likelihood, dim=1)
+
+def _per_sample(phi): return phi.mean(2) if phi.ndim == 3 else phi     # (M, N), of several labels the mean
 
 # %% ../../nbs/21_shapley.ipynb #67836a4c
 def _check_absent(absent):
@@ -199,7 +220,7 @@ def _check_absent(absent):
 
 def valuate(
     model:Fusion,                         # has `encode`, `fuse` and `n_modalities`; see `as_fusion`
-    batches:Iterable,                     # (x_1, ..., x_M, y) or ((x_1, ..., x_M), y); in a fixed order
+    batches:Iterable,                     # as in `batch_parts`: (x_1, ..., x_M, y) or ((x_1, ..., x_M), y)
     absent:str="zero_feature",            # for a missing one: "zero_feature" (published), "zero_input" or "learned"
     n_permutations:int|None=None,         # None: all 2**M coalitions; else so many random orders, for all samples
     generator:torch.Generator|None=None,  # of the orders
@@ -215,15 +236,15 @@ def valuate(
     if n_permutations is None:
         if n > _EXACT_MODALITIES: raise ValueError(f"{n} modalities have 2**{n} coalitions: pass n_permutations")
         correct, log_likelihood = _outcomes(model, batches, coalitions(n), absent, memory)
-        return Valuation(modality_valuation(correct), correct, log_likelihood, coalitions(n))
+        return Valuation(_per_sample(modality_valuation(correct)), correct, log_likelihood, coalitions(n))
 
     outcomes = []
     def value_fn(present):
         outcomes.extend(_outcomes(model, batches, present, absent, memory))
-        return present.sum(1, keepdim=True)*outcomes[0]
+        return torch.einsum("s,s...->s...", present.sum(1).double(), outcomes[0].double())
     estimate = shapley_values_sampled(value_fn, n, n_permutations, generator=generator)
     correct, log_likelihood = outcomes
-    return Valuation(estimate.values, correct, log_likelihood, estimate.present)
+    return Valuation(_per_sample(estimate.values), correct, log_likelihood, estimate.present)
 
 # %% ../../nbs/21_shapley.ipynb #04db1380
 FREQUENCIES = dict(                               # f(x; alpha), all with f(0) = 0
@@ -232,12 +253,13 @@ FREQUENCIES = dict(                               # f(x; alpha), all with f(0) =
     power=lambda x, alpha: alpha*x**1.5,
 )
 _LEVELS = ("sample", "modality")
+_ROUNDING = 1e-9      # what a sum of floats may miss a half by, and more
 _GAP_SCALE = 1.5      # published normaliser of the modality-level gap (the largest possible gap of three modalities)
 
 def _check_frequency(level, function, alpha):
     one_of("level", level, _LEVELS)
     one_of("function", function, FREQUENCIES)
-    if alpha is not None and alpha < 0: raise ValueError(f"alpha must not be negative, got {alpha}")
+    if alpha is not None: check_number("alpha", alpha)
 
 def resampling_frequency(
     valuation:Tensor,          # (M, B) Shapley values of |S|*correct
@@ -253,15 +275,10 @@ def resampling_frequency(
 
     f = FREQUENCIES[function]
     if alpha is None: alpha = 2. if level == "sample" else 1.
-    if level == "sample": return (f(_deficit(valuation.double()), alpha) + .5).floor().long()
+    if level == "sample":
+        return (f((1 - valuation.double()).clamp(min=0), alpha) + .5 + _ROUNDING).floor().long()
     mean = valuation.double().mean(1)
     return f((mean.max() - mean)/_GAP_SCALE, alpha).clamp(max=1)
-
-def _deficit(phi):
-    "max(0, 1 - phi), in exact multiples of 1/M!."
-    if len(phi) > _EXACT_MODALITIES: return (1 - phi).clamp(min=0)
-    units = math.factorial(len(phi))
-    return ((units - (phi*units).round())/units).clamp(min=0)
 
 # %% ../../nbs/21_shapley.ipynb #3b65b037
 def draw_rows(
@@ -271,13 +288,14 @@ def draw_rows(
     generator:torch.Generator|None=None,  # of the rows
 )->Tensor:                                # int64 (int(fraction*n),)
     "A random share of the rows; ValueError for a fraction outside [0, 1]."
-    if n < 1 or not 0 <= fraction <= 1:
-        raise ValueError(f"expected n >= 1 rows and a fraction in [0, 1], got {n} and {fraction}")
+    check_count("n", n, 1)
+    check_number("fraction", fraction, "[0, 1]")
     k = int(fraction*n)
     return torch.randint(n, (k,), generator=generator) if replacement else torch.randperm(n, generator=generator)[:k]
 
 def _rows_of_copies(frequency):
     "The row and the modality of each extra showing, for copies (M, N)."
+    frequency = frequency.long()
     if (frequency < 0).any(): raise ValueError(f"frequencies must not be negative, got {frequency.min()}")
     M, n = frequency.shape
     at = torch.arange(M*n).repeat_interleave(frequency.cpu().flatten())
@@ -297,12 +315,13 @@ def resampling_plan(
     generator:torch.Generator|None=None,  # of the rows
 )->tuple[Tensor, Tensor]:                 # rows int64 (N',), keep bool (N', M)
     "The rows of one epoch: the N samples, complete, then extra showings of one modality alone. No data is copied."
-    if frequency.ndim == 2 and not frequency.is_floating_point():
+    if max_copies is not None: check_count("max_copies", max_copies)
+    if frequency.ndim == 2 and not (frequency.is_floating_point() or frequency.is_complex()):
         n = frequency.shape[1]
         extra, modality = _rows_of_copies(frequency)
     elif frequency.ndim == 1 and frequency.is_floating_point():
         if n_samples is None: raise ValueError("shares of all samples need n_samples, the number of rows")
-        n = n_samples
+        n = check_count("n_samples", n_samples, 1)
         extra, modality = _rows_of_shares(frequency, n, replacement, generator)
     else:
         got = f"{frequency.dtype} {tuple(frequency.shape)}"
@@ -336,20 +355,27 @@ class ModalityResampling(FusionMethod):
         seed:int=0,                # of the rows that are drawn
         function:str="linear",     # a name in `FREQUENCIES`
         alpha:float|None=None,     # its slope; default as published: 2 for samples, 1 for modalities
+        augmented:bool=True,       # value samples under the training loader's transforms, as published, or as they are?
     ):
         _check_frequency(level, function, alpha)
         self.level, self.function, self.alpha = level, function, alpha
-        self.warmup, self.fraction, self.absent = warmup, fraction, _check_absent(absent)
-        self.replacement, self.max_copies, self.seed = replacement, max_copies, seed
+        self.warmup, self.seed = check_count("warmup", warmup), check_count("seed", seed)
+        self.window = self.warmup, None
+        self.fraction = check_number("fraction", fraction, "(0, 1]")
+        self.max_copies = None if max_copies is None else check_count("max_copies", max_copies)
+        self.absent, self.replacement, self.augmented = _check_absent(absent), replacement, augmented
 
     def attach(self):
         super().attach()
-        if not self.classes:
-            raise ValueError("ModalityResampling needs classes: it values right and wrong answers, "
-                             "and the targets are numbers")
+        if self.task == "regression":
+            raise ValueError("ModalityResampling needs classes or labels: it values right and wrong answers, "
+                             "and the targets are numbers, which no answer hits exactly")
         if not hasattr(self.dls.train, "plan"):
             raise ValueError("ModalityResampling needs the loaders of multimodal_dls, which can walk a plan; "
                              f"got {type(self.dls.train).__name__}")
+        n = len(self.dls.train.dataset)
+        if self.level == "modality" and int(self.fraction*n) < 1:
+            raise ValueError(f"a fraction of {self.fraction} of {n} training samples is none: use a larger one")
         self.columns = (*(f"phi {m}" for m in self.modalities), "extra rows")
         self.plan = None
 
@@ -358,7 +384,8 @@ class ModalityResampling(FusionMethod):
         index = chosen = self.dls.train.dataset.index
         if self.level == "modality":
             chosen = index[draw_rows(len(index), self.fraction, self.replacement, self.generator)]
-        loader = self.dls.train.new(shuffle=False, drop_last=False)
+        like = self.dls.train if self.augmented else self.dls.valid
+        loader = like.new(self.dls.train.dataset, shuffle=False, drop_last=False)
         loader.plan = chosen, torch.ones(len(chosen), self.model.n_modalities, dtype=torch.bool)
 
         phi = valuate(self.model, loader, self.absent).phi.cpu()
@@ -370,7 +397,7 @@ class ModalityResampling(FusionMethod):
         "Does this epoch go without a plan: warm-up, skipped by a training that is resumed, or `lr_find`?"
         skip = getattr(self.learn, "skip_to_epoch", None)
         skipped = skip is not None and self.epoch < skip._skip_to
-        return self.epoch < self.warmup or skipped or hasattr(self.learn, "lr_finder")
+        return not self.active() or skipped or hasattr(self.learn, "lr_finder")
 
     def begin_epoch(self):
         super().begin_epoch()

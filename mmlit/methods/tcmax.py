@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['tcmax_loss_full', 'tcmax_loss', 'tcmax_loss_conditional', 'draw_pairings', 'tcmax_loss_sampled', 'pairing_log_sums',
-           'tcmax_model_loss', 'TCMaxLoss', 'unimodal_losses', 'TCMax']
+           'alignment_term', 'tcmax_model_loss', 'TCMaxLoss', 'unimodal_losses', 'unimodal_losses_at', 'TwoClasses',
+           'TCMax']
 
 # %% ../../nbs/19_tcmax.ipynb #1010783e
+import copy
 import math
 from collections.abc import Sequence
 from functools import partial, reduce
 from operator import add
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +21,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..bounds import class_labels, log_prior_of, matched_logits
-from ..core import MEMORY, Model, at_least_float32, check_features, is_additive, is_conditional, one_of
-from ..fusion.coalitions import all_pairings, pairing_logits
+from mmlit.core import (
+    MEMORY,
+    Model,
+    at_least_float32,
+    batch_parts,
+    check_features,
+    device_of,
+    eval_mode,
+    is_additive,
+    is_conditional,
+    check_count,
+    check_number,
+    one_of,
+)
+from ..fusion.coalitions import all_pairings, check_pairings, pairing_logits
+from ..fusion.models import unwrap
 from ..learner import FusionMethod, joint, register_method
 
 # %% ../../nbs/19_tcmax.ipynb #551d3a12
@@ -40,7 +57,12 @@ def _nwj(log_sum, log_count):
 
 def _check_options(alignment, form):
     one_of("form", form, ("dv", "nwj"))
-    if not 0 <= alignment < math.inf: raise ValueError(f"alignment is a weight, 0 or more, got {alignment}")
+    check_number("the weight alignment", alignment)
+
+def _alignment(own, log_sum, n_modalities, log_mass, form):
+    "The bracket, from the true pairings' logits `own` (B, ..., C) and the log-sum over all; mean over axes between."
+    if form == "nwj": log_sum = _nwj(log_sum, n_modalities*math.log(len(own)) + log_mass)
+    return (log_sum - own.logsumexp(-1).mean(0) - math.log(len(own))).mean()
 
 def _tcmax(own, y, log_sum, n_modalities, prior, alignment, form):
     "Cross-entropy of the true pairings' logits `own` (B, C) + alignment * bracket; `log_sum(log_prior)` is over all."
@@ -53,10 +75,7 @@ def _tcmax(own, y, log_sum, n_modalities, prior, alignment, form):
     own = own + log_prior
     cross_entropy = F.cross_entropy(own, y)
     if alignment == 0: return cross_entropy
-
-    total = log_sum(log_prior)
-    if form == "nwj": total = _nwj(total, n_modalities*math.log(batch) + log_mass)
-    return cross_entropy + alignment*(total - own.logsumexp(1).mean() - math.log(batch))
+    return cross_entropy + alignment*_alignment(own, log_sum(log_prior), n_modalities, log_mass, form)
 
 # %% ../../nbs/19_tcmax.ipynb #7c253cc8
 def _wide(x):
@@ -96,7 +115,7 @@ def tcmax_loss(
 
 # %% ../../nbs/19_tcmax.ipynb #72a430dd
 def _conditional_log_sum(terms, log_prior):
-    return (reduce(add, (_wide(t).logsumexp(1) for t in terms)) + log_prior).logsumexp((0, 1))
+    return (reduce(add, (_wide(t).logsumexp(1) for t in terms)) + log_prior).logsumexp((0, -1))
 
 def tcmax_loss_conditional(
     given:int,               # g, the modality that sets the conditions
@@ -137,12 +156,12 @@ def draw_pairings(
 # %% ../../nbs/19_tcmax.ipynb #d03c6fa2
 def _sampled_log_sum(own, drawn, index, diagonal):
     "Log-sum over all pairings from the B true ones `own` (B,) and K draws `drawn` (K,), summed over classes already."
-    if index.shape[:1] != drawn.shape:
+    if len(index) != len(drawn):
         raise ValueError(f"{len(drawn)} drawn scores for pairings of shape {tuple(index.shape)}")
     scale = index.shape[1]*math.log(len(own)) - math.log(len(drawn))
     if one_of("treatment of the diagonal", diagonal, ("exact", "drawn")) == "drawn": return drawn.logsumexp(0) + scale
 
-    true = (index == index[:, :1]).all(1).to(drawn.device)
+    true = (index == index[:, :1]).all(1).to(drawn.device).view(-1, *[1]*(drawn.ndim - 1))
     return torch.cat([own, drawn.masked_fill(true, -math.inf) + scale]).logsumexp(0)
 
 def tcmax_loss_sampled(
@@ -157,9 +176,10 @@ def tcmax_loss_sampled(
 )->Tensor:                   # the loss, shape ()
     "TCMax for any head from K sampled pairings, in nats."
     own, drawn = _wide(own), _wide(drawn)
-    if drawn.ndim != 2 or index.ndim != 2:
+    if drawn.ndim != 2 or not len(drawn) or index.ndim != 2:
         got = f"{tuple(drawn.shape)} and {tuple(index.shape)}"
         raise ValueError(f"expected drawn of shape (K, C) and index of shape (K, M), got {got}")
+    index = check_pairings(index, len(own), index.shape[1])
 
     def log_sum(log_prior):
         true, sampled = ((scores + log_prior).logsumexp(1) for scores in (own, drawn))
@@ -172,11 +192,13 @@ def pairing_log_sums(
     zs:Sequence[Tensor],        # M features, each (B, ...)
     index:Tensor,               # rows to pair, integers, shape (K, M)
     log_prior:Tensor|float=0.,  # added to the logits, shape (C,)
-    memory:int=MEMORY,          # bytes of stacked features a chunk; the head's activations come on top
-)->Tensor:                      # shape (K,)
+    memory:int=MEMORY,          # bytes of stacked features a chunk; the head's activations and logits come on top
+)->Tensor:                      # shape (K,), or (K, ...) of logits (K, ..., C)
     "Log-sum over classes of each pairing's logits, in nats; in checkpointed chunks where one does not hold all."
     zs = check_features(zs)
-    def log_sums(rows, *zs): return (_wide(pairing_logits(model, zs, rows, memory)) + log_prior).logsumexp(1)
+    index = check_pairings(index, len(zs[0]), len(zs)).to(zs[0].device)
+    def log_sums(rows, *zs):
+        return (_wide(model.fuse(tuple(z[i] for z, i in zip(zs, rows.T)))) + log_prior).logsumexp(-1)
     row_bytes = sum(z[0].numel()*z.element_size() for z in zs)
     chunks = index.split(max(1, int(memory)//max(1, row_bytes)))
     if len(chunks) == 1: return log_sums(index, *zs)
@@ -190,17 +212,40 @@ def _terms(model, zs, own, memory):
     table_bytes = len(zs)*len(zs[0])*own.numel()*own.element_size()
     if table_bytes <= memory and is_conditional(model): return model.conditional_contributions(zs)[1]
 
+def _pairings(batch, n, most, generator):
+    "All pairings, or as many drawn ones as are allowed."
+    return all_pairings(batch, n) if batch**n <= most else draw_pairings(batch, n, most, generator=generator)
+
 def _model_log_sum(model, zs, own, log_prior, pairings, memory, generator):
-    "The log-sum over all pairings of a model that is not additive, of which the true ones have the logits `own`."
+    "The log-sum over all pairings, of which the true ones have the logits `own` (B, ..., C); shape (...)."
     batch, n = len(zs[0]), len(zs)
+    if is_additive(model): return (_wide(model.contributions(zs)).logsumexp(1).sum(0) + log_prior).logsumexp(-1)
     terms = _terms(model, zs, own, memory)
     if terms is not None: return _conditional_log_sum(terms, log_prior)
 
-    if batch**n <= pairings: index = all_pairings(batch, n)
-    else: index = draw_pairings(batch, n, pairings, generator=generator)
+    index = _pairings(batch, n, pairings, generator)
     rows = pairing_log_sums(model, zs, index, log_prior, memory)
     # the true pairings as they were scored once: a head with dropout would answer twice
-    return _sampled_log_sum((own + log_prior).logsumexp(1), rows, index, "exact")
+    return _sampled_log_sum((own + log_prior).logsumexp(-1), rows, index, "exact")
+
+def _check_limits(pairings, memory):
+    return check_count("pairings", pairings, 1), check_number("memory", memory, "[1, inf)")
+
+def alignment_term(
+    model:Model,                           # has `fuse`; `contributions` or `conditional_contributions` make it cheap
+    zs:Sequence[Tensor],                   # M features, each (B, ...)
+    own:Tensor|None=None,                  # the logits of `zs`, where they are there already
+    pairings:int=_PAIRINGS,                # as in `tcmax_model_loss`
+    memory:int=MEMORY,                     # as in `tcmax_model_loss`
+    generator:torch.Generator|None=None,   # for the sampled pairings
+    form:str="dv",                         # "dv" or "nwj"
+)->Tensor:                                 # shape (), 0 or more with "dv"
+    "What TCMax adds to the loss of a model, in nats; labels (B, ..., C) of several classifications are averaged."
+    _check_limits(pairings, memory)
+    zs = check_features(zs)
+    own = _wide(model.fuse(zs) if own is None else own)
+    log_sum = _model_log_sum(model, zs, own, 0., pairings, memory, generator)
+    return _alignment(own, log_sum, len(zs), math.log(own.shape[-1]), one_of("form", form, ("dv", "nwj")))
 
 def tcmax_model_loss(
     model:Model,                           # has `fuse`; `contributions` or `conditional_contributions` make it cheap
@@ -214,6 +259,7 @@ def tcmax_model_loss(
     form:str="dv",                         # "dv" or "nwj"
 )->Tensor:                                 # the loss, shape ()
     "TCMax of a model on the features of one batch, in nats, by the cheapest way its head allows."
+    _check_limits(pairings, memory)
     zs = check_features(zs)
     if is_additive(model): return tcmax_loss(model.contributions(zs), y, prior, alignment, form)
 
@@ -235,6 +281,8 @@ class TCMaxLoss(nn.Module):
     ):
         super().__init__()
         _check_options(alignment, form)
+        _check_limits(pairings, memory)
+        if not isinstance(prior, Tensor): one_of("prior", prior, ("uniform", "empirical"))
         self.alignment, self.form, self.pairings, self.memory = alignment, form, pairings, memory
         self.prior = prior if isinstance(prior, str) else "given"
         self.register_buffer("log_prior", None if isinstance(prior, str) else prior)
@@ -251,45 +299,152 @@ class TCMaxLoss(nn.Module):
         return (_wide(logits) + (0. if self.log_prior is None else self.log_prior)).log_softmax(-1)
 
 # %% ../../nbs/19_tcmax.ipynb #a94f9647
+def _likelihood_of_belief(S, y):
+    "Mean negative log-likelihood of the belief over (row, class), from log-sums (M, B, ..., C) and labels (B, ...)."
+    Z = S.logsumexp((1, -1))
+    own = S.gather(-1, y[None, ..., None].expand(len(S), *y.shape, 1))[..., 0]
+    return (Z - own.mean(1) - math.log(S.shape[1])).reshape(len(S), -1).mean(1)
+
+def _additive_rows(f): return f + (f.logsumexp(1).sum(0) - f.logsumexp(1))[:, None]   # log-sums over the partners
+
 def unimodal_losses(
     contributions:Tensor, # what each modality adds to the logits, shape (M, B, C)
     y:Tensor,             # labels, integers, shape (B,)
 )->Tensor:                # one loss per modality, shape (M,); log C at zero logits
     "The TCMax loss of each modality with its partners drawn at random, in nats; for monitoring only, detached."
     f = _check_contributions(contributions).detach()
-    _, batch, n_classes = f.shape
-    y = class_labels(y, batch, n_classes)
-    S = f.logsumexp(1)
-    own = f + (S.sum(0) - S)[:, None]                              # log-sum over the partners, (M, B, C)
-    return S.sum(0).logsumexp(0) - own[:, torch.arange(batch), y].mean(1) - math.log(batch)
+    return _likelihood_of_belief(_additive_rows(f), class_labels(y, *f.shape[1:]))
+
+def unimodal_losses_at(
+    logits:Tensor, # logits of K pairings, shape (K, C)
+    index:Tensor,  # which they are: all of them, or drawn ones that hold each row of each modality, shape (K, M)
+    y:Tensor,      # labels, integers, shape (B,)
+)->Tensor:         # one loss per modality, shape (M,)
+    "`unimodal_losses` of any head; from all pairings exactly."
+    if _wide(logits).ndim != 2: raise ValueError(f"expected logits of shape (K, C), got {tuple(logits.shape)}")
+    y = class_labels(y, len(y), logits.shape[1])
+    index = check_pairings(index, len(y), index.shape[-1])
+    if len(index) != len(logits): raise ValueError(f"{len(logits)} logits for {len(index)} pairings")
+    return _likelihood_of_belief(_row_log_sums(_wide(logits.detach()), index, len(y)), y)
+
+def _row_log_sums(logits, index, batch):
+    "Log of the mean of e^f over the pairings in which row i stands for modality m, (M, B, ..., C)."
+    top, shape = logits.amax(), (batch, *logits.shape[1:])
+    counts = torch.stack([torch.bincount(rows, minlength=batch) for rows in index.T])
+    if not counts.all(): raise ValueError(f"{len(index)} pairings do not hold each of {batch} rows of each modality")
+    # ln(0 + the smallest number): e^(f - top) of rows that are far below vanishes in the sum as well
+    sums = torch.stack([logits.new_zeros(shape).index_add(0, rows, (logits - top).exp()) for rows in index.T])
+    tiny = torch.finfo(logits.dtype).tiny
+    return sums.clamp(min=tiny).log() + top - counts.log().view(*counts.shape, *[1]*(logits.ndim - 1))
+
+# %% ../../nbs/19_tcmax.ipynb #a1d225a7
+class TwoClasses:
+    "The labels of a model as classifications of two classes each: logits (B, C, 2) are `(b, b + f)`."
+    def __init__(self,
+        model:Model,    # f, the log-odds of each label (B, C)
+        base:nn.Module, # b, a head with the structure of the model's
+    ): self.model, self.base = model, base
+    def fuse(self, zs): return self.pair(self.base(zs), self.model.fuse(zs))
+
+    @staticmethod
+    def pair(b:Tensor, f:Tensor)->Tensor:
+        "The two logits, on a new last axis."
+        return torch.stack([b, b + f], -1)
+
+    def __getattr__(self, name):
+        if name not in ("contributions", "conditional_contributions"): raise AttributeError(name)
+        ask, ask_base = getattr(self.model, name), getattr(self.base, name)
+        if name == "contributions": return lambda zs: self.pair(ask_base(zs), ask(zs))
+        def conditional(zs):
+            (g, terms), (_, bases) = ask(zs), ask_base(zs)
+            return g, [self.pair(b, f) for b, f in zip(bases, terms)]
+        return conditional
+
+def _base_of(model):
+    "A head like that of the model, with weights of its own."
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"TCMax of several labels needs a second head like that of the model, {type(model).__name__} "
+                         "has none: build FusionModel(encoders, head)")
+    base = copy.deepcopy(head)
+    for module in base.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)): reset()
+    return base
 
 # %% ../../nbs/19_tcmax.ipynb #f6be9bbc
+def _check_loss(learn, task):
+    "ValueError where the loss is not one number per batch, or is not of the model of the labels that is aligned."
+    model = cast(Any, unwrap(learn.model))
+    xs, y = batch_parts(learn.dls.valid.one_batch(), model.n_modalities, device_of(model))
+    with torch.no_grad(), eval_mode(model):
+        logits = at_least_float32(model(*xs))
+        here, shifted = (learn.loss_func(logits + shift, y) for shift in (0., 1.))
+
+    name = getattr(learn.loss_func, "__name__", type(learn.loss_func).__name__)
+    if here.ndim: raise ValueError(f"TCMax adds to one number per batch, and {name} gives shape {tuple(here.shape)}")
+    of_softmax = bool((shifted - here).abs() <= 1e-3*(1 + here.abs()))     # 1e-3: rounding; NaN is no softmax
+    if task == "classification" and not of_softmax and here.isfinite():
+        raise ValueError(f"TCMax aligns the softmax of the logits, and {name} changes when a number is added to all of "
+                         "them: use a loss of the softmax, such as CrossEntropyLossFlat, weighted or smoothed")
+    if task == "multi-label" and of_softmax:
+        raise ValueError(f"of several labels TCMax aligns the sigmoid of each, and {name} is a loss of their softmax: "
+                         "use a loss of each label, such as BCEWithLogitsLossFlat")
+
 class TCMax(FusionMethod):
-    "TCMax: back-propagate the total correlation bound instead of the cross-entropy."
-    order = FusionMethod.order - 2                         # replaces the loss, so before any penalty is added
+    "TCMax: add the alignment to the loss, which makes a cross-entropy the total correlation bound."
+    order = FusionMethod.order - 2                         # its column is the loss before any penalty is added
     columns, excludes = ("tcmax",), ("GradientModulation",)
 
     def __init__(self,
-        alignment:float=1.,        # weight of the alignment term: 1 is TCMax, 0 the joint cross-entropy
+        alignment:float=1.,        # weight of the alignment term: 1 is TCMax, 0 the joint loss alone
         form:str="dv",             # "dv": log of the sum, as published; "nwj": its tangent, linear in the sum
         pairings:int=_PAIRINGS,    # a head without structure scores at most so many; more are sampled
         memory:int=MEMORY,         # bytes of stacked features a chunk, or of the table of a conditional head
         seed:int=0,                # of the sampled pairings
+        monitor:bool=False,        # also record the loss of each modality?
     ):
         _check_options(alignment, form)
-        if min(pairings, memory) < 1: raise ValueError(f"expected positive limits, got {pairings=} and {memory=}")
-        self.alignment, self.form, self.pairings, self.memory, self.seed = alignment, form, pairings, memory, seed
+        _check_limits(pairings, memory)
+        check_count("seed", seed)
+        if not isinstance(monitor, bool): raise TypeError(f"monitor is True or False, got {monitor!r}")
+        self.alignment, self.form, self.pairings, self.memory = alignment, form, pairings, memory
+        self.seed, self.monitor = seed, monitor
 
     def attach(self):
         super().attach()
-        if not self.classes:
-            raise ValueError("TCMax needs classes: it sums over all labels, and the targets are numbers")
+        if self.task == "regression":
+            raise ValueError("TCMax sums over classes or labels, and the targets are numbers: bin them, by quantiles")
+        _check_loss(self.learn, self.task)
+        if self.task == "multi-label": self.add_part("tcmax_base", partial(_base_of, self.model))
+        if self.monitor: self.columns = ("tcmax", *(f"tcmax {m}" for m in self.modalities))
+
+    def begin_training(self):
+        _check_loss(self.learn, self.task)                 # it may have been exchanged since
+        super().begin_training()
 
     def after_loss(self):
-        loss = tcmax_model_loss(self.model, self.zs, self.y, self.pairings, self.memory, self.generator,
-                                alignment=self.alignment, form=self.form)
-        self.learn.loss_grad = loss
-        self.record(tcmax=loss)
+        model, own = cast(Any, unwrap(self.model)), self.pred
+        if self.task == "multi-label":
+            model = TwoClasses(model, model.parts["tcmax_base"])
+            own = TwoClasses.pair(model.base(self.zs), own)
+
+        if self.alignment:
+            options = (self.pairings, self.memory, self.generator, self.form)
+            self.add_loss(self.alignment*alignment_term(model, self.zs, own, *options))
+        self.record(tcmax=self.learn.loss_grad)
+        if self.monitor:
+            with torch.no_grad(), eval_mode(unwrap(self.model)): each = self._unimodal(model, own)
+            self.record(1, **dict(zip(self.columns[1:], each)))
+
+    def _unimodal(self, model, own):
+        y, batch = self.y.as_subclass(Tensor).long(), len(self.y)
+        if is_additive(model): return _likelihood_of_belief(_additive_rows(_wide(model.contributions(self.zs))), y)
+        row_bytes = 4*own[0].numel()
+        few = min(self.pairings, int(self.memory)//row_bytes)
+        # a generator of its own: to look on changes no draw of the training
+        index = _pairings(batch, len(self.zs), max(few, batch), torch.Generator().manual_seed(self.seed))
+        logits = pairing_logits(model, self.zs, index, max(self.memory, len(index)*row_bytes))
+        return _likelihood_of_belief(_row_log_sums(_wide(logits), index.to(logits.device), batch), y)
 
 # %% ../../nbs/19_tcmax.ipynb #ffe3c862
 register_method("tcmax", joint("TCMax: total correlation as the loss", "tcmax", TCMax))

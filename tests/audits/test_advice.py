@@ -9,14 +9,15 @@ import pytest
 from mmlit.audits.advice import CANDIDATES, advise, difference, interval_of, widened
 from mmlit.scores import Interval
 
-LEVEL = (0.0, -0.02, 0.02)
+LEVEL = (0.0, -0.01, 0.01)
 
 
 def table(score="accuracy", **changes):
     "Nothing is the matter; `changes` by the name of the difference, or by section."
     rows = {("differences", score, "joint minus ensemble"): LEVEL}
-    for name in ("pretrained", "multi_loss", "interacting"):
+    for name in ("pretrained", "multi_loss", "interacting", "additive"):
         rows["differences", score, f"{name} minus joint"] = rows["differences", score, f"{name} minus ensemble"] = LEVEL
+    rows["differences", score, "interacting minus additive"] = LEVEL
     for name in ("joint", "ensemble"):
         rows["differences", score, f"{name} minus best unimodal"] = (0.05, 0.03, 0.07)
     for m in "ab":
@@ -34,12 +35,17 @@ def frame(rows):
     return pd.DataFrame(rows.values(), index=index, columns=["value", "low", "high"])
 
 
+GAIN = "Fusion gains: the joint model beats the best single modality by +5.0 points [+3.0, +7.0].\n"
+
+
 def test_the_sentences_word_for_word():
     quiet = advise(table(), "ab")
     assert str(quiet) == (
-        "No evidence of competition: joint minus ensemble is +0.0 points [-2.0, +2.0]. Do not balance.\n"
-        "Keep the joint model: of pretrained, multi_loss, interacting, ensemble, best unimodal, "
-        "none is shown to be better at the level corrected for 5 candidates."
+        "No competition of 2.0 points or more: joint minus ensemble is +0.0 points [-1.0, +1.0]. Do not balance.\n"
+        + GAIN
+        + "Keep the joint model: of pretrained, multi_loss, interacting, additive, ensemble, best unimodal, "
+        "none is shown to be better at the level corrected for 6 candidates; "
+        "an advantage of 3.6 points would be shown in four of five cases."
     )
     rows = table(joint_minus_ensemble=(-0.1, -0.15, -0.05))
     rows.loc[("probes", "alone minus joint", "a"), :] = (0.1, 0.05, 0.15)
@@ -51,23 +57,43 @@ def test_the_sentences_word_for_word():
         "after training alone. Try `pretrained` or `multi_loss`: they give it a loss of its own, which goes on when "
         "the others have explained the training labels.\n"
         "The joint model ignores b: taking it from another sample costs 0.0 points [-0.5, 0.5]; "
-        "alone, b reaches 80.0 %.\n"
-        "Use the ensemble of unimodal models: better than the joint model by +10.0 points [+3.4, +16.6] "
-        "at the level corrected for 5 candidates."
+        "differences of 2.0 points or more are excluded; alone, b reaches 80.0 %.\n"
+        + GAIN
+        + "Use the ensemble of unimodal models: better than the joint model by +10.0 points [+3.3, +16.7] "
+        "at the level corrected for 6 candidates."
     )
 
 
 def test_the_sentences_of_a_regression():
     rows = table("r2", joint_minus_ensemble=(0.1, 0.05, 0.15))
-    rows = rows.drop([k for k in rows.index if k[2].startswith("interacting")])
+    rows = rows.drop([k for k in rows.index if k[2].startswith(("interacting", "additive"))])
     rows.loc[("robustness", "permuted", "a"), :] = (0.0, -0.005, 0.005)
     found = advise(rows, "ab", "r2")
     assert str(found) == (
-        "No evidence of competition: joint minus ensemble is +0.100 of r2 [+0.050, +0.150]. Do not balance.\n"
-        "The joint model ignores a: taking it from another sample costs 0.000 of r2 [-0.005, 0.005].\n"
-        "Synergy, or help across modalities: the joint model beats the ensemble by +0.100 of r2 [+0.050, +0.150].\n"
+        "No competition of 0.020 of r2 or more: joint minus ensemble is +0.100 of r2 [+0.050, +0.150]. "
+        "Do not balance.\n"
+        "The joint model ignores a: taking it from another sample costs 0.000 of r2 [-0.005, 0.005]; "
+        "differences of 0.020 of r2 or more are excluded.\n"
+        "Joint training helps: the joint model beats the ensemble by +0.100 of r2 [+0.050, +0.150]. "
+        "That needs no interaction of the modalities: an ensemble averages.\n"
+        "Fusion gains: the joint model beats the best single modality by +0.050 of r2 [+0.030, +0.070].\n"
         "Keep the joint model: of pretrained, multi_loss, ensemble, best unimodal, none is shown to be better "
-        "at the level corrected for 5 candidates."
+        "at the level corrected for 4 candidates; an advantage of 0.085 of r2 would be shown in four of five cases."
+    )
+
+
+def test_the_open_sentences():
+    rows = table(joint_minus_ensemble=(-0.01, -0.04, 0.02), joint_minus_best_unimodal=(0.0, -0.03, 0.03))
+    rows.loc[("differences", "accuracy", "ensemble minus best unimodal"), :] = (0.01, -0.01, 0.03)
+    found = advise(rows, "ab").findings
+    assert found["open"] == (
+        "Competition is neither shown nor excluded: joint minus ensemble is -1.0 points [-4.0, +2.0]; "
+        "less than 2.0 points does not count, and this audit would show 4.3 points in four of five cases."
+    )
+    assert found["gain open"] == (
+        "Whether fusion gains is open: over the best single modality the joint model has +0.0 points [-3.0, +3.0], "
+        "the ensemble +1.0 points [-1.0, +3.0]; less than 2.0 points does not count, "
+        "and this audit would show 4.3 points in four of five cases."
     )
 
 
@@ -116,4 +142,4 @@ def test_what_has_no_interval_is_not_shown():
     "One split has no interval over splits."
     none = (0.5, math.nan, math.nan)
     found = advise(table(pretrained_minus_joint=none, interacting_minus_joint=none), "ab")
-    assert found.use == "joint" and list(found.findings) == ["none"]
+    assert found.use == "joint" and list(found.findings) == ["none", "gain"]

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import random
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_an_audit_goes_on_where_it_stopped(digits, small, subject, tmp_path):
     joint, _ = subject(0)
     first = audit(joint, digits, small, out=tmp_path, progress=False)
     stored = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}
-    assert len(stored) == 5  # two modalities, pretrained, multi_loss, interacting
+    assert len(stored) == 6  # two modalities, pretrained, multi_loss, interacting, additive
     max(stored).unlink()
     again = audit(joint, digits, small, out=tmp_path, progress=False)
     assert [p for p in stored if p.stat().st_mtime_ns != stored[p]] == [max(stored)]
@@ -200,6 +201,16 @@ def test_groups_that_are_few_are_warned_about(head, tmp_path):
         (dict(absent="learned"), "learn_absent"),
         (dict(absent="mean_feature"), "depend on the others"),
         (dict(seeds=[]), "no seed"),
+        (dict(seeds="a"), "how many, such as 5, or which, such as .0, 1, 2.; got 'a'"),
+        (dict(seeds=1.5), "got 1.5"),
+        (dict(seeds=[0, -1]), "got .0, -1."),
+        (dict(seeds=True), "got True"),
+        (dict(workers=0), "workers is how many"),
+        (dict(workers="all"), "workers is how many"),
+        (dict(encoders=[nn.Linear(2, 2)]), "encoders is a function"),
+        (dict(unimodal=nn.Linear(2, 2)), "unimodal is a sequence"),
+        (dict(smallest_effect=-0.1), "a number above 0"),
+        (dict(smallest_effect=dict(acuracy=0.1)), "did you mean 'accuracy'"),
         (dict(seeds=0), "no seed"),
         (dict(budget="full"), "budget is a Budget, such as Budget.epochs=25., got 'full'; for five splits.*seeds=5"),
         (dict(budget=Budget(epochs=0)), "epochs >= 1"),
@@ -358,5 +369,40 @@ def test_a_data_set_read_in_another_way_is_another_data_set():
 
 
 def test_the_options_stand_in_the_signature():
-    known = "model data budget seeds encoders unimodal absent out workers progress"
+    known = "model data budget seeds encoders unimodal absent smallest_effect out workers progress"
     assert list(inspect.signature(audit).parameters) == known.split()
+
+
+def test_several_labels_are_refused_before_training(tmp_path):
+    data = MultimodalData("tags", dict(a=np.zeros((64, 2)), b=np.ones((64, 2))), np.arange(64) % 2, ["p", "q"])
+    data.y, data.task = np.zeros((64, 3), dtype="float32"), "multi-label"
+    with pytest.raises(ValueError, match="audit one label at a time"):
+        audit(data=data, out=tmp_path / "runs", progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_audit_leaves_learner_loaders_and_random_states_as_they_were(mixed, small, tmp_path):
+    learn = multimodal_learner(multimodal_dls(mixed(), device="cpu"), width=8, cbs=ModalityMonitor())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+
+    def state():
+        weights = [p.clone() for p in learn.model.state_dict().values()]
+        moments = [v.clone() for s in learn.opt.state.values() for v in s.values() if torch.is_tensor(v)]
+        rngs = [loader.rng.getstate() for loader in learn.dls.loaders]
+        draws = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        recorded = [list(v) for v in learn.recorder.values], list(learn.metrics), list(learn.cbs)
+        return weights, moments, rngs, draws, recorded, [m.training for m in learn.model.modules()]
+
+    before = state()
+    audit(learn, budget=small, out=tmp_path, workers=1, progress=False)
+    after = state()
+    for tensors in (0, 1):
+        assert all(torch.equal(p, q) for p, q in zip(before[tensors], after[tensors], strict=True))
+    assert before[2] == after[2] and before[4:] == after[4:] and before[3][2] == after[3][2]
+    assert torch.equal(before[3][0], after[3][0]) and (before[3][1] == after[3][1]).all()
+
+
+def test_the_options_are_explained_by_help():
+    for name in inspect.signature(audit).parameters:
+        assert f"\n    {name}: " in audit.__doc__

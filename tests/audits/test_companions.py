@@ -60,7 +60,7 @@ def test_companions_have_the_models_own_architecture(digits, small, tmp_path):
     joint = FusionModel([encoder(), encoder()], ConcatHead((6, 6), 10))
     found = audit(joint, digits, small, out=tmp_path, progress=False)
     stored = stored_models(tmp_path)
-    for name in ("pretrained", "multi_loss", "interacting"):
+    for name in ("pretrained", "multi_loss", "interacting", "additive"):
         assert isinstance(stored[name].encoders[0][1], nn.Tanh)
     assert isinstance(stored["unimodal_left"].model.encoders[0][1], nn.Tanh)
     assert not found.notes
@@ -79,7 +79,9 @@ def test_companions_of_named_encoders_have_the_whole_module(digits, small, tmp_p
     model = as_fusion(Towers(), 2, encoders=["towers.a", "towers.b"])
     found = audit(model, digits, small, out=tmp_path, progress=False)
     stored = stored_models(tmp_path)
-    assert set(stored) == {"unimodal_left", "unimodal_right", "pretrained", "multi_loss"} and not found.notes
+    assert (
+        set(stored) == {"unimodal_left", "unimodal_right", "pretrained", "multi_loss", "additive"} and not found.notes
+    )
     for name in ("pretrained", "multi_loss"):
         assert type(stored[name].module).__name__ == "Towers" and stored[name].names == ["towers.a", "towers.b"]
         assert not torch.equal(stored[name].module.top[1].weight, model.module.top[1].weight)

@@ -145,7 +145,7 @@ def test_differences_are_of_the_same_samples():
             continue
         a, b = of.split(" minus ")
         scores = [
-            rows["models", "accuracy", m] if name == "accuracy" else -rows["models", "log loss", m] for m in (a, b)
+            -rows["models", "log loss", m] if name == "log likelihood" else rows["models", name, m] for m in (a, b)
         ]
         assert np.allclose(values, scores[0] - scores[1])
     assert [q.of for q in found if q[:2] == ("differences", "accuracy")] == [
@@ -161,7 +161,11 @@ def test_regressions_have_neither_log_likelihood_nor_oracle():
     y = torch.randn(50)
     models = ["unimodal a", "unimodal b", "best unimodal", "ensemble", "joint"]
     found = model_quantities({name: torch.randn(50, 1) for name in models}, y, ["a", "b"])
-    assert {q.section for q in found} == {"models", "differences"} and {q.name for q in found} == {"r2"}
+    assert {q.section for q in found} == {"models", "differences"} and {q.name for q in found} == {
+        "r2",
+        "r1",
+        "absolute error",
+    }
     z = np.random.default_rng(0).normal(size=(100, 2))
     assert probe(z, z[:, 0], z, z[:, 0]).mean() > 0.99
 

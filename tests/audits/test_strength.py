@@ -12,9 +12,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mmlit.audits.strength import competition_strength, competition_strength_of, penultimate_features, train_concepts
+from mmlit.audits.strength import (
+    StrengthMonitor,
+    ZeroPadded,
+    competition_strength,
+    competition_strength_of,
+    penultimate_features,
+    train_concepts,
+)
+from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
+from mmlit.learner import multimodal_learner
 
 F64 = torch.float64
 DIMS = (3, 4, 5)
@@ -113,7 +122,7 @@ def test_more_features_than_samples():
         (lambda h, c: competition_strength(h, c, h[:, :1], c), "same samples"),
         (lambda h, c: competition_strength(h, c[:, 0], h, c[:, 0]), "same samples"),
         (lambda h, c: competition_strength(h, c, h[:1], c[:1]), "two samples"),
-        (lambda h, c: competition_strength(h, c, h, c, alpha=-1.0), "negative"),
+        (lambda h, c: competition_strength(h, c, h, c, alpha=-1.0), "alpha must be a number"),
         (lambda h, c: competition_strength(h * math.nan, c, h, c), "NaN"),
         (lambda h, c: competition_strength(h, c, h, c * 0), "constant"),
     ],
@@ -235,3 +244,85 @@ def test_options_reach_the_measure_and_a_typo_does_not():
     assert torch.equal(got, torch.stack(expected))
     with pytest.raises(TypeError, match="by_ranks"):
         competition_strength_of(model, concepts, [(xs, y)], [more], by_ranks=True)
+
+
+# ---- early fusion, dicts, the curve
+
+
+def test_a_concept_of_early_fusion_is_the_same_net_trained_with_the_others_at_zero():
+    def network():
+        torch.manual_seed(0)
+        return JoinedMLP([(3,), (4,)], 3)
+
+    (a, b), y = data_of(2, 40)
+    a, b = a.float(), b.float()
+    got = train_concepts(
+        [ZeroPadded(network(), m, [a, b]) for m in range(2)],
+        [a, b],
+        y,
+        3,
+        epochs=2,
+        batch_size=16,
+        optimizer=lambda p: torch.optim.SGD(p, 0.1),
+        generator=generator(),
+        readout=False,
+    )
+    order = generator()
+    for m, given in enumerate([lambda x: (x, torch.zeros(len(x), 4)), lambda x: (torch.zeros(len(x), 3), x)]):
+        net, x = network().train(), (a, b)[m]
+        opt = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(2):
+            for at in torch.randperm(40, generator=order).split(16):
+                opt.zero_grad()
+                F.cross_entropy(net(*given(x[at])), y[at]).backward()
+                opt.step()
+        assert_close(got[m](x), net.eval()(*given(x)))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 6)
+
+    def forward(self, x):
+        return (self.embedding(x["ids"]) * x["mask"][..., None]).mean(1)
+
+
+def test_an_input_may_be_a_dict():
+    torch.manual_seed(0)
+    tokens = dict(ids=torch.randint(0, 9, (40, 5), generator=generator()), mask=torch.ones(40, 5))
+    b, y = torch.randn(40, 4, generator=generator()), torch.arange(40) % 3
+    concepts = train_concepts([Words(), nn.Linear(4, 6)], [tokens, b], y, 3, epochs=1, generator=generator())
+    model = FusionModel([Words(), nn.Linear(4, 6)], HEADS["concat"]([6, 6], 3))
+    batches = [((tokens, b), y)]
+    assert competition_strength_of(model, concepts, batches, batches).isfinite().all()
+    padded = ZeroPadded(model, 1, [tokens, b])(b)
+    zeros = {name: torch.zeros_like(t) for name, t in tokens.items()}
+    assert_close(padded, model(zeros, b))
+
+
+def test_the_curve_is_the_measure_after_each_epoch_and_disturbs_nothing():
+    r = np.random.default_rng(0)
+    y = r.integers(0, 3, 160)
+    xs = {f"m{m}": (r.normal(size=(160, 4)) + y[:, None]).astype("f") for m in range(2)}
+    batches = [(*(torch.tensor(x[at]) for x in xs.values()), torch.tensor(y[at])) for at in (slice(80), slice(80, 160))]
+    torch.manual_seed(1)
+    concepts = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    ends = []
+    for watched in True, False:
+        torch.manual_seed(0)
+        dls = multimodal_dls(xs, y, bs=16, device="cpu")
+        method = StrengthMonitor(concepts, batches[:1], batches[1:]) if watched else None
+        learn = multimodal_learner(dls, method=method, width=8)
+        expected = []
+        for _ in range(2):
+            with learn.no_bar(), learn.no_logging():
+                learn.fit(1, 3e-3)
+            expected.append(competition_strength_of(learn.model, concepts, batches[:1], batches[1:]))
+            if watched:
+                got = [values[0] for values in learn.strength_monitor.history.values()]
+                assert got == pytest.approx(expected[-1].tolist(), abs=1e-5)
+        ends.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+    assert torch.equal(*ends)
+    with pytest.raises(ValueError, match="1 models for 2 modalities"):
+        multimodal_learner(dls, method=StrengthMonitor(concepts[:1], batches[:1], batches[1:]))

@@ -78,7 +78,7 @@ def test_batch_index_names_the_rows_of_the_batch_also_when_shuffled(emoji):
             assert np.array_equal(emoji.y[dl.batch_index], y)
             assert dl.batch_keep.all() and dl.batch_keep.shape == (len(y), 2)
             drawn, original = dl.encoders["picture"].decode(picture), emoji.xs["picture"][dl.batch_index]
-            torch.testing.assert_close(drawn, torch.as_tensor(original).float(), atol=1e-2, rtol=0)
+            torch.testing.assert_close(drawn, torch.as_tensor(original).double(), atol=1e-2, rtol=0)
         rows = torch.cat(rows)
         assert len(rows) == (len(part) // 100 * 100 if dl is dls.train else len(part))
         assert set(rows.tolist()) <= set(part.tolist())
@@ -394,7 +394,7 @@ BAD = {
     "missing text": (lambda: multimodal_dls((X, ["a", float("nan")] * 20), Y), r"modality 'x2' holds float \(nan\)"),
     "missing cell": (
         lambda: multimodal_dls((X, pd.Series([1, None] * 20, dtype="Int64")), Y),
-        r"modality 'x2' has NaN or infinity in 20 of 40 rows",
+        r"modality 'x2' has NaN or no value in 20 of 40 rows, the first is row 1 \(Int64\)",
     ),
     "dates": (lambda: multimodal_dls((X, pd.date_range("2020", periods=40)), Y), r"modality 'x2' holds datetime64"),
     "missing picture": (

@@ -566,8 +566,15 @@ def test_unit_is_the_running_mean_deviation_of_the_targets():
     [
         (dict(mode="sgd"), ValueError, "unknown mode 'sgd'; known: grad, lr"),
         (dict(absent="zero_inputs"), ValueError, "did you mean 'zero_input'"),
-        (dict(alpha=-1.0), ValueError, "negative"),
-        (dict(cap=-1.0), ValueError, "negative"),
+        (dict(alpha=-1.0), ValueError, "alpha must be a number in"),
+        (dict(alpha=math.nan), ValueError, "alpha must be a number in"),
+        (dict(cap=-1.0), ValueError, "cap must be a number in"),
+        (dict(cap=math.nan), ValueError, "cap must be a number in"),
+        (dict(start=-1), ValueError, "start must be a whole number"),
+        (dict(start=0.5), ValueError, "start must be a whole number"),
+        (dict(end=0), ValueError, "end must be a whole number, at least 1"),
+        (dict(start=4, end=4), ValueError, "end must be a whole number, at least 5"),
+        (dict(end=2.5), ValueError, "end must be a whole number"),
         (dict(alphas=2.0), TypeError, "alphas"),
     ],
 )

@@ -228,6 +228,7 @@ def test_valuation_rejects_what_is_not_correctness():
         modality_valuation(torch.rand(4, 3))
     with pytest.raises(ValueError, match="at most 17"):
         modality_valuation(torch.zeros(2**18, 1, dtype=torch.bool))
+    assert modality_valuation(torch.ones(2**17, 1, dtype=torch.bool)).shape == (17, 1)
     assert torch.equal(modality_valuation(tables(2)), modality_valuation(tables(2).float()))
     assert modality_valuation(tables(2, 1)).shape == (2, 1)  # B = 1
 
@@ -594,13 +595,13 @@ def test_dropped_encoders_get_no_gradient():
         (lambda: resampling_frequency(torch.full((2, 3), math.nan)), "NaN"),
         (lambda: resampling_frequency(torch.ones(2, 3), "batch"), "level"),
         (lambda: resampling_frequency(torch.ones(2, 3), function="cube"), "function"),
-        (lambda: resampling_frequency(torch.ones(2, 3), alpha=-1.0), "negative"),
+        (lambda: resampling_frequency(torch.ones(2, 3), alpha=-1.0), "alpha must be a number"),
         (lambda: resampling_plan(torch.ones(2, 3)), "integer copies"),
         (lambda: resampling_plan(torch.ones(2)), "n_samples"),
         (lambda: resampling_plan(torch.ones(2, 3).long(), 4), "3 samples"),
         (lambda: resampling_plan(-torch.ones(2, 3).long()), "negative"),
         (lambda: resampling_plan(torch.ones(2, 3).long(), index=torch.arange(2)), "name the 3"),
-        (lambda: draw_rows(0), "n >= 1"),
+        (lambda: draw_rows(0), "n must be a whole number, at least 1"),
         (lambda: draw_rows(5, -0.1), "fraction"),
     ],
 )
@@ -646,7 +647,16 @@ def test_frequencies_start_at_nothing_and_grow(function):
     [
         (dict(level="epoch"), ValueError, "unknown level 'epoch'; known: sample, modality"),
         (dict(function="linea"), ValueError, "did you mean 'linear'"),
-        (dict(alpha=-1.0), ValueError, "negative"),
+        (dict(alpha=-1.0), ValueError, "alpha must be a number in"),
+        (dict(alpha=math.nan), ValueError, "alpha must be a number in"),
+        (dict(alpha=math.inf), ValueError, "alpha must be a number in"),
+        (dict(warmup=-1), ValueError, "warmup must be a whole number"),
+        (dict(warmup=2.5), ValueError, "warmup must be a whole number"),
+        (dict(max_copies=-3), ValueError, "max_copies must be a whole number"),
+        (dict(max_copies=0.5), ValueError, "max_copies must be a whole number"),
+        (dict(seed=1.5), ValueError, "seed must be a whole number"),
+        (dict(fraction=0.0), ValueError, "fraction must be a number in"),
+        (dict(fraction=math.nan), ValueError, "fraction must be a number in"),
         (dict(absent="zero_feat"), ValueError, "did you mean 'zero_feature'"),
         (dict(absent="mean_feature"), ValueError, "mean feature"),
         (dict(alphas=2.0), TypeError, "alphas"),

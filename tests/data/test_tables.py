@@ -1,0 +1,152 @@
+"Rows with a name are paired by it or refused, in every combination; columns say what they hold."
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mmlit.data.loaders import multimodal_data, multimodal_dls
+from mmlit.data.splits import check_split, grouped_split
+from mmlit.data.tables import align_rows, check_whole, read_option
+
+N = 60
+IDS = [f"p{i}" for i in range(N)]
+RNG = np.random.default_rng(0)
+Y = pd.Series(np.arange(N) % 2, index=IDS)
+A = pd.DataFrame(RNG.normal(size=(N, 3)) + 5 * Y.to_numpy()[:, None], index=IDS)
+SHUFFLE = np.random.default_rng(1).permutation(N)
+
+
+@pytest.mark.parametrize("shuffled", [s for k in range(4) for s in itertools.combinations("abyg", k)])
+@pytest.mark.parametrize("bare", [b for k in range(4) for b in itertools.combinations("abyg", k)])
+def test_indexed_parts_are_aligned_and_bare_ones_never_misplaced(shuffled, bare):
+    parts = dict(a=A, b=A[0], y=Y, g=pd.Series(np.arange(N) // 2, index=IDS))
+    parts = {k: v.iloc[SHUFFLE] if k in shuffled else v for k, v in parts.items()}
+    parts = {k: v.to_numpy() if k in bare else v for k, v in parts.items()}
+    indexed = [k for k in parts if k not in bare]
+    differ = len({k in shuffled for k in indexed}) == 2
+    make = lambda: multimodal_data(dict(a=parts["a"], b=parts["b"]), parts["y"], groups=parts["g"])
+    if differ and bare:
+        with pytest.raises(ValueError, match="has no index that says where"):
+            make()
+        return
+    if not indexed or not bare:  # otherwise a bare part goes by position, as it must
+        data = make()
+        if not shuffled or not bare:
+            assert ((data.xs["a"].mean(1) > 2.5) == data.y).all() and np.array_equal(
+                data.xs["b"][:, 0], data.xs["a"][:, 0]
+            )
+            assert all(len(set(np.flatnonzero(data.groups == g))) == 2 for g in range(N // 2))
+
+
+def test_the_same_rows_are_needed_once_each():
+    b = A.copy()
+    for other, message in (
+        (b.drop("p3"), "1 of modality 'a' are not in modality 'b', the first is 'p3'"),
+        (b.reset_index(drop=True), "60 of modality 'a' are not in modality 'b'"),
+        (b.rename(dict(p3="q")), "the first is 'p3'"),
+        (pd.concat([b.iloc[::-1], b.iloc[:1]]), "has 'p0' more than once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            multimodal_data(dict(a=A, b=other), list(Y))
+    twice = A.rename(dict(p1="p0"))  # the same index, in the same order: by position is by name
+    assert len(multimodal_data(dict(a=twice, b=twice * 2), list(Y))) == N
+
+
+def test_splits_and_new_items_are_aligned_too():
+    groups = pd.Series(np.arange(N) // 3, index=IDS)
+    split = grouped_split(Y, groups.iloc[SHUFFLE])
+    assert all(np.array_equal(p, q) for p, q in zip(split, grouped_split(Y, groups)))
+    check_split(split, Y, groups.iloc[SHUFFLE])
+    with pytest.raises(ValueError, match="is in both"):
+        check_split((SHUFFLE[:30], SHUFFLE[30:50], SHUFFLE[50:]), Y, groups)
+    with pytest.raises(ValueError, match="get_indexer"):
+        check_split(tuple(A.index[part] for part in split), Y)
+
+    dls = multimodal_dls(dict(a=A, b=A), Y, device="cpu")
+    x, z = dls.test_dl(dict(a=A, b=A.iloc[SHUFFLE])).one_batch()
+    assert np.array_equal(x, z)
+
+
+FRAME = pd.DataFrame(
+    dict(
+        x=RNG.normal(size=N),
+        count=pd.array(RNG.integers(0, 9, N), dtype="Int64"),
+        flag=pd.array([True, False] * 30, dtype="boolean"),
+        share=pd.array(RNG.random(N), dtype="Float64"),
+        site=pd.Categorical(list("ab") * 30),
+        grade=pd.Categorical([1, 2] * 30, ordered=True),
+        day=pd.date_range("2020", periods=N),
+        text=["a", "b"] * 30,
+        mixed=[1.5, "b"] * 30,
+        y=[0, 1] * 30,
+    )
+)
+
+
+@pytest.mark.parametrize("column", ["count", "flag", "share"])
+def test_a_nullable_column_is_numbers_and_its_gaps_are_named(column):
+    data = multimodal_data(FRAME, "y", dict(a=["x", column], b=column))
+    assert data.xs["a"].dtype.kind == "f" and np.allclose(data.xs["a"][:, 1], FRAME[column].to_numpy(float))
+    gap = FRAME.copy()
+    gap.loc[7, column] = pd.NA
+    for wanted in (["x", column], column):
+        with pytest.raises(ValueError, match=r"in 1 of 60 rows, the first is row 7 \(\w+\)") as e:
+            multimodal_data(gap, "y", dict(a=wanted, b="x"))
+        assert "modality 'a'" in str(e.value) and (isinstance(wanted, str) or f"column '{column}'" in str(e.value))
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        ("site", "holds categories .'a', 'b'.: encode"),
+        ("grade", "holds categories .1, 2.: encode"),
+        ("day", "holds datetime64.*days since"),
+        ("text", "holds text .'a'. among numbers: encode"),
+        ("mixed", r"holds str \('b'\) in row 1"),
+    ],
+)
+def test_a_column_that_is_no_number_is_named_with_a_remedy(column, message):
+    with pytest.raises(ValueError, match=f"column '{column}' of modality 'a' {message}"):
+        multimodal_data(FRAME, "y", dict(a=["x", column], b="x"))
+
+
+def test_a_label_never_comes_in_as_an_input():
+    with pytest.raises(ValueError, match="column 'y' is the label, and an input as well"):
+        multimodal_data(FRAME, "y", dict(a=["x", "y"], b="x"))
+    with pytest.raises(ValueError, match="2 columns 'x'"):
+        multimodal_data(pd.concat([FRAME, FRAME[["x"]]], axis=1), "y", dict(a="x", b="count"))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "3", None, float("nan"), [1]])
+def test_a_whole_number_is_one(wrong):
+    with pytest.raises(ValueError, match="bs must be a whole number"):
+        check_whole("bs", wrong, 1)
+    x = dict(a=A, b=A)
+    for option in ("bs", "size", "min_count", "max_words") if wrong is not None else ():
+        with pytest.raises(ValueError, match=f"{option} must be a whole number"):
+            multimodal_dls(x | dict(t=["a b"] * N), Y.to_numpy(), device="cpu", **{option: wrong})
+
+
+@pytest.mark.parametrize("default", [True, 1, 0.5, (0.5, 0.5), "word", ("a", "b"), None])
+@pytest.mark.parametrize("word", ["", "nan", "true", "no", "1", "2.5", "a+b", ".5+.5", "(1, 2)", "1e400", "\0"])
+def test_an_option_has_the_type_of_its_default(default, word):
+    try:
+        value = read_option("option 'o'", word, default)
+    except ValueError as e:
+        assert "option 'o' is" in str(e)
+        return
+    if isinstance(default, bool):
+        assert isinstance(value, bool)
+    elif isinstance(default, int):
+        assert isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(default, float):
+        assert np.isfinite(value).all()
+    elif default == (0.5, 0.5):
+        assert np.isfinite(value).all()
+
+
+def test_nothing_is_touched_where_there_is_one_index():
+    parts = dict(a=A, y=[1] * N, b=None)
+    assert align_rows(parts) is parts
