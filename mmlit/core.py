@@ -11,6 +11,7 @@ __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task'
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager

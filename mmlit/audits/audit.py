@@ -42,7 +42,7 @@ from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
 from ..learner import Budget, ModalityMonitor, joint_run
 from ..pages import interval_text
-from ..runs import Job, RunStore, Source, check_budget, loaders, train_missing, which_seeds
+from ..runs import Job, check_budget, train_missing, which_seeds
 from ..scores import Interval, headline
 
 # %% ../../nbs/38_audit.ipynb #8e9236f4

@@ -17,12 +17,12 @@ from torch import Tensor
 from mmlit.core import (
     MEMORY,
     Model,
+    check_count,
     check_features,
     eval_mode,
     is_additive,
     is_conditional,
     map_tensors,
-    check_count,
     one_of,
 )
 from .models import Fusion

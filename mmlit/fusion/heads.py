@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core import check_features, eval_mode, map_tensors, check_count, check_number, one_of
+from ..core import check_count, check_features, check_number, eval_mode, map_tensors, one_of
 
 # %% ../../nbs/04_heads.ipynb #94baae75
 class FusionHead(nn.Module):

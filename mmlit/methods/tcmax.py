@@ -26,13 +26,13 @@ from mmlit.core import (
     Model,
     at_least_float32,
     batch_parts,
+    check_count,
     check_features,
+    check_number,
     device_of,
     eval_mode,
     is_additive,
     is_conditional,
-    check_count,
-    check_number,
     one_of,
 )
 from ..fusion.coalitions import all_pairings, check_pairings, pairing_logits
