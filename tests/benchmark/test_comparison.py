@@ -161,7 +161,7 @@ def test_training_that_diverges_is_an_error_and_not_a_score(tmp_path):
         (dict(seeds=()), "no seed"),
         (dict(budget=5), "budget is a Budget"),
         (dict(workers=-1), "workers is how many"),
-        (dict(budget=Budget(bs=1)), "bs >= 2"),
+        (dict(budget=Budget(bs=1)), "bs of a budget must be"),
     ],
 )
 def test_a_question_without_an_answer_is_refused_before_training(tmp_path, asked, message):
