@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'check_number', 'check_count', 'number', 'check_level', 'group_ids', 'at_least_float32',
-           'log_likelihood', 'scale_grad', 'check_features', 'map_tensors', 'n_rows', 'batch_parts', 'eval_mode',
-           'keep_random_state', 'device_of']
+           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'at_least_float32', 'log_likelihood',
+           'scale_grad', 'check_features', 'map_tensors', 'n_rows', 'batch_parts', 'eval_mode', 'keep_random_state',
+           'device_of']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
 import itertools
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,24 +101,6 @@ def check_count(
         raise ValueError(f"{what} must be a whole number, at least {least}, got {value!r}")
     return int(value)
 
-# %% ../nbs/00_core.ipynb #cbc35c5d
-def number(
-    what:str,                # what is counted or measured, for the message
-    value,                   # what was given
-    least:float|None=None,   # the smallest value allowed
-    above:float|None=None,   # or what it must exceed
-    whole:bool=False,        # an integer?
-)->Any:
-    "`value` if it is a finite number in range; else a TypeError or ValueError that says what was expected."
-    kind = "an integer" if whole else "a finite number"
-    room = f" of at least {least}" if least is not None else f" above {above}" if above is not None else ""
-    message = f"{what} must be {kind}{room}, got {value!r}"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral if whole else Real):
-        raise TypeError(message)
-    low = (least is not None and value < least) or (above is not None and value <= above)
-    if low or not math.isfinite(value): raise ValueError(message)
-    return value
-
 # %% ../nbs/00_core.ipynb #b3be1bf2
 def check_level(
     level, # of an interval
@@ -137,9 +117,11 @@ def group_ids(
     "Groups as numbers; ValueError unless there is one for each sample and none is missing."
     values = np.asarray(groups.detach().cpu() if isinstance(groups, Tensor) else groups)
     if values.shape != (n,): raise ValueError(f"groups needs one group id per sample, ({n},), got shape {values.shape}")
-    missing = int(pd.isna(values).sum())
+    # NaN is the one value that is not equal to itself
+    missing = sum(v is None or v != v for v in values.tolist())
     if missing: raise ValueError(f"groups is missing (None or NaN) for {missing} of {n} samples")
-    return pd.factorize(values)[0].astype(np.int64)
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(values.tolist()))}
+    return np.array([numbers[v] for v in values.tolist()], dtype=np.int64)
 
 # %% ../nbs/00_core.ipynb #cfef0429
 def at_least_float32(

@@ -41,7 +41,7 @@ from .fusion.coalitions import unimodal_logits
 from .fusion.heads import HEADS, encoder_for, feature_dims, in_units
 from .fusion.models import Fusion, FusionModel, as_fusion, unwrap
 from mmlit.training import (
-    Budget,
+    Budget,  # noqa: F401  what a run is given: known here too
     CountedEpochs,
     TrainedParameters,
     check_answers,

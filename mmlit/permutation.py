@@ -9,6 +9,7 @@ __all__ = ['js_divergence_with_logits', 'random_permutations', 'derangements', '
 
 # %% ../nbs/08_permutation.ipynb #014a5afc
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from operator import add
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .core import MEMORY, at_least_float32, check_features, log_likelihood, one_of
+from .core import MEMORY, at_least_float32, check_features, group_ids, log_likelihood, one_of
 
 # %% ../nbs/08_permutation.ipynb #06f5f6e5
 _RULED_OUT = -1e4      # log of a probability that is 0 in every precision, and whose differences are finite
@@ -313,6 +314,28 @@ def _check_test(zs, y, reps, max_samples):
     if min(n, max_samples) < 20:
         raise ValueError(f"expected at least 20 samples, got {n} with max_samples={max_samples}: "
                          "the regressions on the rest need them")
+    if y.is_floating_point() and not y.isfinite().all(): raise ValueError("y has NaN or infinity among its targets")
+
+def _one_each(groups, n, generator):
+    "A random row of each group, or all rows."
+    if groups is None: return torch.arange(n)
+    ids = torch.as_tensor(group_ids(groups, n))
+    if ids.max() < 19:
+        raise ValueError(f"groups has {ids.max() + 1} different ids, expected at least 20: the regressions need them")
+    order = torch.randperm(n, generator=generator)
+    first = torch.full((int(ids.max()) + 1,), n).scatter_reduce(0, ids[order], torch.arange(n), "amin")
+    return order[first]
+
+def _warn_of_copies(zs, y):
+    "Says so if rows with continuous columns are copies of others, and not for all of a few values."
+    numbers = [z.detach().cpu().reshape(len(z), -1).double() for z in zs if z.is_floating_point()]
+    if not numbers: return
+    others = [v.detach().cpu().reshape(len(v), -1).double() for v in (*zs, y) if not v.is_floating_point()]
+    _, row, count = torch.cat([*numbers, *others], 1).unique(dim=0, return_inverse=True, return_counts=True)
+    copies = int((count[row] > 1).sum())
+    if copies > .01*len(y) and 20*len(count) > len(y):
+        warnings.warn(f"{copies} of {len(y)} samples are copies of others: if a case was recorded repeatedly, the "
+                      "p-value is too small; give groups=, the case of each sample", stacklevel=3)
 
 def permutation_test(
     zs:Sequence[Tensor],                  # M features (n, ...) of independent samples; integers (n,) are categories
@@ -320,13 +343,16 @@ def permutation_test(
     y:Tensor,                             # class labels (n,), or real targets (n, ...)
     reps:int=999,                         # replicates
     max_samples:int=1000,                 # a larger sample is thinned to this; the cost grows with its cube
+    groups=None,                          # case of each sample, (n,), where one has several rows: one of them is drawn
     generator:torch.Generator|None=None,  # source of signs, landmarks and thinning
 )->PermutationTest:                       # p-value, statistic, null draws
     "Test of `X_m` independent of `Y` given the others: the labels are redrawn around their regression on the rest."
     zs, ms = _modalities(zs, m)
     _check_test(zs, y, reps, max_samples)
-    if len(y) > max_samples:
-        keep = torch.randperm(len(y), generator=generator)[:max_samples]
+    keep = _one_each(groups, len(y), generator)
+    if groups is None: _warn_of_copies(zs, y)
+    if len(keep) > max_samples: keep = keep[torch.randperm(len(keep), generator=generator)[:max_samples]]
+    if len(keep) < len(y):
         zs, y = tuple(z[keep.to(z.device)] for z in zs), y[keep.to(y.device)]
 
     own, rest = _target_and_rest(zs, ms)

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from .audits.sample_scores import deciding_score
+from .core import check_count, check_number
 from .data.splits import split_hash
 from .fusion.heads import HEADS
 from .learner import Budget, Run, task_of
@@ -70,6 +71,8 @@ def check_budget(budget):
     if not isinstance(budget, Budget):
         raise ValueError(f"budget is a Budget, such as Budget(epochs=25), got {budget!r}; "
                          "for five splits, or five sets of companions, say seeds=5")
+    for name in ("epochs", "bs", "width"): check_count(f"{name} of a budget", getattr(budget, name))
+    check_number("lr of a budget", budget.lr)
     budget.check()
 
 # %% ../nbs/30_runs.ipynb #bde7010b
@@ -232,10 +235,10 @@ def _can_be_sent(run):
 
 def _train_all(wave, store, budget, workers, announce)->Iterator[tuple]:
     "Jobs, and why each failed or None, as they come."
-    sent = [m for m in wave if workers > 1 and len(wave) > 1 and _can_be_sent(m.job.run)]
-    yield from _in_processes(sent, store, budget, workers)
-    for m in wave:
-        if m in sent: continue
+    several = workers > 1 and len(wave) > 1
+    here = [m for m in wave if not (several and _can_be_sent(m.job.run))]
+    yield from _in_processes([m for m in wave if not any(m is h for h in here)], store, budget, workers)
+    for m in here:
         announce(m.job)
         yield m, _train_and_store(m, store, budget)
 

@@ -100,7 +100,7 @@ def regression_scores(
     return dict(r2=float(metrics.r2_score(y, prediction)), mae=float(np.abs(error).mean()),
                 rmse=float(np.sqrt((error**2).mean())))
 
-# %% ../nbs/12_scores.ipynb #763ed6b4
+# %% ../nbs/12_scores.ipynb #9b2a2093
 def _check_multilabel(logits, y):
     logits, y = _array(logits), _array(y)
     if logits.ndim != 2 or not logits.size or y.shape != logits.shape:
@@ -253,7 +253,7 @@ def paired_intervals(
     if several: raise ValueError(f"several runs of (method, seed) = {several[0]} on {data!r}, expected one")
 
     table = rows.pivot(index="seed", columns="method", values=score)[list(dict.fromkeys(rows.method))]
-    failed = {m: int(n) for m, n in table.isna().sum().items() if n}
+    failed = {m: n for m, n in table.isna().sum().items() if n}
     if failed:
         warnings.warn(f"of {len(table)} seeds on {data!r} some runs are missing ({failed}): the intervals are over the "
                       "others, those of a difference over the seeds that both methods have", stacklevel=2)

@@ -61,7 +61,8 @@ def _(o:MultimodalData): return MultimodalData, data_digest(o), o.classes, getat
 def _(o:MultimodalDataLoaders):
     train, batch = o.train, o.valid.one_batch()      # how values are coded is the loaders' own: a batch tells
     options = train.bs, train.drop_last, train.shuffle, train.plan, list(train.after_batch.fs)
-    return MultimodalDataLoaders, data_of(o), [list(part) for part in o.split], batch, o.loss_func, options, str(o.device)
+    split = [list(part) for part in o.split]
+    return MultimodalDataLoaders, data_of(o), split, batch, o.loss_func, options, str(o.device)
 
 _LIBRARIES = ("torch", "fastai", "numpy", "scikit-learn")        # they train, or say which rows are trained on
 

@@ -138,7 +138,9 @@ def test_wrong_input_is_said_before_training(said, tmp_path, args, message):
     "args, message",
     [
         (["audti"], "invalid choice: 'audti'"),
-        (["compare", "--epoch", "3"], "unrecognized arguments: --epoch"),
+        (["compare", "--epoch", "3"], "unknown option '--epoch' (did you mean '--epochs'?); options: --help, --data"),
+        (["audit", "--epoch=3"], "unknown option '--epoch=3' (did you mean '--epochs'?)"),
+        (["data", "emoji", "more"], "unknown word 'more'"),
         (["compare", "--epochs", "three"], "--epochs: invalid int value: 'three'"),
         (["audit", "--seeds", "x"], "expected a number, or numbers separated by commas, got 'x'"),
     ],
@@ -206,7 +208,7 @@ def test_ctrl_c_says_that_finished_runs_are_kept(said, monkeypatch):
 
     monkeypatch.setattr("mmlit.benchmark.comparison.train_missing", interrupted)
     code, _, err = said("compare", "--data", "digits", "--methods", "joint", "--seeds", 1, "--out", "here")
-    assert code == 1 and "mmlit compare: stopped; finished runs are kept in here" in err
+    assert code == 130 and "mmlit compare: stopped; finished runs are kept in here" in err
 
 
 def test_the_audit_prints_writes_and_resumes(said, tmp_path):

@@ -509,3 +509,47 @@ def test_decomposition_keeps_the_precision_of_its_table():
 def guaranteed(p):
     pairs = [pair.to(F64 if p.dtype == F64 else torch.float32) for pair in pairwise_marginals(p)]
     return guaranteed_information([torch.zeros_like(pair) for pair in pairs], pairs)[0]
+
+
+def test_lists_are_tables_too():
+    copied = [[0.5, 0.0], [0.0, 0.5]]
+    for measure in (total_correlation, dual_total_correlation, mutual_information, interaction_information):
+        assert measure(copied).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_gap_that_is_closed_is_no_reason_to_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = union_information(random_table(3, 4, 3, seed=5))
+    upper = information_decomposition(found.coupling).joint
+    assert found.gap <= 1e-8 and upper - found.information == pytest.approx(found.gap, abs=1e-12)
+
+
+def test_covariances_come_in_batches_of_any_shape():
+    x = torch.randn(2, 3, 4, 9, generator=torch.Generator().manual_seed(0), dtype=F64)
+    covs = x @ x.mT
+    total, mutual = gaussian_total_correlation(covs, (1, 3)), gaussian_mutual_information(covs, (2, 2))
+    assert total.shape == mutual.shape == (2, 3)
+    assert_close(mutual[1, 2], gaussian_mutual_information(covs[1, 2], (2, 2)))
+    bad = covs.clone()
+    bad[1, 1, 2], bad[1, 1, :, 2] = bad[1, 1, 0], bad[1, 1, :, 0]
+    bad[1, 1, 2, 2] = bad[1, 1, 0, 0]
+    with pytest.raises(ValueError, match="coordinate 2"):
+        gaussian_total_correlation(bad, (1, 3))
+
+
+def test_rounding_of_the_sum_is_forgiven_up_to_the_square_root_of_the_precision():
+    p = torch.full((2, 2), 0.25, dtype=F64)
+    for dtype, size in ((F64, 1e-8), (torch.float32, 2e-4), (torch.float16, 2e-2)):
+        given = p.to(dtype).to(F64)
+        assert check_distribution((given * (1 + size)).to(F64 if dtype == F64 else dtype)).shape == (2, 2)
+        with pytest.raises(ValueError, match="divide it by its sum"):
+            check_distribution((given * (1 + 4 * size)).to(dtype))
+
+
+def test_the_first_and_the_last_axis_can_be_named_from_both_ends():
+    p = random_table(2, 3, 4)
+    assert_close(marginal(p, -3), p.sum((1, 2)))
+    assert_close(marginal(p, -1, 0), p.sum(1))
+    with pytest.raises(ValueError, match="no variable -4"):
+        marginal(p, -4)

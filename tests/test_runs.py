@@ -1,19 +1,27 @@
 "Runs that are trained once: keys, files, random states, what is trained again and what is not."
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fastai.optimizer import SGD
 
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
-from mmlit.learner import Budget, joint_run
+from mmlit.fusion.heads import HEADS, MLPHead
+from mmlit.learner import Budget, FusionMethod, Run, joint_run, multimodal_learner
 from mmlit.methods.baselines import pretrained_run, unimodal_run
-from mmlit.runs import Job, RunStore, Source, loaders, safe_name, train_missing, train_run
+from mmlit.runs import Job, RunsFailed, train_missing, train_run
+from mmlit.store import RunStore, Source, loaders, safe_name
 
 SMALL = Budget(epochs=1, width=8)
 
@@ -34,38 +42,121 @@ def test_names_become_parts_of_paths(name, safe):
     assert safe_name(name) == safe and len(Path(safe).parts) == 1 and safe_name(safe) == safe
 
 
-def test_the_key_of_a_stored_run_is_what_it_was(monkeypatch):
-    "A rebuilt library finds the runs of the one before: their names change with the version only."
-    data = MultimodalData("a", dict(x=np.zeros((40, 2)), z=np.ones((40, 3))), np.arange(40) % 2)
-    monkeypatch.setattr("mmlit.runs.__version__", "0.1.0")
-    assert RunStore("runs").path(data, joint_run(), 3, Budget()) == Path("runs/a/joint/seed3-bc98869c26.npz")
-    monkeypatch.setattr("mmlit.runs.__version__", "0.2.0")
-    assert RunStore("runs").path(data, joint_run(), 3, Budget()) != Path("runs/a/joint/seed3-bc98869c26.npz")
+class Quiet(FusionMethod):
+    "A method of a user's own."
+
+    def __init__(self, rate=0.1):
+        self.rate = rate
+
+    def after_loss(self):
+        self.add_loss(self.rate * 0)
 
 
-def test_every_fact_is_part_of_the_key(data):
-    run, budget = joint_run(), Budget()
-    dls = multimodal_dls(data)
+class Loud(Quiet):
+    def after_loss(self):
+        self.add_loss(self.rate * 1)
+
+
+def small_encoders(width=4):
+    return [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(width)) for _ in range(2)]
+
+
+def other_encoders(width=5):
+    return [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(width)) for _ in range(2)]
+
+
+def ingredients(data):
+    "What decides the numbers of a run, changed one at a time."
+    run, budget, dls = joint_run(), Budget(), multimodal_dls(data)
+    own_loss, weighted, more_dropped = (copy.copy(dls) for _ in range(3))
+    own_loss.loss_func = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    weighted.loss_func = torch.nn.CrossEntropyLoss(weight=torch.arange(1.0, 11.0))
     y = data.y.copy()
     y[0] = (y[0] + 1) % 10
-    asked = [
-        (data, run, 0, budget),
-        (data, run, 1, budget),
-        (data, replace(run, tag="other"), 0, budget),
-        (data, replace(run, name="other"), 0, budget),
-        (data, replace(run, needs=(unimodal_run("left"),)), 0, budget),
-        (data, run, 0, replace(budget, lr=1e-3)),
-        (data, run, 0, replace(budget, head="sum")),
-        (MultimodalData(data.name, data.xs, y, data.classes), run, 0, budget),
-        (MultimodalData(data.name, data.xs, data.y, data.classes, np.arange(600) // 2), run, 0, budget),
-        (dls, run, 0, budget),
-        (multimodal_dls(data, bs=32), run, 0, budget),
-        (multimodal_dls(data, standardize=False), run, 0, budget),
-        (multimodal_dls(data, seed=1), run, 0, budget),
+    pair = [unimodal_run(m) for m in data.modalities]
+    runs = [
+        replace(run, tag="other"),
+        replace(run, name="other"),
+        replace(run, lr=2.0),
+        replace(run, needs=(unimodal_run("left"),)),
+        replace(run, needs=(replace(unimodal_run("left"), needs=(unimodal_run("right"),)),)),
+        *(joint_run(head=head) for head in ("sum", "film", MLPHead, lambda dims, c: MLPHead(dims, c, hidden=7))),
+        joint_run(encoders=small_encoders),
+        joint_run(encoders=other_encoders),
+        joint_run(encoders=partial(small_encoders, 6)),
+        joint_run("joint", Quiet),
+        joint_run("joint", Loud),
+        joint_run("joint", Quiet, rate=0.2),
+        joint_run("joint", Quiet, Loud),
+        *(pretrained_run("joint", pair, freeze) for freeze in (False, True)),
+        pretrained_run("joint", pair, method=Quiet(0.3)),
+        pretrained_run("joint", pair, method=Quiet(0.4)),
+        Run("joint", lambda dls, budget, models: multimodal_learner(dls, opt_func=SGD), tag=run.tag),
+        Run("joint", lambda dls, budget, models: multimodal_learner(dls, opt_func=partial(SGD, mom=0.5)), tag=run.tag),
+        Run("joint", lambda dls, budget, models: multimodal_learner(dls, loss_func=torch.nn.MSELoss()), tag=run.tag),
     ]
-    keys = [RunStore("x").path(*one).relative_to("x") for one in asked]
-    assert len(set(keys)) == len(keys)
-    assert keys == [RunStore("y").path(*one).relative_to("y") for one in asked]  # and nothing else is
+    budgets = [replace(budget, **change) for change in (dict(lr=1e-3), dict(head="sum"), dict(epochs=3), dict(bs=32))]
+    sources = [
+        MultimodalData(data.name, data.xs, y, data.classes),
+        MultimodalData(data.name, data.xs, data.y, data.classes, np.arange(600) // 2),
+        *(
+            multimodal_dls(data, **o)
+            for o in ({}, dict(bs=32), dict(standardize=False), dict(seed=1), dict(drop_last=False))
+        ),
+        own_loss,
+        weighted,
+    ]
+    asked = [(data, run, 0, budget), (data, run, 1, budget)]
+    asked += [(data, other, 0, budget) for other in runs]
+    asked += [(data, run, 0, other) for other in budgets]
+    return asked + [(other, run, 0, budget) for other in sources]
+
+
+def keys(asked, folder="x"):
+    return [str(RunStore(folder).path(*one).relative_to(folder)) for one in asked]
+
+
+def test_every_ingredient_alone_changes_the_key(data):
+    found = keys(ingredients(data))
+    assert len(set(found)) == len(found)
+    assert found == keys(ingredients(data), "y")  # and nothing else does
+
+
+def test_what_surrounds_every_run_changes_the_key(data, monkeypatch):
+    asked = [(data, joint_run(), 0, Budget())]
+    before = keys(asked)
+    for name, value in (("code_digest", lambda package: "x"), ("_versions", lambda: {"torch": "9"})):
+        with monkeypatch.context() as m:
+            m.setattr(f"mmlit.store.{name}", value)
+            assert keys(asked) != before
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert keys(asked) != before
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert keys(asked) == before
+
+
+def test_a_head_of_ones_own_counts_by_what_it_is(data, monkeypatch):
+    asked, found = [(data, joint_run(), 0, Budget(head="mine")), (data, joint_run(head="mine"), 0, Budget())], []
+    for width in (3, 4):
+        monkeypatch.setitem(HEADS, "mine", partial(MLPHead, hidden=width))
+        found += keys(asked)
+    assert len(set(found)) == 4
+
+
+def test_two_data_sets_of_one_name_are_two(data):
+    store, other = RunStore("x"), MultimodalData(data.name, data.xs, data.y[::-1].copy(), data.classes)
+    assert store.path(data, joint_run(), 0, SMALL) != store.path(other, joint_run(), 0, SMALL)
+
+
+def test_another_process_has_the_same_keys(data):
+    code = "import sys; sys.path.insert(0, sys.argv[1])\nimport test_runs as t\n"
+    code += "from mmlit.data.catalogue import load_dataset\n"
+    code += "print(*t.keys(t.ingredients(load_dataset('digits').subset(range(600)))), sep='\\n')"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(PYTHONHASHSEED="7"))
+    assert done.stdout.split("\n")[:-1] == keys(ingredients(data)), done.stderr
 
 
 def test_a_source_is_a_data_set_or_loaders_and_nothing_else(data):
@@ -100,7 +191,7 @@ def test_a_stored_answer_and_model_are_the_ones_that_were_trained(data, tmp_path
     for part in ("valid", "test", "y_valid", "y_test"):
         assert np.array_equal(getattr(back, part), getattr(answer, part))
     assert back.info == answer.info
-    weights = store.model(path).state_dict()
+    weights = store.model(data, joint_run(), 0, SMALL).state_dict()
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
     assert not list(tmp_path.rglob("*.part"))
 
@@ -113,8 +204,8 @@ def test_what_a_run_needs_is_trained_first_and_shared(data, tmp_path):
     store = RunStore(tmp_path)
     train_missing([*wanted, Job(data, alone[0], 0)], store, SMALL, workers=1, progress=False)
     assert len(files(tmp_path)) == 4
-    left = store.model(store.path(data, alone[0], 0, SMALL)).model.encoders[0].state_dict()
-    kept = store.model(store.path(data, wanted[1].run, 0, SMALL)).encoders[0].state_dict()
+    left = store.model(data, alone[0], 0, SMALL).model.encoders[0].state_dict()
+    kept = store.model(data, wanted[1].run, 0, SMALL).encoders[0].state_dict()
     assert all(torch.equal(left[k].cpu(), v) for k, v in kept.items())  # frozen: as it was trained alone
 
 
@@ -128,11 +219,59 @@ def test_nothing_is_trained_twice(data, tmp_path):
         assert files(tmp_path) == stored
 
 
-def test_a_run_that_fails_leaves_nothing_behind(data, tmp_path):
-    fine, bad = unimodal_run("left"), joint_run(lr=1e30)
-    with pytest.raises(FloatingPointError, match="smaller learning rate"):
-        train_missing([Job(data, fine, 0), Job(data, bad, 0)], RunStore(tmp_path), SMALL, workers=1, progress=False)
-    assert [p.parent.name for p in files(tmp_path)] == ["unimodal_left"] and not list(tmp_path.rglob("*.part"))
+def test_a_run_that_fails_costs_itself_and_what_needs_it(data, tmp_path):
+    fine, bad = unimodal_run("left"), replace(unimodal_run("right"), lr=1e30)
+    after, deeper = (Run("after", fine.make, (bad,)), Run("deeper", fine.make, (Run("after", fine.make, (bad,)), fine)))
+    with pytest.raises(RunsFailed, match="3 of 5 runs failed.*smaller learning rate") as failed:
+        jobs = [Job(data, run, 0) for run in (deeper, bad, after, fine, joint_run())]
+        train_missing(jobs, RunStore(tmp_path), SMALL, workers=1, progress=False)
+    assert sorted(p.parent.name for p in files(tmp_path)) == ["joint", "unimodal_left"]
+    assert {p.parent.name for p in failed.value.reasons} == {"unimodal_right", "after", "deeper"}
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_needs_may_be_deep_and_must_not_form_a_circle(data, tmp_path):
+    one = unimodal_run("left")
+    two = Run("two", one.make, (one,))
+    three = Run("three", one.make, (two, one))
+    train_missing([Job(data, three, 0)], RunStore(tmp_path), SMALL, workers=1, progress=False)
+    assert len(files(tmp_path)) == 3
+    again = Run("a", one.make, needs := [])
+    needs.append(Run("b", one.make, (again,)))
+    for wrong, message in (
+        (again, "'a' needs 'b' needs 'a'"),
+        (Run("c", one.make, (one, one)), "two runs of one name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_missing([Job(data, wrong, 0)], RunStore(tmp_path), SMALL, workers=1, progress=False)
+
+
+def test_a_model_is_made_anew_and_leaves_random_states_as_they_were(data, tmp_path):
+    pair = [unimodal_run(m) for m in data.modalities]
+    run, store = pretrained_run("tuned", pair), RunStore(tmp_path)
+    train_missing([Job(data, run, 0)], store, SMALL, workers=1, progress=False)
+    answer, model = train_run(run, data, 0, SMALL, {u.name: store.model(data, u, 0, SMALL) for u in pair})
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    again = store.model(data, run, 0, SMALL)
+    assert torch.equal(torch.get_rng_state(), state) and not again.training
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
+    assert np.array_equal(answer.test, store.answer(data, run, 0, SMALL).test)
+    weights = store.path(data, run, 0, SMALL).with_suffix(".pt")
+    assert torch.load(weights, weights_only=True).keys() == again.state_dict().keys()
+
+
+def test_part_files_of_the_living_stay(data, tmp_path):
+    folder = tmp_path / "d" / "r"
+    folder.mkdir(parents=True)
+    host = platform.node().replace(".", "-")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f"s.{host}.{os.getpid()}.part", f"s.{host}.{gone.pid}.part", f"s.elsewhere.{gone.pid}.part", "mine.part"]
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    RunStore(tmp_path).prepare()
+    assert sorted(p.name for p in folder.iterdir()) == sorted([names[0], names[2], "mine.part"])
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(data, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -174,6 +175,8 @@ def test_an_interval_ends_where_the_score_does():
         (lambda: gains(torch.zeros(3, 1), torch.ones(3)), "all 3 targets are equal"),
         (lambda: gains(torch.zeros(3, 1), torch.arange(3.0)[:, None]), "zeros and ones"),
         (lambda: gains(torch.full((3, 2), torch.nan), torch.tensor([0, 1, 1])), "NaN"),
+        (lambda: gains(torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int64)), r"y \(N,\)"),
+        (lambda: classification_scores(np.log([[0.5, 0.5], [np.nan, 1]]), np.array([0, 1])), "NaN in 1 of 2 rows"),
         (lambda: Answer(np.eye(2), np.eye(2), np.arange(2), np.arange(2), {}).scores("tset", "regression"), "part"),
         (lambda: Answer(np.eye(2), np.eye(2), np.arange(2), np.arange(2), {}).scores("test", "ranking"), "task"),
         (
@@ -310,3 +313,28 @@ def test_failed_runs_are_said_and_stand_for_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paired_intervals(pd.DataFrame(rows[:3]), "d")
+
+
+def test_scores_are_plain_numbers_in_double_precision_whatever_comes_in():
+    logits, y = several()
+    labels = torch.tensor(logits).argmax(1).numpy()
+    for scores in (
+        multilabel_scores(torch.tensor(logits).bfloat16(), torch.tensor(y)),
+        classification_scores(torch.tensor(logits).float().log_softmax(1).requires_grad_(), torch.tensor(labels)),
+        regression_scores(logits[:, 0], y[:, 0]),
+    ):
+        assert all(type(v) is float for v in scores.values())
+    assert type(expected_calibration_error(torch.tensor(logits).log_softmax(1), labels)) is float
+    single = (10 * logits).astype(np.float32)
+    exact = -torch.tensor(single).double().log_softmax(1)[range(len(labels)), labels].mean().item()
+    answer = Answer(single, single, labels, labels, {})
+    assert answer.scores("test", "classification")["log_loss"] == pytest.approx(exact, rel=1e-12)
+
+
+def test_the_task_of_the_data_decides_the_score_before_its_classes_do():
+    y = np.array([0.0, 1.0, 3.0])
+    near, far = (Answer(g, g, y, y, {}) for g in (y + 0.1, np.array([3.0, 0.0, 1.0])))
+    assert best_on_validation([far, near], SimpleNamespace(task="regression", classes=["a"])) is near
+    assert near.scores("test", "regression") == regression_scores(y + 0.1, y)
+    guess = np.array([0.0, 0.5, 4.0])
+    assert Answer(guess, guess, y, y, {}).scores("test", [])["r2"] == pytest.approx(metrics.r2_score(y, guess))

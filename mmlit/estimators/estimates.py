@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from ..core import Estimator, one_of
+from ..core import Estimator, check_level, group_ids, one_of
 from .direct import EntropySum, Estimate, as_variables, knn, plugin, suits_neighbours
 from .learned import classifier, neural, suits_classifier
 
@@ -35,7 +35,7 @@ def _options_of(name):
 
 def _estimate(quantity, method, level, options):
     "Estimate by the method asked for, with the options that it has; a seed may be given to one that draws nothing."
-    if not 0 < level < 1: raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_level(level)
     name = _choose(quantity) if one_of("method", method, ("auto", *ESTIMATORS)) == "auto" else method
     own = _options_of(name)
     if own is None: return ESTIMATORS[name](quantity, level, **options)
@@ -43,7 +43,17 @@ def _estimate(quantity, method, level, options):
     known = dict.fromkeys(o for n in _AUTO for o in _options_of(n) or ()) if method == "auto" else own
     for option in options:
         if option != "seed": one_of(f"option of method {method!r}:", option, known)
+    if quantity.exact is not None:
+        same = ["identical: variables share a continuous column, so the information is infinite"]
+        return quantity.estimate(quantity.exact, 0., name, "estimate", level, same if quantity.exact else [])
     return ESTIMATORS[name](quantity, level, **{k: v for k, v in options.items() if k in own})
+
+def _groups(groups, n):
+    if groups is None: return None
+    ids = group_ids(groups, n)
+    if ids.max() < 19:
+        raise ValueError(f"groups has {ids.max() + 1} different ids: at least 20 are needed, the independent samples")
+    return ids
 
 def estimate_mi(
     x,                              # samples (N,) or (N, D); floats are continuous, others discrete; a tuple is one
@@ -51,11 +61,12 @@ def estimate_mi(
     method:str="auto",              # a name in `ESTIMATORS`; "auto": the first that suits, in their order
     level:float=.95,                # nominal coverage of the interval
     discrete:Sequence|None=None,    # True / False / None for x and y, where the type does not say
+    groups=None,                    # case of each sample, (N,), where one has several rows: cases are independent
     **options,                      # of the method, as in its signature: seed; neighbours; folds; neural
 )->Estimate:
     "Mutual information I(x; y) in nats from samples. \"auto\" takes the options of all four and uses those that fit."
     x, y = as_variables([x, y], discrete)
-    return _estimate(EntropySum.mutual(x, y), method, level, options)
+    return _estimate(EntropySum.mutual(x, y, None, _groups(groups, len(x.codes))), method, level, options)
 
 # %% ../../nbs/11_estimates.ipynb #a02b8150
 def estimate_cmi(
@@ -65,11 +76,12 @@ def estimate_cmi(
     method:str="auto",
     level:float=.95,
     discrete:Sequence|None=None,    # for x, y and z
+    groups=None,                    # case of each sample, (N,)
     **options,                      # of the method
 )->Estimate:
     "Conditional mutual information I(x; y | z) in nats from samples."
     x, y, z = as_variables([x, y, z], discrete)
-    return _estimate(EntropySum.mutual(x, y, z), method, level, options)
+    return _estimate(EntropySum.mutual(x, y, z, _groups(groups, len(x.codes))), method, level, options)
 
 # %% ../../nbs/11_estimates.ipynb #dc82b074
 def estimate_tc(
@@ -77,10 +89,12 @@ def estimate_tc(
     method:str="auto",
     level:float=.95,
     discrete:Sequence|None=None,    # one entry per variable
+    groups=None,                    # case of each sample, (N,)
     **options,                      # of the method
 )->Estimate:
     "Total correlation of M variables in nats from samples."
     if isinstance(xs, (np.ndarray, Tensor, pd.DataFrame)) or len(xs) < 2:
         raise ValueError(f"expected a sequence of at least two variables, got {type(xs).__name__}; "
                          "of a table: [table[c] for c in table]")
-    return _estimate(EntropySum.total(as_variables(list(xs), discrete)), method, level, options)
+    xs = as_variables(list(xs), discrete)
+    return _estimate(EntropySum.total(xs, _groups(groups, len(xs[0].codes))), method, level, options)

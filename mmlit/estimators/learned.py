@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import norm
 from sklearn.covariance import oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor, nn
 
 from ..bounds import donsker_varadhan, log_mean_exp
-from .direct import EntropySum, Estimate, Variable
+from ..core import check_level
+from .direct import EntropySum, Estimate, Variable, half_width
 
 # %% ../../nbs/10_learned.ipynb #66093a7d
 def _products():
@@ -69,6 +69,7 @@ def cross_fitted_log_likelihood(
     label:Variable,    # discrete
     folds:int=5,
     seed:int=0,
+    groups:np.ndarray|None=None, # group of each sample: no group is on both sides of a split
 )->np.ndarray:         # (N,)
     "log q(y|x) of each sample in nats under the best of `_CLASSIFIERS` trained without it; no features: frequencies."
     y, x = label.codes, features.indicators()
@@ -80,8 +81,9 @@ def cross_fitted_log_likelihood(
     def log_likelihood(model, rows): return classifier_log_likelihood(model, x[rows], y[rows])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
-            fit, select = train_test_split(train, test_size=.2, stratify=y[train], random_state=seed)
+        for train, held_out in _splits(folds, x, y, groups, seed):
+            if groups is None: fit, select = train_test_split(train, test_size=.2, stratify=y[train], random_state=seed)
+            else: fit, select = (train[r] for r in next(_splits(5, x[train], y[train], groups[train], seed)))
             score = {k: log_likelihood(c().fit(x[fit], y[fit]), select).mean() for k, c in candidates.items()}
             best = max(score, key=lambda k: score[k])
             model = candidates[best]().fit(x[train], y[train])
@@ -90,11 +92,22 @@ def cross_fitted_log_likelihood(
             if best in _MAXIMUM_LIKELIHOOD and x.shape[1] <= _COLUMNS*len(y): out[held_out] += max(optimism, 0)/2
     return out
 
+def _splits(folds, x, y, groups, seed):
+    "Stratified splits into training and held-out rows; groups stay together."
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    return kind(folds, shuffle=True, random_state=seed).split(x, y, groups)
+
 def suits_classifier(
     quantity:EntropySum,
 )->bool:
-    "Is it about a label, with at least 30 samples of each value?"
-    return quantity.label is not None and np.bincount(quantity.label[0].codes).min() >= _LABELLED
+    "Is it about a label, with at least 30 samples (or groups, where there are groups) of each value?"
+    return quantity.label is not None and _rarest(quantity) >= _LABELLED
+
+def _rarest(quantity):
+    "How many units, samples or groups, have the rarest label."
+    codes = quantity.label[0].codes
+    if quantity.groups is not None: codes = np.unique(np.stack([codes, quantity.groups], 1), axis=0)[:, 0]
+    return int(np.bincount(codes).min())
 
 _LABELLED = 30    # samples of the rarest label, below which a classifier warns
 
@@ -108,20 +121,22 @@ def classifier(
     if quantity.label is None:
         raise ValueError("method 'classifier' needs a mutual information with one variable that is discrete only")
     label, features, baseline = quantity.label
-    if label.constant: return quantity.estimate(0., 0., "classifier", "lower bound", level, [])
-    n, smallest = quantity.n, np.bincount(label.codes).min()
+    if label.constant: return quantity.estimate(0., 0., "classifier", "lower bound", check_level(level), [])
+    if folds < 2: raise ValueError(f"cross-fitting takes at least 2 folds, got {folds}")
+    n, smallest, units = quantity.n, _rarest(quantity), "samples" if quantity.groups is None else "groups"
     if smallest < 2*folds:
-        raise ValueError(f"the rarest label has {smallest} samples: a classifier in {folds} folds needs at least "
+        raise ValueError(f"the rarest label has {smallest} {units}: a classifier in {folds} folds needs at least "
                          f"{2*folds} of each")
 
-    given_features, given_baseline = (cross_fitted_log_likelihood(x, label, folds, seed) for x in (features, baseline))
+    given_features, given_baseline = (cross_fitted_log_likelihood(x, label, folds, seed, quantity.groups)
+                                      for x in (features, baseline))
     terms = given_features - given_baseline
     columns = features.columns.shape[1] + int(features.codes.max())
-    few = f"too few samples: {smallest} of the rarest label, at least {_LABELLED} are needed"
+    few = f"too few {units}: {smallest} of the rarest label, at least {_LABELLED} are needed"
     many = f"too few samples: {n} for {columns} features, at least {math.ceil(columns/_COLUMNS)} are needed"
     notes = [note for note, holds in ((few, smallest < _LABELLED), (many, columns > _COLUMNS*n)) if holds]
     kind = "lower bound" if baseline.constant else "difference"
-    half = norm.ppf(.5 + level/2)*terms.std()/math.sqrt(n)
+    half = half_width(terms, check_level(level), quantity.groups)
     return quantity.estimate(terms.mean(), half, "classifier", kind, level, notes)
 
 # %% ../../nbs/10_learned.ipynb #c39ad866
@@ -163,10 +178,17 @@ class ScoreNetwork(nn.Module):
 # %% ../../nbs/10_learned.ipynb #45aa0422
 def _shifted(parts, shift): return torch.cat([part.roll(m*shift, 0) for m, part in enumerate(parts)], 1)
 
-def _shifts(size, places, count):
-    "Cyclic shifts under which no two places take the same row."
-    most = (size - 1)//max(places - 1, 1)
-    return torch.linspace(1, most, min(count, most)).long().tolist()
+def _shifts(size, places, count, largest=1):
+    "Cyclic shifts under which no two places take rows of one group (neighbours, `largest` at most), if there are any."
+    most = max((size - largest)//max(places - 1, 1), 1)
+    first = min(largest, most)
+    return torch.linspace(first, most, min(count, most - first + 1)).long().tolist()
+
+def _rows_of(which, groups):
+    "The rows of the units `which`, groups as neighbours, and the size of the largest group."
+    if groups is None: return which, 1
+    rows = torch.cat([(groups == g).nonzero()[:, 0] for g in which])
+    return rows, int(groups[rows].unique(return_counts=True)[1].max())
 
 @dataclass(frozen=True)
 class NeuralEstimator:
@@ -202,13 +224,16 @@ class NeuralEstimator:
     def fit(self,
         parts:Sequence[Tensor],    # M variables, (N, D_m)
         generator:torch.Generator,
+        groups:Tensor|None=None,   # group of each sample: no group both trains and decides when to stop
     )->tuple:                      # (critic, did it stop before the last step?)
         "Train a score network on these samples only."
-        n = len(parts[0])
-        held = max(int(self.validation*n), 10)
-        order = torch.randperm(n, generator=generator)
-        inner, train = [p[order[:held]] for p in parts], [p[order[held:]] for p in parts]
-        paired, repaired = torch.cat(inner, 1), torch.cat([_shifted(inner, s) for s in _shifts(held, len(parts), 10)])
+        n, units = len(parts[0]), torch.arange(len(parts[0])) if groups is None else groups.unique()
+        order = units[torch.randperm(len(units), generator=generator)]
+        held = max(int(self.validation*len(units)), min(10, len(units)//2))
+        (valid, largest), (rows, _) = (_rows_of(which, groups) for which in (order[:held], order[held:]))
+        inner, train = [p[valid] for p in parts], [p[rows] for p in parts]
+        shifts = _shifts(len(valid), len(parts), 10, largest)
+        paired, repaired = torch.cat(inner, 1), torch.cat([_shifted(inner, s) for s in shifts])
         critic = self._critic(train, math.log(n), generator)
         optimiser = torch.optim.AdamW(critic.parameters(), lr=self.learning_rate, weight_decay=1e-2)
 
@@ -228,10 +253,10 @@ class NeuralEstimator:
         return critic, waiting > 0
 
     @torch.no_grad()
-    def _held_out(self, critic, parts):
+    def _held_out(self, critic, parts, largest):
         "Contributions of held-out samples (K,), and the effective share of the re-paired rows."
         size, places = len(parts[0]), len(parts)
-        shifts = _shifts(size, places, self.shifts)
+        shifts = _shifts(size, places, self.shifts, largest)
         own = critic(torch.cat(list(parts), 1)).double()
         scores = torch.stack([critic(_shifted(parts, s)).double() for s in shifts])             # (shifts, K)
         log_z = log_mean_exp(scores)
@@ -244,16 +269,20 @@ class NeuralEstimator:
     def terms(self,
         parts:Sequence[Tensor], # M variables, (N, D_m), float32
         seed:int=0,
+        groups:Tensor|None=None, # group of each sample, 0 to G-1: no group is on both sides of a split
     )->tuple:                   # float64 (N,) whose mean is the bound in nats, and a list of warnings
         "Each sample's contribution to the bound, under a critic trained without it."
         n = len(parts[0])
         generator = torch.Generator().manual_seed(seed)
-        fold = torch.randperm(n, generator=generator) % self.folds
+        units = n if groups is None else int(groups.max()) + 1
+        fold = torch.randperm(units, generator=generator) % self.folds
         terms, unfinished, effective = torch.empty(n, dtype=torch.float64), 0, math.inf
         for k in range(self.folds):
-            critic, finished = self.fit([p[fold != k] for p in parts], generator)
-            terms[fold == k], share = self._held_out(critic, [p[fold == k] for p in parts])
-            unfinished, effective = unfinished + (not finished), min(effective, share*(fold == k).sum().item())
+            train = (fold != k if groups is None else fold[groups] != k).nonzero()[:, 0]
+            rows, largest = _rows_of((fold == k).nonzero()[:, 0], groups)
+            critic, finished = self.fit([p[train] for p in parts], generator, None if groups is None else groups[train])
+            terms[rows], share = self._held_out(critic, [p[rows] for p in parts], largest)
+            unfinished, effective = unfinished + (not finished), min(effective, share*len(rows))
         notes = []
         if unfinished > self.folds//2:
             notes.append(f"critic not converged: {unfinished} of {self.folds} still improved at step {self.steps}")
@@ -269,22 +298,22 @@ def neural(
     neural:NeuralEstimator|None=None,   # its settings
 )->Estimate:
     "Lower bound from cross-fitted score networks, in nats; given a condition, the difference of two."
-    estimator, n, notes = neural or NeuralEstimator(), quantity.n, []
+    estimator, n, notes, level = neural or NeuralEstimator(), quantity.units, [], check_level(level)
     if estimator.folds < 2: raise ValueError(f"cross-fitting takes at least 2 folds, got {estimator.folds}")
     if n < 10*estimator.folds:
-        raise ValueError(f"{n} samples: {estimator.folds} folds need at least {10*estimator.folds}")
+        raise ValueError(f"{n} samples (or groups): {estimator.folds} folds need at least {10*estimator.folds}")
 
-    terms = np.zeros(n)
+    terms, groups = np.zeros(quantity.n), None if quantity.groups is None else torch.as_tensor(quantity.groups)
     for sign, variables in quantity.contrasts:
         encoded = [torch.as_tensor(v.indicators(), dtype=torch.float32) for v in variables]
         encoded = [e for e in encoded if e.shape[1]]      # a constant shares nothing
         if len(encoded) < 2: continue
-        of_contrast, found = estimator.terms(encoded, seed)
+        of_contrast, found = estimator.terms(encoded, seed, groups)
         terms = terms + sign*of_contrast.numpy()
         notes += [w for w in found if w not in notes]
 
     columns = quantity.joint.columns.shape[1] + sum(int(v.codes.max()) for v in quantity.contrasts[0][1])
     if n < 50*columns: notes.append(f"too few samples: {n} for {columns} columns, at least {50*columns} are needed")
     kind = "lower bound" if len(quantity.contrasts) == 1 else "difference"
-    half = norm.ppf(.5 + level/2)*terms.std()/math.sqrt(n)
+    half = half_width(terms, level, quantity.groups)
     return quantity.estimate(terms.mean(), half, "neural", kind, level, notes)

@@ -17,12 +17,12 @@ from torch import Tensor
 from mmlit.core import (
     MEMORY,
     Model,
+    check_count,
     check_features,
     eval_mode,
     is_additive,
     is_conditional,
     map_tensors,
-    number,
     one_of,
 )
 from .models import Fusion
@@ -32,7 +32,7 @@ def coalitions(
     n_modalities:int, # M
 )->Tensor:            # bool, shape (2**M, M)
     "All coalitions; row s contains modality m iff bit m of s is set."
-    if not 1 <= number("n_modalities", n_modalities, whole=True) <= 20:
+    if not 1 <= check_count("n_modalities", n_modalities) <= 20:
         raise ValueError(f"expected 1 to 20 modalities (2**M coalitions are listed), got {n_modalities}")
 
     return (torch.arange(2**n_modalities)[:, None] >> torch.arange(n_modalities) & 1).bool()
@@ -205,7 +205,7 @@ def all_pairings(
     n_modalities:int,  # M
 )->Tensor:             # row numbers, shape (B**M, M), the last modality fastest
     "Every way to take each modality from a sample of its own."
-    for name, value in dict(batch=batch, n_modalities=n_modalities).items(): number(name, value, least=1, whole=True)
+    for name, value in dict(batch=batch, n_modalities=n_modalities).items(): check_count(name, value, 1)
     return torch.cartesian_prod(*[torch.arange(batch)]*n_modalities).view(-1, n_modalities)
 
 def check_pairings(
@@ -245,7 +245,7 @@ def pairing_logits(
         return pairing_logits(model, zs, all_pairings(batch, n), memory).unflatten(0, (batch,)*n)
     index = check_pairings(index, batch, n).to(zs[0].device)
     if is_additive(model):
-        terms = model.contributions(zs)
+        terms = _contributions(model, zs, _stand_ins(zs, None))
         _fits(len(index)*terms.shape[-1], terms, memory)
         return reduce(add, (c[i] for c, i in zip(terms, index.T)))
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..core import check_features, eval_mode, map_tensors, number, one_of
+from ..core import check_count, check_features, check_number, eval_mode, map_tensors, one_of
 
 # %% ../../nbs/04_heads.ipynb #94baae75
 class FusionHead(nn.Module):
@@ -27,8 +27,8 @@ class FusionHead(nn.Module):
         n_classes:int,      # C
     ):
         super().__init__()
-        self.dims = tuple(int(number("a feature width in dims", d, least=1, whole=True)) for d in dims)
-        self.n_classes = int(number("n_classes", n_classes, least=1, whole=True))
+        self.dims = tuple(int(check_count("a feature width in dims", d, 1)) for d in dims)
+        self.n_classes = int(check_count("n_classes", n_classes, 1))
         if not self.dims: raise ValueError("expected the feature width of at least one modality, got dims=()")
 
     def check(self, zs):
@@ -88,7 +88,7 @@ class ConditionalHead(FusionHead):
     ):
         super().__init__(dims, n_classes)
         n = len(self.dims)
-        number("condition", condition, least=0, whole=True)
+        check_count("condition", condition)
         if n < 2: raise ValueError(f"{type(self).__name__} needs at least two modalities, got dims={self.dims}")
         if condition >= n:
             raise ValueError(f"condition must name one of {n} modalities (0 to {n - 1}), got {condition}")
@@ -145,7 +145,7 @@ class GatedHead(ConditionalHead):
         condition:int=0,     # the modality that sets the conditions
         width:int=64,        # at which each other modality is gated
     ):
-        number("width", width, least=1, whole=True)
+        check_count("width", width, 1)
         super().__init__(dims, n_classes, [width]*(len(dims) - 1), condition)
         self.gate = nn.ModuleList([nn.Linear(self.dims[condition], width) for _ in self.others])
         self.values = nn.ModuleList([nn.Linear(self.dims[m], width) for m in self.others])
@@ -160,8 +160,8 @@ def mlp(
 )->nn.Sequential:
     "Linear layers with ReLU between them."
     if len(widths) < 2: raise ValueError(f"expected at least the widths of input and output, got {tuple(widths)}")
-    for width in widths: number("a layer width", width, least=1, whole=True)
-    number("dropout", dropout, least=0)
+    for width in widths: check_count("a layer width", width, 1)
+    check_number("dropout", dropout)
     layers = []
     for n_in, n_out in zip(widths[:-1], widths[1:]):
         layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
@@ -199,7 +199,7 @@ class AttentionHead(FusionHead):
         dropout:float=0.,   # inside the transformer layers
     ):
         super().__init__(dims, n_classes)
-        for name, value in dict(width=width, heads=heads, depth=depth).items(): number(name, value, least=1, whole=True)
+        for name, value in dict(width=width, heads=heads, depth=depth).items(): check_count(name, value, 1)
         if width % heads: raise ValueError(f"the {heads} attention heads need a width that they divide, got {width=}")
         self.project = nn.ModuleList([nn.Linear(d, width) for d in self.dims])
         # which modality a token comes from; the last one is the class token
@@ -260,8 +260,8 @@ class InUnits(StructureOf):
         scale:float,     # e.g. their standard deviation
     ):
         super().__init__()
-        number("shift", float(shift))
-        number("scale", float(scale), above=0)
+        check_number("shift", float(shift), "(-inf, inf)")
+        check_number("scale", float(scale), "(0, inf)")
         self.head = head
         self.register_buffer("shift", torch.tensor(float(shift)))
         self.register_buffer("scale", torch.tensor(float(scale)))

@@ -237,6 +237,7 @@ class MCR(FusionMethod):
     def _heads(self):
         heads = MCRHeads(self.feature_dims(), self.dls.c)
         heads.unimodal = nn.ModuleList([in_units(u, self.dls) for u in heads.unimodal])
+        if self.options["ceb_weight"] == 0: del heads.decoder      # what no term uses would never train
         return heads
 
     def _substitutes(self):

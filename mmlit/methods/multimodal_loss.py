@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import at_least_float32, one_of
+from ..core import at_least_float32, check_count, check_number, one_of
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
@@ -45,16 +45,19 @@ def multi_proxy_terms(
     proxies:Tensor,     # W, shape (M, C, C, K)
     gamma:float=.1,     # temperature
     axis:str="class",   # n sums to one over the classes (as published) or over the proxies of a class (SoftTriple)
+    attended:bool=True, # does the attended pattern weight the sum? Else w = 0
+    unit:bool=True,     # cosines? Else e and the proxies keep their lengths
 )->MultiProxyTerms:
     "The terms of `multi_proxy_logits` and the attention, in float32 at least, also under autocast; nothing is checked."
     with torch.autocast(probs.device.type, enabled=False):
         M, C, _, K = proxies.shape
         dtype = torch.promote_types(torch.promote_types(probs.dtype, proxies.dtype), torch.float32)
-        p, P = probs.to(dtype), unit_proxies(proxies.to(dtype)).reshape(M*C, C*K)
+        p, W = probs.to(dtype), proxies.to(dtype)
+        P, e = (unit_proxies(W) if unit else W.relu()).reshape(M*C, C*K), p.transpose(0, 1).flatten(1)
 
-        s = normalize(p.transpose(0, 1).flatten(1), dim=1) @ P                      # (B, C*K)
+        s = (normalize(e, dim=1) if unit else e) @ P                                # (B, C*K)
         attention = (s/gamma).softmax(1)
-        w = (attention @ P.T).unflatten(1, (M, C)).transpose(0, 1)                  # (M, B, C)
+        w = (attention @ P.T).unflatten(1, (M, C)).transpose(0, 1)*float(attended)  # (M, B, C)
 
         s = s.unflatten(1, (C, K))
         z = ((s/gamma).softmax(_AXES[axis])*s).sum(2)
@@ -64,7 +67,7 @@ def multi_proxy_terms(
 def _check_multi_proxy(probs, proxies, gamma, axis):
     "ValueError where the arguments of `multi_proxy_logits` do not fit each other."
     one_of("axis", axis, _AXES)
-    if not gamma > 0: raise ValueError(f"the temperature gamma must be positive, got {gamma}")
+    if gamma != math.inf: check_number("the temperature gamma", gamma, "(0, inf)")
     if probs.ndim != 3:
         raise ValueError(f"expected unimodal probabilities of shape (M, B, C), got {tuple(probs.shape)}")
 
@@ -81,6 +84,8 @@ def multi_proxy_logits(
     gamma:float=.1,                # temperature
     axis:str="class",              # n sums to one over classes (as published), or the proxies of a class (SoftTriple)
     attention:bool=False,          # also return the soft subgroups?
+    attended:bool=True,            # ablation: False takes the attended pattern out of the sum, w = 0
+    unit:bool=True,                # ablation: False leaves e and the proxies at their lengths
 )->Tensor|tuple[Tensor, Tensor]:   # logits (B, C); with `attention` also (B, C, K)
     "Logits whose cross-entropy is the MultiModal loss (Moon & Lee 2025). ValueError for shapes, or no probabilities."
     if not isinstance(probs, Tensor):
@@ -90,7 +95,7 @@ def multi_proxy_logits(
         probs = torch.stack(tuple(probs))
 
     _check_multi_proxy(probs, proxies, gamma, axis)
-    z, o, a = multi_proxy_terms(probs, proxies, gamma, axis)
+    z, o, a = multi_proxy_terms(probs, proxies, gamma, axis, attended, unit)
     return (z + o, a) if attention else z + o
 
 # %% ../../nbs/18_multimodal_loss.ipynb #aa8e5ae9
@@ -105,9 +110,8 @@ def init_proxies(
 )->Tensor:                                 # W, shape (M, C, C, K)
     "Initial proxies, uniform within `1/sqrt(C*K)`. ValueError for an unknown name, or nothing to initialise."
     one_of("init", init, _INITS)
-    if min(n_modalities, n_classes, k) < 1:
-        raise ValueError("expected at least one modality, class and proxy, "
-                         f"got M={n_modalities}, C={n_classes}, K={k}")
+    for name, value in dict(n_modalities=n_modalities, n_classes=n_classes, k=k).items():
+        check_count(name, value, 1)
 
     bound = 1/math.sqrt(n_classes*k)
     proxies = torch.empty(n_modalities, n_classes, n_classes, k).uniform_(-bound, bound, generator=generator)
@@ -116,6 +120,9 @@ def init_proxies(
 
 # %% ../../nbs/18_multimodal_loss.ipynb #68d1d13a
 _MANY_PROXIES = 10**7   # numbers in the proxies from which on the head warns: 40 MB, with Adam's averages 120
+
+def _check_switch(name, value):
+    if not isinstance(value, bool): raise TypeError(f"{name} is True or False, got {value!r}")
 
 class MultiProxyHead(FusionHead):
     "Multi-proxy head of Moon & Lee (2025): its cross-entropy is the MultiModal loss."
@@ -126,17 +133,21 @@ class MultiProxyHead(FusionHead):
         gamma:float=.1,       # temperature
         init:str="paper",     # see `init_proxies`; "aligned" kept the unimodal scores upright in all runs measured here
         axis:str="class",     # see `multi_proxy_logits`
+        attended:bool=True,   # see `multi_proxy_logits`
+        unit:bool=True,       # see `multi_proxy_logits`
     ):
         super().__init__(dims, n_classes)
         if n_classes < 2:
             raise ValueError("the MultiModal loss is for classification: expected at least two classes, "
                              f"got {n_classes}")
-        size = len(self.dims)*n_classes**2*k
+        size = len(self.dims)*n_classes**2*check_count("k", k, 1)
         if size >= _MANY_PROXIES:
             warnings.warn(f"{size:,} proxy parameters (M*C*C*K) for {n_classes} classes: "
                           "a smaller k needs proportionally fewer", stacklevel=2)
 
+        for name, value in dict(attended=attended, unit=unit).items(): _check_switch(name, value)
         self.gamma, self.axis, self.unimodal = gamma, axis, SumHead(self.dims, n_classes)
+        self.attended, self.unit = attended, unit
         self.proxies, self._init = nn.Parameter(init_proxies(len(self.dims), n_classes, k, init)), (k, init)
         _check_multi_proxy(torch.zeros(len(self.dims), 1, n_classes), self.proxies, gamma, axis)
 
@@ -145,8 +156,9 @@ class MultiProxyHead(FusionHead):
 
     @property
     def options(self)->dict:
-        "What it was made with: k, gamma, init and axis."
-        return dict(k=self._init[0], gamma=self.gamma, init=self._init[1], axis=self.axis)
+        "What it was made with."
+        own = dict(k=self._init[0], gamma=self.gamma, init=self._init[1])
+        return own | dict(axis=self.axis, attended=self.attended, unit=self.unit)
 
     def unimodal_logits(self, zs):
         "u, (M, B, C)."
@@ -155,7 +167,7 @@ class MultiProxyHead(FusionHead):
     def terms(self, zs)->MultiProxyTerms:
         "The parts of the logits, see `multi_proxy_terms`."
         probs = at_least_float32(self.unimodal_logits(zs)).softmax(-1)
-        return multi_proxy_terms(probs, self.proxies, self.gamma, self.axis)
+        return multi_proxy_terms(probs, self.proxies, self.gamma, self.axis, self.attended, self.unit)
 
     def subgroups(self, zs):
         "a, (B, C*K): column c*K + k is proxy k of class c."
@@ -195,8 +207,7 @@ class ScaledSumHead(SumHead):
         scale:float=20.,    # t; 1 is the baseline of Moon & Lee (2025), 20 their number of proxies
     ):
         super().__init__(dims, n_classes)
-        if not scale > 0: raise ValueError(f"the scale must be positive, got {scale}")
-        self.scale = scale
+        self.scale = check_number("scale", scale, "(0, inf)")
 
     def unimodal_logits(self, zs):
         "u, (M, B, C)."
@@ -228,19 +239,24 @@ class MultiModal(FusionMethod):
         gamma:float|None=None,   # temperature; None: that of the model's head, else 0.1
         init:str|None=None,      # see `init_proxies`; None: that of the model's head, else "paper"
         axis:str|None=None,      # see `multi_proxy_logits`; None: that of the model's head, else "class"
+        attended:bool|None=None, # ablation, see `multi_proxy_logits`; None: that of the model's head, else True
+        unit:bool|None=None,     # ablation, see `multi_proxy_logits`; None: that of the model's head, else True
     ):
-        if k is not None and k < 1: raise ValueError(f"expected at least one proxy per class, got k={k}")
-        if gamma is not None and not gamma > 0: raise ValueError(f"the temperature gamma must be positive, got {gamma}")
+        if k is not None: check_count("k, the proxies per class,", k, 1)
+        if gamma is not None: check_number("the temperature gamma", gamma, "(0, inf)")
         if init is not None: one_of("init", init, _INITS)
         if axis is not None: one_of("axis", axis, _AXES)
-        given = dict(k=k, gamma=gamma, init=init, axis=axis)
+        for name, value in dict(attended=attended, unit=unit).items():
+            if value is not None: _check_switch(name, value)
+        given = dict(k=k, gamma=gamma, init=init, axis=axis, attended=attended, unit=unit)
         self.options = {name: value for name, value in given.items() if value is not None}
 
     def attach(self):
         super().attach()
         if not self.classes:
-            raise ValueError("MultiModal needs classes: its proxies are patterns of class probabilities; "
-                             "the targets are numbers")
+            targets = "several labels at once" if self.task == "multi-label" else "numbers"
+            raise ValueError("MultiModal needs classes that exclude each other: its proxies are patterns of class "
+                             f"probabilities, which sum to 1; the targets are {targets}")
         head = getattr(self.model, "head", None)
         if isinstance(head, MultiProxyHead): return self._check_same(head.options)
 

@@ -26,12 +26,13 @@ from mmlit.core import (
     Model,
     at_least_float32,
     batch_parts,
+    check_count,
     check_features,
+    check_number,
     device_of,
     eval_mode,
     is_additive,
     is_conditional,
-    number,
     one_of,
 )
 from ..fusion.coalitions import all_pairings, check_pairings, pairing_logits
@@ -56,7 +57,7 @@ def _nwj(log_sum, log_count):
 
 def _check_options(alignment, form):
     one_of("form", form, ("dv", "nwj"))
-    number("the weight alignment", alignment, least=0)
+    check_number("the weight alignment", alignment)
 
 def _alignment(own, log_sum, n_modalities, log_mass, form):
     "The bracket, from the true pairings' logits `own` (B, ..., C) and the log-sum over all; mean over axes between."
@@ -228,7 +229,7 @@ def _model_log_sum(model, zs, own, log_prior, pairings, memory, generator):
     return _sampled_log_sum((own + log_prior).logsumexp(-1), rows, index, "exact")
 
 def _check_limits(pairings, memory):
-    return number("pairings", pairings, least=1, whole=True), number("memory", memory, least=1)
+    return check_count("pairings", pairings, 1), check_number("memory", memory, "[1, inf)")
 
 def alignment_term(
     model:Model,                           # has `fuse`; `contributions` or `conditional_contributions` make it cheap
@@ -404,7 +405,7 @@ class TCMax(FusionMethod):
     ):
         _check_options(alignment, form)
         _check_limits(pairings, memory)
-        number("seed", seed, whole=True)
+        check_count("seed", seed)
         if not isinstance(monitor, bool): raise TypeError(f"monitor is True or False, got {monitor!r}")
         self.alignment, self.form, self.pairings, self.memory = alignment, form, pairings, memory
         self.seed, self.monitor = seed, monitor

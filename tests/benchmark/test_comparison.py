@@ -1,6 +1,9 @@
 "The comparison as a user meets it: in parallel, on own files, with wrong input, for regression."
 
 import inspect
+import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ import pytest
 from mmlit.benchmark.comparison import _check_methods, compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
-from mmlit.learner import METHODS, Budget, joint
+from mmlit.data.loaders import multimodal_dls
+from mmlit.learner import METHODS, Budget, FusionMethod, joint
 from mmlit.methods.baselines import MultiLoss
+from mmlit.runs import RunsFailed
 
 SMALL = Budget(epochs=1, width=16)
 
@@ -51,6 +56,53 @@ def test_own_file_and_own_method(tmp_path):
     assert "4 modalities" not in page and "2 modalities: tone, face" in page
 
 
+class FailsOnOdd(FusionMethod):
+    def after_loss(self):
+        if self.dls.split.test[0] % 2:
+            raise FloatingPointError("odd")
+
+
+def test_what_fails_on_some_seeds_is_compared_on_the_others(tmp_path, capsys):
+    registry = METHODS | dict(odd=joint("fails", "odd", FailsOnOdd))
+    seeds = [0, 1, 2, 3]
+    odd = [int(multimodal_dls(load_dataset("digits"), seed=s).split.test[0] % 2) for s in seeds]
+    assert 0 < sum(odd) < 3
+    found = compare("digits", ["odd"], seeds, SMALL, tmp_path, registry, "joint", workers=2, progress=False)
+    row = found.table.set_index("method").loc["odd"]
+    assert (row.seeds, row.failed) == (4 - sum(odd), sum(odd)) and len(found.failed) == sum(odd)
+    assert f"{4 - sum(odd)} of 4 seeds" in found.verdict("digits", "odd")
+    page = found.to_html(tmp_path / "page.html").read_text(encoding="utf8")
+    told = json.loads(found.to_json(tmp_path / "page.json").read_text(encoding="utf8"))
+    found.show()
+    for text in (page, repr(found), capsys.readouterr().out, told["failed"][0]["reason"]):
+        assert "FloatingPointError" in text and "odd" in text
+    assert len(told["failed"]) == sum(odd)
+
+
+class KillsItsProcess(FusionMethod):
+    def after_loss(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_costs_the_run_that_kills_it(tmp_path):
+    registry = METHODS | dict(kills=joint("kills", "kills", KillsItsProcess))
+    found = compare("digits", ["unimodal", "kills"], 1, SMALL, tmp_path, registry, "joint", workers=2, progress=False)
+    assert list(found.failed.method) == ["kills"] and "process that trained it died" in found.failed.reason[0]
+    assert {"joint", "unimodal left", "unimodal right"} <= set(found.runs.method)
+
+
+def test_several_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 300, 4)).astype("float32")
+    y = (np.stack([x[0, :, 0], x[1, :, 0], x[0, :, 1] + x[1, :, 1]], 1) > 0).astype("float32")
+    data = MultimodalData("labels", dict(left=x[0], right=x[1]), y, ["p", "q", "r"], task="multi-label")
+    found = compare([data], ["unimodal", "joint"], 2, Budget(epochs=10, width=16, lr=1e-2), tmp_path, progress=False)
+    scores = found.table.set_index("method")
+    assert found.score("labels") == "accuracy" and not len(found.failed)
+    assert scores["mean"]["joint"] > 0.85 > scores["mean"]["unimodal left"] + 0.05
+    assert "points of accuracy" in found.verdict("labels") and found.to_html(tmp_path / "r.html").is_file()
+
+
 def test_regression(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 300, 3)).astype("float32")
@@ -83,7 +135,7 @@ def test_wrong_data_is_said_before_training(tmp_path):
 
 
 def test_training_that_diverges_is_an_error_and_not_a_score(tmp_path):
-    with pytest.raises(FloatingPointError, match="learning rate"):
+    with pytest.raises(RunsFailed, match="FloatingPointError.*learning rate"):
         compare(["digits"], ["joint"], 1, Budget(epochs=2, lr=1e30), tmp_path, workers=1, progress=False)
 
 

@@ -15,7 +15,7 @@ from mmlit.data.columns import MultimodalData
 from mmlit.learner import Budget
 from mmlit.scores import corrected_interval
 
-PARTS = dict(split="5e1f", n_train=120, n_test=40)
+PARTS = dict(split="5e1f", n_train=120_000, n_test=40_000)
 
 
 def data(name, classes=("no", "yes")):

@@ -81,7 +81,7 @@ def test_a_column_holds_what_was_given_or_is_refused(values):
     if x.dtype != object:
         assert np.isfinite(x).all() and x.dtype.isnative
         torch.as_tensor(x[:1])
-        given_ = np.asarray(values, dtype=np.float64) if not isinstance(values, pd.Series) else values.to_numpy(float)
+        given_ = np.array(values.tolist() if isinstance(values, pd.Series) else values, dtype=np.float64)
         assert np.array_equal(np.asarray(x, dtype=np.float64).reshape(given_.shape), given_)
 
 

@@ -122,8 +122,8 @@ def test_a_constant_changes_nothing(constant):
         (lambda x: estimate_mi(np.where(np.arange(100) < 3, None, "a"), x), "missing"),
         (lambda x: estimate_mi(pd.Series(pd.date_range("2020", periods=100)), x), "dates"),
         (lambda x: estimate_mi(x, x, discrete=True), "one entry per variable"),
-        (lambda x: estimate_mi(x, x, method="knn", neighbours=0), "at least one neighbour"),
-        (lambda x: estimate_mi(x, x, method="neural", neural=NeuralEstimator(folds=1)), "at least 2 folds"),
+        (lambda x: estimate_mi(x, -(x**2), method="knn", neighbours=0), "at least one neighbour"),
+        (lambda x: estimate_mi(x, -(x**2), method="neural", neural=NeuralEstimator(folds=1)), "at least 2 folds"),
     ],
 )
 def test_input_that_cannot_be_meant_is_refused(call, message):

@@ -53,12 +53,12 @@ def test_a_critic_never_scores_the_samples_it_was_trained_on(monkeypatch):
     monkeypatch.setattr(
         NeuralEstimator,
         "fit",
-        lambda self, parts, g: (seen.append(set(parts[0][:, 0].tolist())), fit(self, parts, g))[1],
+        lambda self, parts, g, groups=None: (seen.append(set(parts[0][:, 0].tolist())), fit(self, parts, g, groups))[1],
     )
 
-    def check(self, critic, parts):
+    def check(self, critic, parts, largest):
         assert not seen[-1] & set(parts[0][:, 0].tolist())
-        return held_out(self, critic, parts)
+        return held_out(self, critic, parts, largest)
 
     monkeypatch.setattr(NeuralEstimator, "_held_out", check)
     x = torch.randn(2, 120, 1, generator=generator())

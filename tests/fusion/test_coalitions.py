@@ -114,3 +114,97 @@ def test_unknown_names_are_refused_with_what_is_known():
         unimodal_logits(model, model.encode(*xs), "splt")
     with pytest.raises(ValueError, match="no meaning"):
         absent_features(model, xs, "mean_feature", zs=(torch.zeros(4, 3).long(),) * 2)
+
+
+# ---- what stands in the place of an absent modality, index types, memory
+
+
+@HEAD
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_stands_for_an_absent_modality_is_seen_by_no_logit_and_no_gradient(name, value):
+    model, xs = linear_model(name, 3)
+    whole = [z.detach().requires_grad_() for z in model.encode(*xs)]
+    spoilt = [z.detach().clone() for z in whole]
+    spoilt[1][2, 0] = value
+    spoilt = [z.requires_grad_() for z in spoilt]
+    without, keep = ~coalitions(3)[:, 1], torch.tensor([[True, False, True]] * 4)
+    head = list(model.head.parameters())
+
+    def asked(zs):
+        for logits in (
+            coalition_logits(model, zs)[without],
+            coalition_logits(model, zs, present=coalitions(3)[without]),
+            coalition_logits(model, zs, memory=400)[without],
+            unimodal_logits(model, zs)[[0, 2]],
+            model.fuse(mask_features(zs, keep)),
+            pairing_logits(model, zs, torch.tensor([[2, 1, 2], [0, 3, 2], [2, 2, 2]]))[:2],
+        ):
+            yield logits.detach(), *torch.autograd.grad(logits.square().sum(), [*head, zs[0], zs[2]], allow_unused=True)
+
+    for ours, theirs in zip(asked(spoilt), asked(whole)):
+        for a, b in zip(ours, theirs):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert not coalition_logits(model, spoilt)[~without][:, 2].isfinite().all()  # and present it is seen
+
+
+@HEAD
+def test_an_index_is_an_index_whatever_integers_it_has(name):
+    model, xs = linear_model(name, 2)
+    zs, index = model.encode(*xs), torch.tensor([[0, 1], [3, 2], [1, 1]])
+    expected = torch.cat([model.fuse((zs[0][i : i + 1], zs[1][j : j + 1])) for i, j in index])
+    for kind in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        assert_close(pairing_logits(model, zs, index.to(kind)), expected)
+    for bad in (index.bool(), index.float(), index - 1, index + 1, index[0], index[:, :1]):
+        with pytest.raises(ValueError, match="index must hold"):
+            pairing_logits(model, zs, bad)
+    assert pairing_logits(model, zs, index[:0]).shape == (0, 3)
+
+
+@HEAD
+def test_memory_bounds_the_result_too(name):
+    model, xs = linear_model(name, 3)
+    zs = model.encode(*xs)
+    for ask, size in ((coalition_logits, 8 * 4 * 3 * 4), (pairing_logits, 4**3 * 3 * 4)):
+        assert ask(model, zs, memory=size).numel() * 4 == size
+        with pytest.raises(ValueError, match=f"{size:,} bytes, more than memory"):
+            ask(model, zs, memory=size - 1)
+    with pytest.raises(ValueError, match="60 bytes, more than memory=59"):
+        pairing_logits(model, zs, torch.zeros(5, 3).long(), memory=59)
+
+
+def test_stand_ins_that_do_not_fit_are_refused():
+    model, xs = linear_model("mlp", 2)
+    zs = model.encode(*xs)
+    for bad in (zs, [z[:1] for z in zs[:1]], [z[0] for z in zs], [z[:1, :2] for z in zs]):
+        with pytest.raises(ValueError, match="2 stand-ins of one row"):
+            coalition_logits(model, zs, absent=bad)
+
+
+class Words(nn.Module):
+    "The mean embedding of the tokens that the mask leaves; of none it is 0/0."
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+
+    def forward(self, x):
+        mask = x["attention_mask"][..., None]
+        return (self.embedding(x["input_ids"]) * mask).sum(1) / mask.sum(1)
+
+
+def test_a_dict_of_tensors_has_stand_ins_and_a_zero_that_means_nothing():
+    text = dict(input_ids=torch.randint(0, 9, (6, 5)), attention_mask=torch.ones(6, 5))
+    model = FusionModel([Words(), nn.Linear(3, 4)], HEADS["film"]((4, 4), 2))
+    xs = (text, torch.randn(6, 3))
+    for kind in ("zero_feature", "mean_feature"):
+        absent = absent_features(model, xs, kind)
+        assert coalition_logits(model, model.encode(*xs), absent=absent).isfinite().all()
+    with pytest.raises(ValueError, match="not finite"):
+        absent_features(model, xs, "zero_input")
+    with pytest.raises(ValueError, match="no mask says"):
+        absent_features(model, (dict(input_ids=text["input_ids"]), xs[1]), "zero_input")
+    floats = EarlyFusion(nn.Identity(), 2)
+    with pytest.raises(ValueError, match="got \\['dict', 'Tensor'\\].*name them"):
+        coalition_logits(floats, floats.encode(*xs))

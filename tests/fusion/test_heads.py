@@ -74,11 +74,11 @@ def test_what_stands_around_a_head_has_its_structure_and_no_other(inner, has):
 
 
 def test_heads_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match="positive feature widths"):
+    with pytest.raises(ValueError, match="feature width in dims must be a whole number, at least 1, got 0"):
         SumHead((3, 0), 2)
     with pytest.raises(ValueError, match="equal feature widths"):
         SumHead((3, 4), 2, shared=True)
-    with pytest.raises(ValueError, match="one vector per sample"):
+    with pytest.raises(ValueError, match="one vector of floats per sample"):
         SumHead((3, 4), 2)((torch.zeros(2, 5, 3), torch.zeros(2, 4)))
 
 

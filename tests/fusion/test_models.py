@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from mmlit.fusion.coalitions import coalition_logits
 from mmlit.fusion.heads import HEADS, SumHead
-from mmlit.fusion.models import FusionModel, as_fusion
+from mmlit.fusion.models import FusionModel, as_fusion, unwrap
 
 HEAD = pytest.mark.parametrize("name", HEADS)
 
@@ -61,3 +61,69 @@ def test_learned_stand_ins_need_the_widths_of_the_features():
         FusionModel([nn.Identity()], nn.Linear(3, 2), learn_absent=True)
     with pytest.raises(ValueError, match="has no submodule 'ear'"):
         as_fusion(nn.Sequential(nn.Linear(2, 2)), 2, encoders=["ear", "0"])
+
+
+# ---- weights, and what torch puts around a model
+
+
+def made(name="concat", parts=()):
+    torch.manual_seed(1)
+    model = FusionModel([nn.Linear(3, 4), nn.Linear(2, 4)], HEADS[name]((4, 4), 3))
+    model.parts.update({p: nn.Linear(4, 1) for p in parts})
+    return model
+
+
+@HEAD
+def test_weights_of_a_method_load_into_the_plain_model_and_not_the_other_way_round(name):
+    trained, plain = made(name, ["mcr_heads"]), made(name)
+    for p in trained.parameters():
+        p.data.add_(1.0)
+    assert not plain.load_state_dict(trained.state_dict()).unexpected_keys
+    xs = torch.randn(5, 3), torch.randn(5, 2)
+    assert torch.equal(plain(*xs), trained(*xs))
+    with pytest.raises(RuntimeError, match=r"nothing for \['mcr_heads'\].*strict=False"):
+        trained.load_state_dict(plain.state_dict())
+    assert trained.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    some = {k: v for k, v in trained.state_dict().items() if "encoders.1" not in k}
+    with pytest.raises(RuntimeError, match="encoders.1.weight"):  # parts are left out, and nothing else
+        plain.load_state_dict(some)
+    with pytest.raises(RuntimeError, match="surprise"):
+        plain.load_state_dict(trained.state_dict() | {"surprise": torch.ones(1)})
+
+
+AROUND = [
+    nn.DataParallel,
+    torch.compile,
+    lambda m: torch.compile(nn.DataParallel(m)),
+    lambda m: nn.DataParallel(torch.compile(m)),
+]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_wrappers_are_taken_off_and_their_checkpoints_load(around):
+    model, xs = made(), (torch.randn(5, 3), torch.randn(5, 2))
+    wrapped = around(model)
+    assert unwrap(wrapped) is model and unwrap(model) is model
+    twin = FusionModel([nn.Linear(3, 4), nn.Linear(2, 4)], HEADS["concat"]((4, 4), 3))
+    twin.load_state_dict(wrapped.state_dict())
+    assert torch.equal(twin(*xs), model(*xs))
+    with pytest.raises(ValueError, match="give the model itself"):
+        as_fusion(wrapped, 2)
+
+    foreign = as_fusion(nn.Bilinear(3, 2, 4), 2)  # a name that looks like a wrapper's prefix stays
+    again = as_fusion(nn.Bilinear(3, 2, 4), 2)
+    again.load_state_dict(around(foreign).state_dict())
+    assert torch.equal(again(*xs), foreign(*xs))
+
+
+def test_a_model_compiled_in_place_keeps_its_names_and_its_hooks():
+    model, xs, seen = made(), (torch.randn(5, 3), torch.randn(5, 2)), []
+    expected, names = model(*xs), list(model.state_dict())
+    model.compile(backend="eager")
+    handle = model.register_feature_hook(lambda zs: seen.append(len(zs)))
+    assert_close(model(*xs), expected)
+    assert_close(model(*xs), expected)
+    assert seen == [2, 2] and list(model.state_dict()) == names
+    handle.remove()
+    model(*xs)
+    assert seen == [2, 2]

@@ -310,8 +310,8 @@ def test_conditional_clip_needs_a_linear_layer_that_answers():
         def forward(self, zs):
             return zs[0] * zs[1]
 
-    learn = learner_of(2, ConditionalClip(), Setting(), head=lambda dims, c: Product())
-    learn.model = FusionModel([nn.Linear(4, 3), nn.Linear(5, 3)], Product())
+    dls = learner_of(2, None, Setting()).dls
+    learn = multimodal_learner(dls, FusionModel([nn.Linear(4, 3), nn.Linear(5, 3)], Product()), cbs=[ConditionalClip()])
     with pytest.raises(ValueError, match="GradientClip"), learn.no_bar(), learn.no_logging():
         learn.fit(1)
 
@@ -453,14 +453,10 @@ def test_samples_are_valued_under_the_training_transforms_or_without():
     def values(augmented):
         learn = learner_of(2, ModalityResampling(warmup=0, augmented=augmented), Setting())
         learn.dls.train.after_batch.add(ItemTransform(lambda batch: (torch.full_like(batch[0], 1e3), *batch[1:])))
-        learn.modality_resampling.begin_training()
-        learn.modality_resampling.generator = generator()
-        learn.epoch = 0
-        learn.modality_resampling.make_plan()
-        sums = learn.modality_resampling._sums
-        learn.modality_resampling.end_training()
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 0.0)
         rows = learn.dls.train_ds.batch(learn.dls.train_ds.index)
-        return float(sums["phi m0"][0]), learn.model, rows
+        return learn.modality_resampling.history["phi m0"][0], learn.model, rows
 
     (under, model, rows), (without, *_) = values(True), values(False)
     expected = valuate(model, [rows]).phi.mean(1)[0]

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
+from trajectories import SETTINGS, same_trajectory
 
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
@@ -246,3 +248,46 @@ def test_the_rows_of_the_ensembles_of_several_labels():
     for row, how in (("ensemble", "logprob"), ("ensemble_prob", "prob")):
         got = METHODS[row].combine([RIGHT, WRONG], data)[row]
         assert_close(torch.tensor(got.test), ensemble_log_odds(outs, how))
+
+
+# ---- the callbacks beside loops that are written by hand
+
+
+def small(method, setting, seed=0):
+    torch.manual_seed(seed)
+    dls = multimodal_dls({"a": RAW[0], "b": RAW[1]}, LABELS, bs=16, device="cpu")
+    return multimodal_learner(dls, width=8, method=method, opt_func=setting.opt_func())
+
+
+RAW = np.random.default_rng(0).normal(size=(2, 200, 5)).astype(np.float32)
+LABELS = (RAW[0, :, 0] + RAW[1, :, 0] > 0).astype(int)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_multi_loss_trains_as_the_loop_by_hand(setting):
+    def loss(model, xs, y, epoch):
+        zs = model.encode(*xs)
+        total = F.cross_entropy(model.fuse(zs).float(), y)
+        for head, z in zip(model.parts["multi_loss_heads"], zs):
+            total = total + 0.5 * F.cross_entropy(head(z).float(), y)
+        return total
+
+    same_trajectory(small(MultiLoss(0.5), setting), setting, loss)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_modality_dropout_trains_as_the_loop_by_hand(setting):
+    draws = {}
+
+    def loss(model, xs, y, epoch):
+        if epoch not in draws:
+            draws[epoch] = torch.Generator().manual_seed(epoch)  # seed 0
+        kept = [[float(torch.rand(1, generator=draws[epoch])) >= 0.4 for _ in xs] for _ in y]
+        zs = [z.clone() for z in model.encode(*xs)]
+        for n, keeps in enumerate(kept):
+            for m, keep in enumerate(keeps):
+                if any(keeps) and not keep:
+                    zs[m][n] = 0
+        return F.cross_entropy(model.fuse(zs).float(), y)
+
+    same_trajectory(small(ModalityDropout(0.4), setting), setting, loss)

@@ -350,6 +350,15 @@ def test_the_options_of_the_callback_are_those_of_its_signature_and_the_defaults
     assert method.options.items() <= defaults.items()
 
 
+@pytest.mark.parametrize("ceb_weight", [0.0, 0.5])
+def test_every_part_of_the_callback_trains(ceb_weight):
+    learn = learner(MCR(ceb_weight=ceb_weight))
+    before = {n: p.detach().clone() for n, p in learn.model.parts.named_parameters()}
+    quietly_fit(learn)
+    assert any("decoder" in n for n in before) == bool(ceb_weight)
+    assert not [n for n, p in learn.model.parts.named_parameters() if torch.equal(p, before[n])]
+
+
 def test_to_make_a_callback_draws_no_number():
     before = torch.get_rng_state()
     MCR(permutations=4)
@@ -394,7 +403,8 @@ def published(model, xs, y, epoch, loss=F.cross_entropy, weights=(0.1, 0.01, 1.0
     zs, heads, (mipd_weight, unimodal, contrastive, ceb) = model.encode(*xs), model.parts["mcr_heads"], weights
     logits = model.fuse(zs).float()
     alone = sum(loss(u(z).float(), y) for u, z in zip(heads.unimodal, zs))
-    bottleneck = F.mse_loss(heads.decoder(logits.detach()).float(), torch.cat([z.float() for z in zs], 1))
+    together = torch.cat([z.float() for z in zs], 1)
+    bottleneck = F.mse_loss(heads.decoder(logits.detach()).float(), together) if ceb else 0.0
     return (
         loss(logits, y)
         + unimodal * alone

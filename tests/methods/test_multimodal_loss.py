@@ -10,9 +10,14 @@ from pathlib import Path
 import multi_proxy_ablation
 import pytest
 import torch
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
+from trajectories import SETTINGS, same_trajectory
 
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import AttentionHead, SumHead, VectorEncoder
@@ -230,11 +235,10 @@ def test_head_rejects_what_it_cannot_use():
         init=dict(n_classes=2, init="x"),
         axis=dict(n_classes=2, axis="x"),
         gamma=dict(n_classes=2, gamma=-1.0),
+        k=dict(n_classes=2, k=0),
     ).items():
         with pytest.raises(ValueError, match=match):
             MultiProxyHead((3, 4), **options)
-    with pytest.raises(ValueError, match="at least one"):
-        MultiProxyHead((3, 4), 2, k=0)
     with pytest.raises(ValueError, match="3 modalities.*|2 modalities.*"):
         MultiProxyHead((3, 4), 2)((torch.zeros(1, 3),))
 
@@ -352,8 +356,13 @@ def loaders():
     "options, error, match",
     [
         (dict(gama=0.1), TypeError, "gama"),
-        (dict(gamma=-1.0), ValueError, "positive"),
-        (dict(k=0), ValueError, "at least one proxy"),
+        (dict(gamma=-1.0), ValueError, r"\(0, inf\)"),
+        (dict(gamma=math.nan), ValueError, r"\(0, inf\)"),
+        (dict(gamma="0.1"), ValueError, "a number in"),
+        (dict(k=0), ValueError, "at least 1"),
+        (dict(k=2.5), ValueError, "a whole number"),
+        (dict(attended=1), TypeError, "True or False"),
+        (dict(unit="no"), TypeError, "True or False"),
         (dict(init="papre"), ValueError, "did you mean 'paper'"),
         (dict(axis="clas"), ValueError, "did you mean 'class'"),
     ],
@@ -364,7 +373,11 @@ def test_wrong_options_are_refused_where_they_are_written(options, error, match)
         MultiModal(**options)
 
 
-@pytest.mark.parametrize("options", [{}, dict(k=3), dict(gamma=0.2, axis="proxy"), dict(init="aligned")], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(k=3), dict(gamma=0.2, axis="proxy"), dict(init="aligned"), dict(attended=False, unit=False)],
+    ids=str,
+)
 def test_the_head_has_the_options_of_the_callback_and_else_its_own(options):
     own = {
         name: p.default for name, p in inspect.signature(MultiProxyHead).parameters.items() if p.default is not p.empty
@@ -391,6 +404,43 @@ def test_numbers_have_no_proxies():
     dls = multimodal_dls({"a": x[0], "b": x[1]}, torch.randn(100).numpy(), device="cpu")
     with pytest.raises(ValueError, match="targets are numbers"):
         multimodal_learner(dls, method=MultiModal())
+
+
+@pytest.mark.parametrize("M", [2, 3])
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_training_is_the_loop_by_hand(setting, M):
+    "The five steps of the paper as one plain function of the parameters, in a torch loop."
+
+    def paper(model, xs, y, epoch):
+        head = model.head
+        zs = model.encode(*xs)
+        p = [linear(z).float().softmax(1) for linear, z in zip(head.unimodal.linears, zs)]
+        with torch.autocast("cpu", enabled=False):
+            e = torch.cat(p, 1)
+            W = head.proxies.reshape(M * 3, 3 * 4).clamp(min=0)
+            P = W / W.norm(dim=0)
+            s = (e / e.norm(dim=1, keepdim=True)) @ P
+            w = (10 * s).softmax(1) @ P.T
+            o = sum(q * (1 + v) for q, v in zip(p, w.split(3, 1)))
+            s = s.view(-1, 3, 4)
+            z = ((10 * s).softmax(1) * s).sum(2)
+            return cross_entropy(z + o, y, weight=torch.tensor([1.0, 2.0, 0.5]))
+
+    loss = CrossEntropyLossFlat(weight=torch.tensor([1.0, 2.0, 0.5]))
+    x = torch.randn(M, 160, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :, 0].sum(0) > 0).long() + (x[0, :, 1] > 0.8).long()
+    dls = multimodal_dls({f"x{m}": x[m] for m in range(M)}, y.numpy(), bs=16, device="cpu", seed=0)
+    torch.manual_seed(0)
+    learn = multimodal_learner(dls, method=MultiModal(k=4), width=6, loss_func=loss, opt_func=setting.opt_func())
+    same_trajectory(learn, setting, paper, epochs=1, atol=2e-5)
+
+
+def test_several_labels_are_refused_with_the_reason():
+    sets = [TensorDataset(torch.randn(16, 3), torch.randn(16, 3), torch.randint(0, 2, (16, 4)).float()) for _ in "ab"]
+    dls = DataLoaders.from_dsets(*sets, bs=8, n_inp=2, num_workers=0, device="cpu")
+    model = FusionModel([nn.Linear(3, 4), nn.Linear(3, 4)], SumHead((4, 4), 4))
+    with pytest.raises(ValueError, match="sum to 1; the targets are several labels"):
+        Learner(dls, model, loss_func=nn.BCEWithLogitsLoss(), cbs=MultiModal())
 
 
 def test_the_control_in_the_comparison_has_the_scale_of_the_head():

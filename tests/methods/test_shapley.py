@@ -228,6 +228,7 @@ def test_valuation_rejects_what_is_not_correctness():
         modality_valuation(torch.rand(4, 3))
     with pytest.raises(ValueError, match="at most 17"):
         modality_valuation(torch.zeros(2**18, 1, dtype=torch.bool))
+    assert modality_valuation(torch.ones(2**17, 1, dtype=torch.bool)).shape == (17, 1)
     assert torch.equal(modality_valuation(tables(2)), modality_valuation(tables(2).float()))
     assert modality_valuation(tables(2, 1)).shape == (2, 1)  # B = 1
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import generator
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
+from trajectories import SETTINGS, Setting, same_trajectory
 
 from mmlit.bounds import class_log_prior, tcne, tcne_additive
 from mmlit.data.loaders import multimodal_dls
@@ -19,6 +24,8 @@ from mmlit.learner import multimodal_learner
 from mmlit.methods.tcmax import (
     TCMax,
     TCMaxLoss,
+    TwoClasses,
+    alignment_term,
     draw_pairings,
     pairing_log_sums,
     tcmax_loss,
@@ -27,6 +34,7 @@ from mmlit.methods.tcmax import (
     tcmax_loss_sampled,
     tcmax_model_loss,
     unimodal_losses,
+    unimodal_losses_at,
 )
 
 TANGENT_FROM = 10.0  # log of the mean from which on the exponential of "nwj" is its tangent
@@ -833,3 +841,202 @@ def test_the_callback_backpropagates_the_function_with_its_options(head, options
         learn.fit(1, 1e-3)
     assert pairs and all(one == other for one, other in pairs)
     assert learn.watched.history["tcmax"] == pytest.approx([np.mean([one for one, _ in pairs])], rel=1e-6)
+
+
+# ---- the callback beside loops written from the paper
+
+
+def pairs_and_triples(M):
+    def score(model, zs, k):
+        return model.fuse(tuple(z[i : i + 1] for z, i in zip(zs, k)))[0].float()
+
+    def bracket(model, zs, normaliser):
+        "ln of the sum over all pairings of e^F, minus the mean over the true ones, minus ln B; one pairing at a time."
+        B = len(zs[0])
+        every = torch.stack([normaliser(score(model, zs, k)) for k in itertools.product(range(B), repeat=M)])
+        true = torch.stack([normaliser(score(model, zs, (i,) * M)) for i in range(B)])
+        return every.logsumexp(0) - true.mean(0) - math.log(B)
+
+    return bracket
+
+
+def classes_of(M, bs, C=3):
+    x = normal(M, 64, 4, dtype=torch.float32)
+    y = ((x[:, :, 0].sum(0) > 0).long() + (x[0, :, 1] > 0.3).long()) % C
+    return multimodal_dls({f"x{m}": x[m] for m in range(M)}, y.numpy(), bs=bs, device="cpu", seed=0)
+
+
+WEIGHTED = CrossEntropyLossFlat(weight=torch.tensor([1.0, 4.0, 0.5]))
+
+
+@pytest.mark.parametrize("head, M", [("concat", 2), ("concat", 3), ("film", 2), ("mlp", 2)])
+@pytest.mark.parametrize("setting", [Setting(), Setting("adam", accumulate=2, clip=0.05, lr=3e-3)], ids=str)
+def test_training_is_the_loop_by_hand(setting, head, M):
+    bs, bracket = 4 if M > 2 else 6, pairs_and_triples(M)
+
+    def paper(model, xs, y, epoch):
+        zs = model.encode(*xs)
+        own = model.fuse(zs).float()
+        return WEIGHTED(own, y) + bracket(model, zs, lambda f: f.logsumexp(0))
+
+    torch.manual_seed(0)
+    learn = multimodal_learner(
+        classes_of(M, bs), head=head, method=TCMax(), width=4, loss_func=WEIGHTED, opt_func=setting.opt_func()
+    )
+    same_trajectory(learn, setting, paper, epochs=1, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_plain_cross_entropy_gives_the_published_loss_in_every_setting(setting):
+    def published(model, xs, y, epoch):
+        return tcmax_loss(model.contributions(model.encode(*xs)), y)
+
+    torch.manual_seed(0)
+    learn = multimodal_learner(classes_of(2, 8), method=TCMax(), width=4, opt_func=setting.opt_func())
+    same_trajectory(learn, setting, published, epochs=2, **(dict(rtol=0.02, atol=2e-3) if setting.bf16 else {}))
+
+
+@pytest.mark.parametrize("loss", [WEIGHTED, LabelSmoothingCrossEntropyFlat(eps=0.3), FocalLossFlat(gamma=3.0)], ids=str)
+def test_the_loss_of_the_learner_acts(loss):
+    ends = []
+    for func in (loss, CrossEntropyLossFlat()):
+        torch.manual_seed(0)
+        learn = multimodal_learner(classes_of(2, 8), method=TCMax(), width=4, loss_func=func)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 0.01)
+        ends.append(learn.model.head.linear.weight.detach())
+    assert not torch.allclose(*ends, atol=1e-3)
+
+
+def one_against_rest(logits, y):
+    return F.binary_cross_entropy_with_logits(logits, F.one_hot(y, logits.shape[1]).float())
+
+
+def test_a_loss_that_cannot_be_honoured_is_refused_before_training():
+    dls = classes_of(2, 8)
+    with pytest.raises(ValueError, match="one_against_rest changes when a number is added"):
+        multimodal_learner(dls, method=TCMax(), loss_func=one_against_rest)
+    with pytest.raises(ValueError, match="one number per batch"):
+        multimodal_learner(dls, method=TCMax(), loss_func=torch.nn.CrossEntropyLoss(reduction="none"))
+    learn = multimodal_learner(dls, method=TCMax())
+    learn.loss_func = one_against_rest
+    with pytest.raises(ValueError, match="changes when a number is added"), learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("head", ["concat", "film", "mlp"])
+def test_the_losses_of_the_modalities_are_recorded_and_change_nothing(head):
+    ends = []
+    for monitor in (False, True):
+        torch.manual_seed(0)
+        method = TCMax(monitor=monitor, pairings=40)
+        learn = multimodal_learner(classes_of(2, 8), head=head, method=method, width=4)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 0.01)
+        ends.append(learn.model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(end.values() for end in ends)))
+    assert (
+        list(method.history) == ["tcmax", "tcmax x0", "tcmax x1"] and np.isfinite(list(method.history.values())).all()
+    )
+
+
+@pytest.mark.parametrize("M", [1, 2, 3])
+def test_unimodal_losses_of_any_head_are_the_marginals_of_its_table(M):
+    B, C = 3, 4
+    scores, y = normal(*[B] * M, C, scale=3.0), labels(B, C)
+    joint, index = scores.flatten().softmax(0).view_as(scores), torch.cartesian_prod(*[torch.arange(B)] * M).view(-1, M)
+    beliefs = [joint.movedim(m, 0).reshape(B, -1, C).sum(1) for m in range(M)]
+    expected = torch.stack([-(B * q[torch.arange(B), y]).log().mean() for q in beliefs])
+    assert_close(unimodal_losses_at(scores.reshape(-1, C), index, y), expected)
+    wild = unimodal_losses_at(1e4 * scores.reshape(-1, C).float(), index, y)
+    assert wild.isfinite().all()
+
+
+# ---- several labels
+
+
+def several(M, C=3, n=32, bs=6, head=ConcatHead):
+    sets = []
+    for seed in (0, 1):
+        x = normal(M, n, 4, seed=seed, dtype=torch.float32)
+        y = (x[:, :, :C].sum(0) + normal(n, C, seed=seed + 2, dtype=torch.float32) > 0).float()
+        sets.append(TensorDataset(*x, y))
+    dls = DataLoaders.from_dsets(*sets, bs=bs, n_inp=M, num_workers=0, device="cpu", drop_last=True)
+    torch.manual_seed(0)
+    return dls, FusionModel([torch.nn.Linear(4, 3) for _ in range(M)], head((3,) * M, C))
+
+
+@pytest.mark.parametrize("head, M", [(ConcatHead, 2), (ConcatHead, 3), (FiLMHead, 2), (MLPHead, 2)])
+def test_several_labels_are_the_mean_of_binary_losses_by_hand(head, M):
+    bracket = pairs_and_triples(M)
+
+    def by_label(model, xs, y, epoch):
+        zs, base = model.encode(*xs), model.parts["tcmax_base"]
+
+        class Two:
+            @staticmethod
+            def fuse(zs):
+                return torch.stack([base(zs), base(zs) + model.head(zs)], -1)
+
+        cross_entropies = [F.cross_entropy(Two.fuse(zs)[:, c], y[:, c].long()) for c in range(y.shape[1])]
+        brackets = bracket(Two, zs, lambda f: f.logsumexp(-1))
+        return sum(a + b for a, b in zip(cross_entropies, brackets)) / y.shape[1]
+
+    setting = Setting(lr=0.05)
+    dls, model = several(M, bs=4 if M > 2 else 6, head=head)
+    learn = Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), cbs=TCMax(), opt_func=setting.opt_func())
+    same_trajectory(learn, setting, by_label, epochs=1, atol=2e-5)
+
+
+def test_a_softmax_loss_of_several_labels_and_models_without_a_head_are_refused():
+    dls, model = several(2)
+    with pytest.raises(ValueError, match="loss of their softmax"):
+        Learner(dls, model, loss_func=torch.nn.CrossEntropyLoss(), cbs=TCMax())
+    early = EarlyFusion(torch.nn.Bilinear(4, 4, 3), 2)
+    with pytest.raises(ValueError, match="needs a second head"):
+        Learner(dls, early, loss_func=torch.nn.BCEWithLogitsLoss(), cbs=TCMax())
+
+
+def test_additive_bound_of_one_label_is_the_sum_of_unimodal_informations():
+    "As for classes: two logits a label, of which the model has the difference and the base the rest."
+    counts = TABLES["general"]
+    *xs, y = batch_of(counts)
+    H, _, unimodal = truth_of(counts)
+
+    class Table:
+        def __init__(self, t):
+            self.t = t
+
+        def contributions(self, zs):
+            return torch.stack([t[x][:, None] for t, x in zip(self.t, zs)])
+
+        def fuse(self, zs):
+            return self.contributions(zs).sum(0)
+
+        __call__ = fuse
+
+    def loss(t):
+        model, base = Table(t[0]), Table(t[1])
+        f = model.fuse(xs)
+        return F.binary_cross_entropy_with_logits(f[:, 0], y.double()) + alignment_term(TwoClasses(model, base), xs)
+
+    least, _ = minimise(loss, 2, 2, 2)
+    assert math.log(len(y)) + math.log(2) - least == pytest.approx(unimodal + math.log(2) - H, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        (dict(alignment=math.nan), ValueError, "weight alignment"),
+        (dict(alignment="1"), ValueError, "a number in"),
+        (dict(form="log"), ValueError, "unknown form"),
+        (dict(pairings=2.5), ValueError, "a whole number"),
+        (dict(memory=0), ValueError, "at least 1"),
+        (dict(seed="a"), ValueError, "seed"),
+        (dict(monitor=1), TypeError, "True or False"),
+    ],
+    ids=str,
+)
+def test_wrong_kinds_of_options_are_refused_too(options, error, match):
+    with pytest.raises(error, match=match):
+        TCMax(**options)

@@ -1,0 +1,300 @@
+"""What is interrupted, damaged or crowded: equal numbers afterwards, bit for bit.
+
+Each fault has a quick variant here; `--slow` runs the many: ten kills of each kind, at seeded moments.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from mmlit.benchmark.comparison import compare
+from mmlit.data.catalogue import load_dataset
+from mmlit.learner import Budget, joint_run
+from mmlit.methods.baselines import unimodal_run
+from mmlit.runs import Job, train_missing
+from mmlit.store import RunStore
+
+SMALL = Budget(epochs=1, width=8)
+COMPARE = "compare --data digits --methods joint,frozen --seeds 2 --epochs 3 --width 16 --workers {workers} --out"
+AUDIT = "audit --data digits --seeds 1 --epochs 3 --width 16 --workers {workers} --out"
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and mounts of Unix")
+
+
+def start(command, out, workers=1):
+    words = [sys.executable, "-m", "mmlit.cli", *command.format(workers=workers).split(), str(out)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def numbers(folder):
+    "Every stored answer and weight, by the name of its file."
+    found = {}
+    for file in sorted(folder.rglob("*.npz")):
+        with np.load(file) as stored:
+            found[file.name] = {k: stored[k].tobytes() for k in ("valid", "test", "y_test")}
+        weights = torch.load(file.with_suffix(".pt"), weights_only=True)
+        found[file.name] |= {k: v.numpy().tobytes() for k, v in weights.items()}
+    return found
+
+
+def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
+    "Numbers of an uninterrupted call, and of one that was killed; and how many kills came while it was at work."
+    assert start(command, tmp_path / "whole", workers).wait() == 0
+    began = time.time()
+    process = start(command, tmp_path / "timed", workers)
+    assert process.wait() == 0
+    length, draw, hit = time.time() - began, random.Random(seed), 0
+    for _ in range(kills):
+        process = start(command, tmp_path / "killed", workers)
+        try:
+            process.wait(draw.uniform(0.3, 1.0) * length)
+        except subprocess.TimeoutExpired:
+            hit += 1
+            process.kill()
+            process.wait()
+        for finished in (tmp_path / "killed").rglob("*.npz"):
+            assert finished.with_suffix(".pt").exists()
+    said = start(command, tmp_path / "killed", workers).communicate()[1]
+    assert "damaged" not in said and not list((tmp_path / "killed").rglob("*.part"))
+    return numbers(tmp_path / "whole"), numbers(tmp_path / "killed"), hit
+
+
+@posix
+def test_a_comparison_that_is_killed_gives_the_same_numbers(tmp_path):
+    command = COMPARE.replace("--seeds 2", "--seeds 1").replace("joint,frozen", "joint")
+    whole, killed, _ = kill_and_go_on(command, tmp_path, 1, 0)
+    assert len(whole) == 3 and killed == whole
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("command", [COMPARE, AUDIT], ids=["compare", "audit"])
+def test_ten_kills_change_no_bit(tmp_path, command, workers):
+    whole, killed, hit = kill_and_go_on(command, tmp_path, 10, workers, workers)
+    assert whole and killed == whole and hit >= 1
+
+
+TRAINING = """
+import sys, numpy as np, torch
+from fastai.callback.all import *
+from mmlit.data.loaders import multimodal_dls
+from mmlit.learner import multimodal_learner
+from mmlit.methods.baselines import ModalityDropout
+folder, epochs = Path(sys.argv[1]), 6
+rng = np.random.default_rng(0)
+y = rng.integers(0, 3, 300)
+dls = multimodal_dls({"a": rng.normal(size=(300, 6)), "b": rng.normal(size=(300, 5))}, y, path=folder, device="cpu")
+torch.manual_seed(0)
+learn = multimodal_learner(dls, method=ModalityDropout())
+done = sorted((folder/"models").glob("model_*.pth"), key=lambda p: int(p.stem.split("_")[1])) if folder.exists() else []
+while done:
+    try: learn.load(done[-1].stem)
+    except Exception: done.pop()             # it was being written
+    else: break
+start = int(done[-1].stem.split("_")[1]) + 1 if done else 0
+with learn.no_bar(), learn.no_logging():
+    if start < epochs:
+        learn.fit_one_cycle(epochs, 3e-3, start_epoch=start, cbs=SaveModelCallback(every_epoch=True, with_opt=True))
+torch.save(learn.model.state_dict(), folder/"final.pt")
+"""
+
+
+def trained(folder, script, wait=None):
+    process = subprocess.Popen([sys.executable, script, folder], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        assert process.wait(wait) == 0, process.stderr.read()
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+
+
+@posix
+@pytest.mark.slow
+def test_ten_kills_of_a_training_with_checkpoints_change_no_bit(tmp_path):
+    script, draw, hits = tmp_path / "train.py", random.Random(0), 0
+    script.write_text(TRAINING)
+    for name in ("whole", "timed", "killed"):
+        (tmp_path / name).mkdir()
+    trained(tmp_path / "whole", script)
+    began = time.time()
+    trained(tmp_path / "timed", script)
+    length = time.time() - began
+    for _ in range(10):
+        (tmp_path / "killed" / "final.pt").unlink(missing_ok=True)
+        for model in sorted((tmp_path / "killed").glob("models/*"))[2:]:
+            model.unlink()  # far enough back that there is something left to be killed in
+        hits += trained(tmp_path / "killed", script, draw.uniform(0.5, 1.0) * length)
+    trained(tmp_path / "killed", script)
+    whole, killed = (torch.load(tmp_path / name / "final.pt") for name in ("whole", "killed"))
+    assert hits >= 1 and all(torch.equal(v, killed[k]) for k, v in whole.items())
+
+
+# ---- SIGTERM, and workers whose parent is gone
+
+
+def children(pid):
+    done = subprocess.run(["ps", "-o", "pid=,ppid=,stat=", "-A"], capture_output=True, text=True)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return [int(child) for child, parent, state in rows if int(parent) == pid and not state.startswith("Z")]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+@posix
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_workers_end_with_their_parent_and_nothing_is_half_written(tmp_path, number, code):
+    command = COMPARE.replace("--epochs 3", "--epochs 2000")
+    process = start(command, tmp_path, workers=2)
+    deadline, workers = time.time() + 90, []
+    while len(workers) < 2 and time.time() < deadline:
+        time.sleep(0.2)
+        workers = children(process.pid)
+    time.sleep(12)  # they have imported torch and are training
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said
+    if number != signal.SIGKILL:
+        assert "finished runs are kept" in said and "Traceback" not in said
+    deadline = time.time() + 20
+    while any(map(alive, workers)) and time.time() < deadline:
+        time.sleep(0.2)
+    assert workers and not any(map(alive, workers))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+# ---- two at a time, no room, damage
+
+
+def test_two_processes_in_one_folder_do_no_harm(tmp_path):
+    command = COMPARE.replace("--seeds 2", "--seeds 1")
+    both = [start(command, tmp_path / "both") for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    said = [process.communicate()[0] for process in both]
+    assert start(command, tmp_path / "alone").wait() == 0
+    alone = numbers(tmp_path / "alone")
+    assert len(alone) == 4 and numbers(tmp_path / "both") == alone
+    drop = "page: "
+    tables = [
+        [line for line in text.splitlines() if "points of accuracy" in line and drop not in line] for text in said
+    ]
+    assert tables[0] == tables[1] and tables[0]
+
+
+@posix
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    room = tmp_path / "room"
+    room.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", room], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        process = start(COMPARE.replace("--width 16", "--width 512"), room / "runs")  # room for the first run or two
+        said = process.communicate()[1]
+        assert process.returncode == 1 and "Traceback" not in said
+        assert "No space left" in said.splitlines()[-1] and "mmlit compare: cannot" in said.splitlines()[-1]
+        assert not list(room.rglob("*.part"))
+        (room / "more").write_bytes(bytes(shutil.disk_usage(room).free))
+        process = start(COMPARE, room / "runs")
+        assert process.wait() == 1 and "cannot write to the folder" in process.communicate()[1]
+    finally:
+        subprocess.run(["umount", room], check=True)
+
+
+def damages(other):
+    "What can happen to a file, by name: its content becomes another; None: it is gone."
+    return dict(
+        truncated=lambda b: b[: len(b) // 2],
+        empty=lambda b: b"",
+        first_bit=lambda b: bytes([b[0] ^ 1]) + b[1:],
+        middle_bit=lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 8]) + b[len(b) // 2 + 1 :],
+        other_run=lambda b: other,
+        text=lambda b: b"not a file of runs",
+        longer=lambda b: b + b"\0" * 7,
+        missing=lambda b: None,
+    )
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_each_damage_costs_one_run_and_one_warning(tmp_path, suffix):
+    data, store = load_dataset("digits").subset(range(600)), RunStore(tmp_path)
+    jobs = [Job(data, run, 0) for run in (unimodal_run("left"), unimodal_run("right"), joint_run())]
+
+    def go():
+        train_missing(jobs, RunStore(tmp_path), SMALL, workers=1, progress=False)
+
+    go()
+    before = numbers(tmp_path)
+    file, other, _ = (store.path(data, job.run, 0, SMALL).with_suffix(suffix) for job in jobs)
+    for name, damage in damages(other.read_bytes()).items():
+        stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}
+        damaged = damage(file.read_bytes())
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            go()
+        mine = [str(w.message) for w in said if "trained again" in str(w.message)]
+        if name == "longer" and suffix == ".npz":
+            assert len(mine) <= 1  # a zip file may be followed by anything: what it holds is whole
+        else:
+            assert len(mine) == 1 and file.name in mine[0], name
+        again = [p for p, t in stamps.items() if p.stat().st_mtime_ns != t]
+        assert again in ([file.with_suffix(".npz")], []) and numbers(tmp_path) == before, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_no_flipped_bit_becomes_a_number(tmp_path, suffix):
+    "Two hundred seeded bits of each file: it is found, or the answer is the one that was stored."
+    data, store, run = load_dataset("digits").subset(range(600)), RunStore(tmp_path), joint_run()
+    train_missing([Job(data, run, 0)], store, SMALL, workers=1, progress=False)
+    path = store.path(data, run, 0, SMALL)
+    whole, right, draw, found = path.with_suffix(suffix).read_bytes(), store.load(path), random.Random(0), 0
+    for _ in range(200):
+        at, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
+        path.with_suffix(suffix).write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+        if not store.finished(path, warn=False):
+            found += 1
+            continue
+        assert np.array_equal(store.load(path).test, right.test) and store.load(path).info == right.info
+    assert found == 200 or suffix == ".npz" and found > 180
+
+
+@pytest.mark.parametrize("name", ["..", "a" * 300, "数" * 200, "a/b", "", "nul\0l", "x\ny"])
+def test_any_name_of_data_and_runs_is_stored_inside_the_folder(tmp_path, name):
+    digits = load_dataset("digits").subset(range(600))
+    digits.name = name
+    run = joint_run(name)
+    store = RunStore(tmp_path / "runs")
+    train_missing([Job(digits, run, 0)], store, SMALL, workers=1, progress=False)
+    path = store.path(digits, run, 0, SMALL)
+    assert path.is_file() and len(path.relative_to(tmp_path / "runs").parts) == 3 and ".." not in path.parts
+    assert store.answer(digits, run, 0, SMALL).info["seed"] == 0
+
+
+def test_a_folder_that_is_full_of_finished_runs_need_not_be_written(tmp_path):
+    options = dict(methods=["joint"], seeds=1, budget=SMALL, out=tmp_path, workers=1, progress=False)
+    first = compare("digits", **options)
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    assert compare("digits", **options).runs.equals(first.runs)
+    assert written == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
