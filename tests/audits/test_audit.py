@@ -213,7 +213,7 @@ def test_groups_that_are_few_are_warned_about(head, tmp_path):
         (dict(smallest_effect=dict(acuracy=0.1)), "did you mean 'accuracy'"),
         (dict(seeds=0), "no seed"),
         (dict(budget="full"), "budget is a Budget, such as Budget.epochs=25., got 'full'; for five splits.*seeds=5"),
-        (dict(budget=Budget(epochs=0)), "epochs >= 1"),
+        (dict(budget=Budget(epochs=0)), "epochs of a budget must be a whole number, at least 1, got 0"),
         (dict(budget=Budget(head="concta")), "concat"),
         (dict(data="digits"), "pass its loaders"),
         (dict(data=DataLoaders()), "do not say how they were split"),
