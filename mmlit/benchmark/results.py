@@ -68,8 +68,8 @@ class Comparison:
     def cells(self, data:str)->pd.DataFrame:
         "The runs of a data set, failed ones among them: these have a reason, and NaN for every score."
         one_of("data set", data, self.datasets)
-        parts = [t[t.data == data] for t in (self.runs, self.failed)]
-        return pd.concat([part for part in parts if len(part)], ignore_index=True)
+        parts:list[pd.DataFrame] = [pd.DataFrame(t[t.data == data]) for t in (self.runs, self.failed)]
+        return pd.DataFrame(pd.concat([part for part in parts if len(part)], ignore_index=True))
 
     def intervals(self, data:str, score:str|None=None)->dict[str, tuple[Interval, Interval|None]]:
         "Of each method: the interval of its score, and of its paired difference to the reference (which has none)."
