@@ -31,9 +31,10 @@ from torch import nn
 
 from .data.splits import split_hash
 from .fusion.heads import HEADS
-from .learner import Budget, Run, task_of
+from .learner import Run
 from .scores import Answer
 from .store import RunStore, Source, data_of, loaders
+from .training import Budget, task_of
 
 # %% ../nbs/30_runs.ipynb #4775cd34
 class _KeepBest(TrackerCallback):

@@ -18,10 +18,11 @@ import torch
 
 from mmlit.benchmark.comparison import compare
 from mmlit.data.catalogue import load_dataset
-from mmlit.learner import Budget, joint_run
+from mmlit.learner import joint_run
 from mmlit.methods.baselines import unimodal_run
 from mmlit.runs import Job, train_missing
 from mmlit.store import RunStore
+from mmlit.training import Budget
 
 SMALL = Budget(epochs=1, width=8)
 COMPARE = "compare --data digits --methods joint,frozen --seeds 2 --epochs 3 --width 16 --workers {workers} --out"

@@ -14,9 +14,10 @@ from mmlit.benchmark.comparison import _check_methods, compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
-from mmlit.learner import METHODS, Budget, FusionMethod, Method, Run, joint
+from mmlit.learner import METHODS, FusionMethod, Method, Run, joint
 from mmlit.methods.baselines import MultiLoss
 from mmlit.runs import RunsFailed
+from mmlit.training import Budget
 
 SMALL = Budget(epochs=1, width=16)
 
