@@ -375,6 +375,7 @@ def measure(module, n, seed, workers, last_in=None):
     pid, file = child(lambda: baseline(name, path, tests, book))
     os.waitpid(pid, 0)
     facts = json.loads(Path(file).read_text())
+    os.unlink(file)
     found = {k: v for k, v in facts["found"].items() if v[0] == "passed"}
     bad = {k: v[0] for k, v in facts["found"].items() if v[0] not in ("passed", "skipped")}
     if bad:
