@@ -201,3 +201,36 @@ def test_what_is_no_prior_is_refused(prior, message):
     for f in (tcne, tcne_additive):
         with pytest.raises(ValueError, match=message):
             f(torch.zeros(2, 2, 3), y, prior)
+
+
+@pytest.mark.parametrize("total, fine", [(0.9993, True), (1.0007, True), (0.998, False), (1.002, False), (1.9, False)])
+def test_a_prior_sums_to_1_within_a_thousandth(total, fine):
+    y, prior = torch.tensor([0, 1]), torch.tensor([0.3, 0.7]).mul(total).log()
+    calls = (
+        lambda: log_prior_of(prior, y, 2, torch.float32),
+        lambda: tcne(torch.zeros(2, 2, 2), y, prior),
+        lambda: tcne_additive(torch.zeros(2, 2, 2), y, prior),
+    )
+    for call in calls:
+        if fine:
+            call()
+        else:
+            with pytest.raises(ValueError, match=f"sum to 1, got shape .* with sum {total:.4g}"):
+                call()
+
+
+def test_classes_that_the_batch_lacks_have_no_weight_and_the_prior_lies_beside_the_labels():
+    found = log_prior_of("empirical", torch.tensor([0, 1, 1]), 4, torch.float64).exp()
+    assert_close(found, torch.tensor([1, 2, 0, 0], dtype=torch.float64) / 3)
+    elsewhere = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert log_prior_of("uniform", elsewhere, 2, torch.float32).device.type == "meta"
+
+
+@pytest.mark.parametrize("bound", [donsker_varadhan, nwj])
+def test_bounds_of_no_scores_are_refused(bound):
+    with pytest.raises(ValueError, match="joint holds no scores"):
+        bound(torch.zeros(0), torch.zeros(3))
+    with pytest.raises(ValueError, match="no terms"):
+        bound(torch.zeros(3), torch.zeros(0))
+    with pytest.raises(ValueError, match=r"1-D, got \(3, 1\) and \(3,\)"):
+        bound(torch.zeros(3, 1), torch.zeros(3))
