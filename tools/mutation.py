@@ -32,6 +32,7 @@ MODULES = dict(
     permutation="08_permutation",
     scores="12_scores",
     tcmax="19_tcmax",
+    exchange="20_exchange",
     mcr="20_mcr",
     shapley="21_shapley",
     modulation="22_modulation",
