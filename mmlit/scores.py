@@ -332,5 +332,5 @@ def _drawn_means(table, ids, draws, rng):
         weight = rng.multinomial(n, np.full(n, 1/n), size=draws)          # how often each group is drawn
         return weight @ sums/(weight @ sizes)[:, None]
 
-    chunk = max(1, int(_WEIGHTS//n))
+    chunk = max(1, _WEIGHTS//n)
     return np.concatenate([means(min(chunk, draws - i)) for i in range(0, draws, chunk)])

@@ -201,3 +201,19 @@ def test_what_is_no_prior_is_refused(prior, message):
     for f in (tcne, tcne_additive):
         with pytest.raises(ValueError, match=message):
             f(torch.zeros(2, 2, 3), y, prior)
+
+
+@pytest.mark.parametrize("total, fine", [(0.9993, True), (1.0007, True), (0.998, False), (1.002, False), (1.9, False)])
+def test_a_prior_sums_to_1_within_a_thousandth(total, fine):
+    y, prior = torch.tensor([0, 1]), torch.tensor([0.3, 0.7]).mul(total).log()
+    calls = (
+        lambda: log_prior_of(prior, y, 2, torch.float32),
+        lambda: tcne(torch.zeros(2, 2, 2), y, prior),
+        lambda: tcne_additive(torch.zeros(2, 2, 2), y, prior),
+    )
+    for call in calls:
+        if fine:
+            call()
+        else:
+            with pytest.raises(ValueError, match=f"sum to 1, got shape .* with sum {total:.4g}"):
+                call()

@@ -553,3 +553,12 @@ def test_the_first_and_the_last_axis_can_be_named_from_both_ends():
     assert_close(marginal(p, -1, 0), p.sum(1))
     with pytest.raises(ValueError, match="no variable -4"):
         marginal(p, -4)
+
+
+@pytest.mark.parametrize("left", [1e-4, 1e-8, 1e-12])
+def test_a_coordinate_that_others_nearly_determine_is_no_rounding(left):
+    rho = math.sqrt(1 - left)
+    for scale in (1e-3, 1.0, 1e3):
+        cov = scale**2 * torch.tensor([[1.0, rho], [rho, 1.0]], dtype=F64)
+        found = gaussian_mutual_information(cov, (1, 1)).item()
+        assert found == pytest.approx(-0.5 * math.log(left), abs=1e-3)

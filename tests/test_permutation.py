@@ -702,3 +702,64 @@ def test_indices_are_numbers_and_not_masks():
     assert torch.equal(permute_modality(zs, 0, index.to(torch.uint8))[0], permute_modality(zs, 0, index)[0])
     with pytest.raises(ValueError, match="integers"):
         permute_modality(zs, 0, index.bool())
+
+
+def test_labels_of_any_integer_type_are_labels_and_no_masks():
+    head = ToyHead(2, n_classes=2)
+    for dtype in (torch.uint8, torch.int32):
+        y = head.y.to(dtype)
+        assert_close(permutation_cmi(head, head.zs, 0, y), permutation_cmi(head, head.zs, 0, head.y))
+        weights = torch.full((4, 4), 0.25)
+        corrected = [conditional_permutation_cmi(head, head.zs, 0, labels, weights) for labels in (y, head.y)]
+        assert_close(*corrected)
+
+
+def test_messages_name_what_was_given():
+    with pytest.raises(ValueError, match=r"got shapes \(2, 3\) and \(2, 4\)"):
+        js_divergence_with_logits(torch.zeros(2, 3), torch.zeros(2, 4))
+    head = ToyHead(2)
+    with pytest.raises(ValueError, match=r"0\.\.2 of shape \(4,\), got \(torch.int64, \(2,\)\)"):
+        permutation_cmi(head, head.zs, 0, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="got None"):
+        permutation_cmi(head, head.zs, 0)
+    with pytest.raises(ValueError, match=r"got torch.int64 \(1, 4\) from 0 to 4"):
+        permutation_cmi(head, head.zs, 0, head.y, permutations=torch.tensor([[0, 4, 1, 2]]))
+    with pytest.raises(ValueError, match=r"shape \(4,\) or \(1, 4\), got torch.int64 \(3,\)"):
+        permute_modality(head.zs, 0, torch.zeros(3).long())
+    zs, y = gaussian(40, generator(), 0.0)
+    with pytest.raises(ValueError, match=r"expected 40 class labels .*, got torch.int64 \(5,\)"):
+        permutation_test(zs, 0, y[:5])
+
+
+def test_every_draw_comes_from_the_generator():
+    "Landmarks of features and of a real target, signs, thinning and the row of each group."
+    zs, y = real_target(240, generator(), 0.5)
+    groups = torch.arange(240) // 2
+    for call in (
+        lambda g: conditional_weights(zs, 0, g),
+        lambda g: permutation_test(zs, 0, y, reps=9, generator=g).null,
+        lambda g: permutation_test(zs, 0, y, reps=9, max_samples=60, generator=g).null,
+        lambda g: permutation_test(zs, 0, (y > 0).long(), reps=9, groups=groups, generator=g).null,
+        lambda g: random_permutations(9, 3, g),
+        lambda g: derangements(9, 3, g),
+        lambda g: cyclic_shifts(9, 3, g),
+    ):
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            found.append(call(generator(5)))
+        assert torch.equal(*found)
+
+
+def test_weights_follow_a_wave_that_only_the_narrowest_kernel_sees():
+    z = torch.linspace(0, 1, 300, dtype=torch.float64)[:, None]
+    x = torch.sin(100 * z)
+    error = (conditional_weights([x, z], 0, generator()) @ x - x).square().mean()
+    assert error < 0.01 * x.square().mean()
+
+
+def test_weights_hold_no_graph():
+    zs = [normal((30, 1), generator(s)).requires_grad_() for s in range(2)]
+    assert not conditional_weights(zs, 0).requires_grad
+    y = (zs[0] > 0).long()[:, 0]
+    assert not permutation_test(zs, 0, y, reps=9, generator=generator()).statistic.requires_grad

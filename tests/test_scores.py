@@ -24,6 +24,7 @@ from mmlit.scores import (
     headline,
     multilabel_scores,
     paired_intervals,
+    paired_table,
     regression_scores,
     sampling_deviation,
 )
@@ -338,3 +339,59 @@ def test_the_task_of_the_data_decides_the_score_before_its_classes_do():
     assert near.scores("test", "regression") == regression_scores(y + 0.1, y)
     guess = np.array([0.0, 0.5, 4.0])
     assert Answer(guess, guess, y, y, {}).scores("test", [])["r2"] == pytest.approx(metrics.r2_score(y, guess))
+
+
+@pytest.mark.parametrize(
+    "score", ["accuracy", "balanced_accuracy", "macro_f1", "exact_match", "average_precision", "auc", "ece"]
+)
+def test_every_share_ends_at_0_and_1(score):
+    values = dict(ensemble=[0.0, 0.3], joint=[1.0, 0.7])
+    rows = [
+        dict(data="d", method=m, seed=s, n_train=60, n_test=20, **{score: v})
+        for m, shares in values.items()
+        for s, v in enumerate(shares)
+    ]
+    found = paired_intervals(pd.DataFrame(rows), "d", score)
+    assert found["ensemble"][0].low == 0 and found["joint"][0].high == 1
+    assert found["joint"][1].high == 1 and found["joint"][1].low >= -1
+    reverse = paired_intervals(pd.DataFrame(rows), "d", score, "joint")
+    assert reverse["ensemble"][1].low == -1 and reverse["joint"][1] is None
+
+
+def test_the_interval_takes_the_mean_ratio_of_sizes():
+    sizes = [(50, 10), (40, 20), (30, 30)]  # test to train: 0.2, 0.5, 1
+    rows = [
+        dict(data="d", method="a", seed=s, n_train=train, n_test=test, log_loss=v)
+        for s, ((train, test), v) in enumerate(zip(sizes, (0.5, 0.7, 1.1)))
+    ]
+    found = paired_intervals(pd.DataFrame(rows), "d", "log_loss", "a")["a"][0]
+    assert np.allclose(found, corrected_interval([0.5, 0.7, 1.1], 1.7 / 3))
+    assert all(type(v) is float for v in found)
+
+
+def test_the_table_shows_what_each_data_set_has():
+    rows = [
+        dict(data=d, method=m, seed=s, n_train=60, n_test=20, log_loss=v + 0.01 * s * s)
+        for d, m, v in (("p", "ensemble", 0.5), ("p", "joint", 0.25), ("q", "joint", 0.75), ("q", "other", 1.0))
+        for s in range(3)
+    ]
+    table = paired_table(pd.DataFrame(rows), ["ensemble", "other", "joint"], "log_loss", ("joint",), scale=10)
+    assert list(table.index) == [("p", "ensemble"), ("p", "joint"), ("q", "other"), ("q", "joint")]
+    assert table.index.names == ["data", "method"] and list(table.columns) == ["log_loss", "minus joint"]
+    half = 10 * (corrected_interval([0, 0.01, 0.04], 1 / 3).high - 0.05 / 3)
+    mean = 10 * (0.5 + 0.05 / 3)
+    assert table.log_loss["p", "ensemble"] == f"{mean:.1f} [{mean - half:.1f}, {mean + half:.1f}]"
+    assert table["minus joint"]["p", "ensemble"] == "+2.5" and table["minus joint"]["p", "joint"] == ""
+
+
+@pytest.mark.parametrize("logits, y", [([[0.0, 1.0]], torch.tensor([1])), (torch.zeros(1, 2), [1])])
+def test_gains_of_lists_are_refused(logits, y):
+    with pytest.raises(TypeError, match="list"):
+        gains(logits, y)
+
+
+def test_labels_that_are_no_numbers_are_named():
+    with pytest.raises(ValueError, match="^y has NaN or infinity in 1 of 2"):
+        multilabel_scores(np.zeros((1, 2)), np.array([[0.0, np.nan]]))
+    with pytest.raises(ValueError, match="^logits has NaN or infinity in 2 of 2"):
+        multilabel_scores(np.full((1, 2), np.inf), np.array([[0.0, 1.0]]))

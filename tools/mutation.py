@@ -4,6 +4,7 @@ Breaks a module in n places, one at a time, and counts how often its tests notic
 (run against the module: exported cells are replaced by imports). Texts (docstrings, messages, annotations) are left
 alone. It writes a row to results/mutation.csv, and what nobody noticed to results/mutation_survivors.csv. A mutant that
 runs into the timeout was noticed. Mutants that change nothing count as survivors, so the score is a lower bound.
+`--only-survivors` judges the listed survivors again, once tests were added; the module must be as it was.
 """
 
 import argparse
@@ -336,12 +337,41 @@ def run_all(jobs, workers):
     return done
 
 
-def measure(module, n, seed, workers):
-    "The row of one module and its survivors."
+SURVIVORS = ["module", "line", "function", "operator", "change"]
+
+
+def survivor(module, m):
+    "A mutant as a row of the table of survivors."
+    return [module, str(m.line), m.where, m.what, m.change]
+
+
+def last_run(out, module, facts, rows):
+    "What the last run found: how many timeouts, and which of the rows of the sample survived."
+    if not (out / "mutation.csv").exists():
+        raise SystemExit(f"there are no tables in {out}: leave out --only-survivors")
+    old, found = (
+        [r for r in csv.DictReader((out / name).open()) if r["module"] == module]
+        for name in ("mutation.csv", "mutation_survivors.csv")
+    )
+    listed = [[r[k] for k in SURVIVORS] for r in found]
+    if not old or any(old[0][k] != str(v) for k, v in facts.items()) or any(r not in rows for r in listed):
+        raise SystemExit(
+            f"{module}: the last run was not one with {facts} of the module as it is: leave out --only-survivors"
+        )
+    return int(old[0]["timeout"]), listed
+
+
+def measure(module, n, seed, workers, last_in=None):
+    "The row of one module and its survivors; if the folder of the last run is given, only those of it are judged."
     path = next(ROOT.glob(f"mmlit/**/{module}.py"))
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     tests = sorted(ROOT.glob(f"tests/**/test_{module}*.py")) + sorted(ROOT.glob(f"tests/**/test_fuzz_{module}*.py"))
     book, source = MODULES[module], path.read_text()
+    everything = list(mutants(source))
+    sample = random.Random(seed).sample(everything, min(n, len(everything)))
+    rows = [survivor(module, m) for m in sample]
+    drawn = dict(seed=seed, mutants=len(everything), sample=len(sample))
+    timeouts, again = last_run(last_in, module, drawn, rows) if last_in else (0, rows)
 
     pid, file = child(lambda: baseline(name, path, tests, book))
     os.waitpid(pid, 0)
@@ -355,19 +385,19 @@ def measure(module, n, seed, workers):
     if run_all(control, 1)["control"] != "survived":
         raise SystemExit(f"{module}: the module without any mutant is taken for a mutant; see MUTATION_DEBUG=1")
 
-    everything = list(mutants(source))
-    sample = random.Random(seed).sample(everything, min(n, len(everything)))
     jobs = []
     for i, mutant in enumerate(sample):
+        if rows[i] not in again:
+            continue
         see = [k for k, (_, _, lines) in found.items() if not mutant.lines or set(mutant.lines) & set(lines)]
         see.sort(key=lambda k: (k == "notebook", found[k][1]))
         seconds = 20 + 4 * sum(found[k][1] for k in see)
         jobs.append((i, lambda m=mutant, s=see: judge(m.tree(source), name, path, s, book), seconds))
     outcome = run_all(jobs, workers)
-    count = {o: sum(v == o for v in outcome.values()) for o in ("killed", "survived", "timeout")}
-    score = round(1 - count["survived"] / len(sample), 4)
-    row = dict(module=module, seed=seed, mutants=len(everything), sample=len(sample), **count, score=score)
-    return row, [(module, m.line, m.where, m.what, m.change) for i, m in enumerate(sample) if outcome[i] == "survived"]
+    survivors = [rows[i] for i in sorted(outcome) if outcome[i] == "survived"]
+    timeouts += sum(v == "timeout" for v in outcome.values())
+    count = dict(killed=len(sample) - len(survivors) - timeouts, survived=len(survivors), timeout=timeouts)
+    return dict(module=module, **drawn, **count, score=round(1 - len(survivors) / len(sample), 4)), survivors
 
 
 def write(file, header, rows, module):
@@ -386,20 +416,16 @@ def main():
     parser.add_argument("--n", type=int, default=100, help="mutants of a module, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--only-survivors", action="store_true", help="judge those of the last run again")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder of the tables")
     given = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     for module in given.module or MODULES:
         start = time.time()
-        row, survivors = measure(module, given.n, given.seed, given.jobs)
+        row, survivors = measure(module, given.n, given.seed, given.jobs, given.only_survivors and given.out)
         write(given.out / "mutation.csv", list(row), [list(row.values())], module)
-        write(
-            given.out / "mutation_survivors.csv",
-            ["module", "line", "function", "operator", "change"],
-            survivors,
-            module,
-        )
+        write(given.out / "mutation_survivors.csv", SURVIVORS, survivors, module)
         print(*(f"{k} {v}" for k, v in row.items()), f"({time.time() - start:.0f} s)", flush=True)
         for _, line, where, what, change in survivors:
             print(f"  {line}: {where}: {what}: {change}")
