@@ -394,7 +394,7 @@ def test_members_that_share_their_partner(kind):
         dict(permutations=2, draw="derangement"),
     ],
 )
-def test_draws_are_unbiased(how, runs=400):
+def test_draws_are_unbiased(how, runs=150):
     model, zs = model_of(ConcatHead, DIMS[:3]), features(DIMS[:3], 5)
     with torch.no_grad():
         truth = mipd(
@@ -402,7 +402,7 @@ def test_draws_are_unbiased(how, runs=400):
         ).mean(1)
         draws = torch.stack([mipd(model, zs, **how, generator=generator(s)).mean(1) for s in range(runs)])
     standard_error = draws.std(0) / runs**0.5
-    assert (standard_error < 0.03 * draws.mean(0)).all()
+    assert (standard_error < 0.05 * draws.mean(0)).all()
     assert ((draws.mean(0) - truth).abs() <= 4 * standard_error + 1e-12).all()
     assert torch.equal(mipd(model, zs, **how, generator=generator(3)).mean(1), draws[3])
 

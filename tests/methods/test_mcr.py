@@ -16,7 +16,7 @@ from fastai.losses import CrossEntropyLossFlat
 from games import ADDITIVE, DIMS, OTHER, features, gradients, model_of, published_terms
 from torch import nn
 from torch.testing import assert_close
-from trajectories import SETTINGS, Setting, same_trajectory
+from trajectories import OTHER_ORDER, Setting, same_trajectory
 
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS, AttentionHead, ConcatHead, MLPHead, SumHead, VectorEncoder
@@ -376,7 +376,7 @@ def loaders(task="classification", modalities=2, rows=96, unit=1):
     return multimodal_dls(xs, targets[task], bs=16, device="cpu", task=task)
 
 
-def learner(method, dls=None, head="concat", setting=SETTINGS[0], **options):
+def learner(method, dls=None, head="concat", setting=OTHER_ORDER[0], **options):
     torch.manual_seed(0)
     dls = loaders() if dls is None else dls
     return multimodal_learner(dls, head=head, width=8, method=method, opt_func=setting.opt_func(), **options)
@@ -414,7 +414,7 @@ def published(model, xs, y, epoch, loss=F.cross_entropy, weights=(0.1, 0.01, 1.0
     )
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", OTHER_ORDER, ids=str)
 @pytest.mark.parametrize("head", ["concat", "mlp"])
 def test_the_callback_trains_as_the_published_loop(head, setting):
     learn = learner(MCR(ceb_weight=0.5), head=head, setting=setting)
