@@ -213,6 +213,13 @@ def test_token_features():
     assert all(z.grad.abs().max() > 0 for z in zs) and _as_vectors(zs)[0].shape == (6, 4)
 
 
+def test_tokens_of_any_shape_are_averaged():
+    z = torch.randn(2, 3, 4, 5, generator=generator())
+    vectors, flat = _as_vectors([z, z[:, 0, 0]])
+    assert_close(vectors, torch.stack([sum(row[i, j] for i in range(3) for j in range(4)) / 12 for row in z]))
+    assert torch.equal(flat, z[:, 0, 0])
+
+
 def test_a_game_without_players_says_so():
     options = dict(unimodal_weight=0, contrastive_weight=0)
     xs, y = [x.detach().float() for x in features((4, 4))], torch.zeros(4).long()

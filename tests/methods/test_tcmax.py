@@ -782,6 +782,17 @@ def test_a_head_that_draws_still_has_an_alignment_that_is_not_negative():
             assert full >= plain - 1e-5
 
 
+@pytest.mark.parametrize("M", [2, 3])
+def test_all_pairings_are_scored_where_just_as_many_are_allowed(M):
+    torch.manual_seed(0)
+    B, model = 4, Plain(MLPHead((3,) * M, 2).double())
+    zs = [normal(B, 3, seed=m) for m in range(M)]
+    scores = torch.stack([model.fuse(tuple(z[[i]] for z, i in zip(zs, k)))[0] for k in np.ndindex(*[B] * M)])
+    bracket = scores.logsumexp((0, 1)) - model.fuse(zs).logsumexp(1).mean() - math.log(B)
+    assert_close(alignment_term(model, zs, pairings=B**M), bracket)
+    assert abs(alignment_term(model, zs, pairings=B**M - 1, generator=generator()) - bracket) > 1e-6
+
+
 # ---- options, and the callback
 
 
