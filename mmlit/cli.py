@@ -17,6 +17,7 @@ import textwrap
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 
@@ -53,7 +54,7 @@ def _add_training(parser, seeds):
     _add(parser, "--workers", None, "runs at a time; one per core where it is not given", type=int, metavar="N")
 
 def _budget(args):
-    from mmlit.learner import Budget
+    from mmlit.training import Budget
     return Budget(args.epochs, args.bs, args.lr, args.width, args.head)
 
 def _names(text): return [name.strip() for name in text.split(",") if name.strip()]
@@ -157,6 +158,8 @@ _STATUS = "Exit status: 0 done; 1 failed, a single run included; 2 not understoo
 
 class _Parser(argparse.ArgumentParser):
     "Says which options there are where one is misspelt."
+    _commands:Any = None     # the parsers of the commands
+
     def parse_args(self, args=None, namespace=None):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown: self._refuse(found, unknown[0])

@@ -34,6 +34,7 @@ from mmlit.core import (
     device_of,
     eval_mode,
     keep_random_state,
+    map_tensors,
     one_of,
 )
 from .data.loaders import MultimodalDataLoaders
@@ -62,6 +63,9 @@ def default_encoders(
     width:int=64,              # D, the feature width of each modality
 )->list[nn.Module]:
     "One small encoder per modality, chosen by its kind: vector, sequence, picture or tokens."
+    several = [m for m in dls.modalities if dls.kinds[m] == "dict"]
+    if several: raise ValueError(f"{several} hold several arrays each, as from a tokenizer: no default encoder reads "
+                                 "them, so pass model=[...], one encoder per modality")
     def words(m): return len(dls.vocab[m]) if m in dls.vocab else 0
     return [encoder_for(dls.kinds[m], dls.shapes[m], width, words(m)) for m in dls.modalities]
 
@@ -83,12 +87,12 @@ def build_model(
     if len(encoders) != n_modalities:
         raise ValueError(f"got {len(encoders)} encoders for the {n_modalities} modalities {list(dls.modalities)}")
 
-    if isinstance(head, str): head = HEADS[one_of("head", head, HEADS)]
-    if isinstance(head, nn.Module): return FusionModel(encoders, head)
+    make:Any = HEADS[one_of("head", head, HEADS)] if isinstance(head, str) else head
+    if isinstance(make, nn.Module): return FusionModel(encoders, make)
 
     # a head that is made here answers in the units of the targets, where these are numbers
-    dims = feature_dims(encoders, [x.cpu() for x in next(iter(dls.valid))[:n_modalities]])
-    return FusionModel(encoders, in_units(head(dims, dls.c), dls))
+    dims = feature_dims(encoders, [map_tensors(lambda t: t.cpu(), x) for x in next(iter(dls.valid))[:n_modalities]])
+    return FusionModel(encoders, in_units(make(dims, dls.c), dls))
 
 # %% ../nbs/16_learner.ipynb #c7d636a2
 def _check_method(method):

@@ -24,17 +24,17 @@ import joblib
 import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import get_random_states, set_random_states, set_seed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
-from .audits.sample_scores import deciding_score
-from .core import check_count, check_number
 from .data.splits import split_hash
 from .fusion.heads import HEADS
-from .learner import Budget, Run, task_of
+from .learner import Run
 from .scores import Answer
 from .store import RunStore, Source, data_of, loaders
+from .training import Budget, task_of
 
 # %% ../nbs/30_runs.ipynb #4775cd34
 class _KeepBest(TrackerCallback):
@@ -43,11 +43,10 @@ class _KeepBest(TrackerCallback):
 
     def before_fit(self):
         super().before_fit()
-        self.best_weights, self.seen = None, []
+        self.best_weights = None
 
     def after_epoch(self):
         super().after_epoch()
-        self.seen.append(float(self.recorder.values[-1][self.idx]))
         if self.new_best: self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def after_fit(self):
@@ -71,17 +70,13 @@ def check_budget(budget):
     if not isinstance(budget, Budget):
         raise ValueError(f"budget is a Budget, such as Budget(epochs=25), got {budget!r}; "
                          "for five splits, or five sets of companions, say seeds=5")
-    for name in ("epochs", "bs", "width"): check_count(f"{name} of a budget", getattr(budget, name))
-    check_number("lr of a budget", budget.lr)
     budget.check()
 
 # %% ../nbs/30_runs.ipynb #bde7010b
 def _monitor(dls):
-    "The score by which epochs are chosen: a loss of one's own says what is wanted, rare classes hide from accuracy."
+    "The score by which epochs are chosen; with a loss of the user's own, that loss says what is wanted."
     own = dls.loss_func is not dls.train.loss_func
-    if own or task_of(dls) != "classification": return "valid_loss"
-    rows = dls.train.dataset
-    return "accuracy" if deciding_score(rows.y[rows.index]) == "accuracy" else "valid_loss"
+    return "valid_loss" if own or task_of(dls) != "classification" else "accuracy"
 
 def _info(learn, dls, seed, start):
     "What is stored beside the answers."
@@ -106,14 +101,13 @@ def train_run(
 
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adam-like")     # METHODS has both modes of AGM and tells them apart
-        keep = _KeepBest(_monitor(dls))
-        learn.fit_one_cycle(budget.epochs, lr, cbs=keep)
+        learn.fit_one_cycle(budget.epochs, lr, cbs=_KeepBest(_monitor(dls)))
         (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
 
     if not (torch.isfinite(valid).all() and torch.isfinite(test).all()):
         raise FloatingPointError(f"{run.name} on {data_of(source).name}, seed {seed}: the answers are not finite; "
                                  f"try a smaller learning rate than {lr}")
-    info = _info(learn, dls, seed, start) | {"monitor": keep.monitor, "validation": keep.seen}
+    info = _info(learn, dls, seed, start)
     def array(t): return t.float().cpu().numpy()
     return Answer(array(valid), array(test), y_valid.cpu().numpy(), y_test.cpu().numpy(), info), learn.model.cpu()
 
@@ -209,7 +203,7 @@ def _in_worker(missing, store, budget, heads, parent):
     return missing.path, _train_and_store(missing, store, budget)
 
 def _at_once(jobs, store, budget, workers):
-    "Paths, and why each failed, as they come; BrokenProcessPool where a process died."
+    "Paths, and why each failed, as they come; TerminatedWorkerError, a BrokenProcessPool, where a process died."
     heads, parent = dict(HEADS), os.getpid()
     work = (joblib.delayed(_in_worker)(m, store, budget, heads, parent) for m in jobs)
     done:Any = joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)(work)  # type: ignore[arg-type]
@@ -221,11 +215,13 @@ def _in_processes(wave, store, budget, workers):
     while left:
         try:
             for path, reason in _at_once(list(left.values()), store, budget, workers): yield left.pop(path), reason
-        except BrokenProcessPool:
+        except TerminatedWorkerError:
             for m in list(left.values())[:workers]:                     # they come in order: one of these was at work
                 try: (_, reason), = _at_once([m], store, budget, 2)
-                except BrokenProcessPool: reason = "the process that trained it died; out of memory?"
+                except TerminatedWorkerError: reason = "the process that trained it died; out of memory?"
                 yield left.pop(m.path), reason
+        except BrokenProcessPool:                                       # others cannot import what it is made of
+            for m in list(left.values()): yield left.pop(m.path), _train_and_store(m, store, budget)
 
 def _can_be_sent(run):
     "Can other processes have this run?"

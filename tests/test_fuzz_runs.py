@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mmlit.benchmark.results import Comparison
 from mmlit.data.columns import MultimodalData
 from mmlit.fingerprint import fingerprint
-from mmlit.learner import Budget
 from mmlit.runs import check_budget, which_seeds
 from mmlit.scores import sampling_deviation
 from mmlit.store import safe_name
+from mmlit.training import Budget
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=600)

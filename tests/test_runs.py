@@ -18,10 +18,11 @@ from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS, MLPHead
-from mmlit.learner import Budget, FusionMethod, Run, joint_run, multimodal_learner
+from mmlit.learner import FusionMethod, Run, joint_run, multimodal_learner
 from mmlit.methods.baselines import pretrained_run, unimodal_run
 from mmlit.runs import Job, RunsFailed, train_missing, train_run
 from mmlit.store import RunStore, Source, loaders, safe_name
+from mmlit.training import Budget
 
 SMALL = Budget(epochs=1, width=8)
 

@@ -1,9 +1,10 @@
 """Would the tests notice a fault? `python tools/mutation.py --module bounds --n 100 --seed 0 --jobs 2`.
 
-Breaks a module in n places, one at a time, and counts how often its tests notice, or the visible checks of its notebook
-(run against the module: exported cells are replaced by imports). Texts (docstrings, messages, annotations) are left
-alone. It writes a row to results/mutation.csv, and what nobody noticed to results/mutation_survivors.csv. A mutant that
-runs into the timeout was noticed. Mutants that change nothing count as survivors, so the score is a lower bound.
+Breaks a module in n places, one at a time, and counts how often its tests notice (the files of the folder that mirrors
+its own, if they bear its name or import it), or the visible checks of its notebook (run against the module: exported
+cells are replaced by imports). Texts (docstrings, messages, annotations) are left alone. It writes a row to
+results/mutation.csv, and what nobody noticed to results/mutation_survivors.csv. A mutant that runs into the timeout was
+noticed. Mutants that change nothing count as survivors, so the score is a lower bound.
 `--only-survivors` judges the listed survivors again, once tests were added; the module must be as it was.
 """
 
@@ -33,6 +34,7 @@ MODULES = dict(
     permutation="08_permutation",
     scores="12_scores",
     tcmax="19_tcmax",
+    exchange="20_exchange",
     mcr="20_mcr",
     shapley="21_shapley",
     modulation="22_modulation",
@@ -365,7 +367,8 @@ def measure(module, n, seed, workers, last_in=None):
     "The row of one module and its survivors; if the folder of the last run is given, only those of it are judged."
     path = next(ROOT.glob(f"mmlit/**/{module}.py"))
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    tests = sorted(ROOT.glob(f"tests/**/test_{module}*.py")) + sorted(ROOT.glob(f"tests/**/test_fuzz_{module}*.py"))
+    files = sorted((ROOT / "tests" / path.parent.relative_to(ROOT / "mmlit")).glob("test_*.py"))
+    tests = [t for t in files if module in t.stem or f"from {name} import" in t.read_text()]
     book, source = MODULES[module], path.read_text()
     everything = list(mutants(source))
     sample = random.Random(seed).sample(everything, min(n, len(everything)))

@@ -42,8 +42,9 @@ from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
 from ..learner import Budget, ModalityMonitor, joint_run
 from ..pages import interval_text
-from ..runs import Job, RunStore, Source, check_budget, loaders, train_missing, which_seeds
+from ..runs import Job, check_budget, train_missing, which_seeds
 from ..scores import Interval, headline
+from ..store import RunStore, Source, loaders
 
 # %% ../../nbs/38_audit.ipynb #8e9236f4
 def _check_logits(logits, xs, dls):

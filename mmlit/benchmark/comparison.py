@@ -16,9 +16,10 @@ from ..core import one_of
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import multimodal_dls
-from ..learner import METHODS, Budget, Method
+from ..learner import METHODS, Method
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..store import RunStore
+from ..training import Budget
 
 # %% ../../nbs/40_comparison.ipynb #8765616a
 def _check_methods(

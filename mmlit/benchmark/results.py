@@ -22,7 +22,6 @@ from rich.console import Console
 from .. import __version__
 from ..core import one_of
 from ..data.columns import MultimodalData
-from ..learner import Budget
 from mmlit.pages import (
     facts_html,
     figure_html,
@@ -35,6 +34,7 @@ from mmlit.pages import (
     terminal_table,
 )
 from ..scores import Interval, headline, paired_intervals
+from ..training import Budget
 
 # %% ../../nbs/39_results.ipynb #f5b2ac2d
 _BLUE, _ORANGE, _GREY = "#0b5394", "#b45f06", "#666666"
@@ -58,7 +58,7 @@ class Comparison:
         failed:pd.DataFrame|None=None,         # data, method, seed, reason of what was not trained; None: nothing
     ):
         self.runs, self.reference, self.budget, self.datasets = runs, reference, budget, datasets
-        self.failed = pd.DataFrame(columns=_FAILED) if failed is None else failed[_FAILED]
+        self.failed:pd.DataFrame = pd.DataFrame(failed, columns=_FAILED)
 
     def score(self, data:str)->str:
         "The score that decides on this data set: accuracy (of several labels, the share that is right), or r2."
@@ -68,8 +68,8 @@ class Comparison:
     def cells(self, data:str)->pd.DataFrame:
         "The runs of a data set, failed ones among them: these have a reason, and NaN for every score."
         one_of("data set", data, self.datasets)
-        parts = [t[t.data == data] for t in (self.runs, self.failed)]
-        return pd.concat([part for part in parts if len(part)], ignore_index=True)
+        parts:list[pd.DataFrame] = [pd.DataFrame(t[t.data == data]) for t in (self.runs, self.failed)]
+        return pd.DataFrame(pd.concat([part for part in parts if len(part)], ignore_index=True))
 
     def intervals(self, data:str, score:str|None=None)->dict[str, tuple[Interval, Interval|None]]:
         "Of each method: the interval of its score, and of its paired difference to the reference (which has none)."
@@ -118,8 +118,8 @@ class Comparison:
 
     def _failures(self, data):
         "A line for each cell that failed."
-        rows = self.failed[self.failed.data == data]
-        return [f"{data}: failed: {r.method}, seed {r.seed}: {r.reason}" for r in rows.itertuples()]
+        rows = [row for row in self.failed.to_dict("records") if row["data"] == data]
+        return [f"{data}: failed: {row['method']}, seed {row['seed']}: {row['reason']}" for row in rows]
 
     def _verdicts(self, data):
         "The sentences on every method that is neither the reference nor one of its parts."

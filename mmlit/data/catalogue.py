@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,7 @@ def _info(name):
     try: return DATASETS[one_of("data set", name, DATASETS)]
     except ValueError as e: raise ValueError(f"{e}; or the path of an .npz file") from None
 
-def _options(name, load, options):
+def _options(name, load, options)->dict[str, Any]:
     "The options as the loader's own are: a word is never taken for a truth value. ValueError naming option and value."
     known = inspect.signature(load).parameters
     for option in options: one_of(f"option of {name}:", option, known)

@@ -35,8 +35,8 @@ def load_npz(
     if kinds is not None and not isinstance(kinds, dict): raise ValueError(f"kinds are {kinds!r}, expected a dict")
     for m in kinds or {}: one_of(f"modality of {path.name}:", m, arrays)
     if task is None and said is not None: task = str(said)
-    codes = classes is not None and y.dtype.kind in "iu" and y.ndim == 1 and y.size
-    if codes and 0 <= y.min() and y.max() < len(classes): y = classes.astype(str)[y]
+    codes = y.dtype.kind in "iu" and y.ndim == 1 and y.size
+    if classes is not None and codes and 0 <= y.min() and y.max() < len(classes): y = classes.astype(str)[y]
     classes = None if classes is None else classes.tolist()
     return multimodal_data(arrays, y, None, groups, kinds, classes, name=path.stem, task=task)
 

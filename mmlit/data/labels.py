@@ -115,7 +115,7 @@ def _array(y)->np.ndarray:
     if y.dtype.kind in "OfcmM":
         gone = np.isfinite(y) == 0 if y.dtype.kind == "f" else np.asarray(pd.isna(y))
         if gone.any():
-            rows = np.asarray(gone).reshape(len(y), -1).any(1)
+            rows = np.asarray(np.reshape(gone, (len(y), -1)).any(1))
             what = "NaN or infinity" if y.dtype.kind == "f" else "no value"
             found = f"in {int(rows.sum())} of {len(rows)} rows, the first is row {int(rows.argmax())}"
             raise ValueError(f"y has {what} {found}: drop these rows first")

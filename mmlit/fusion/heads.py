@@ -12,6 +12,7 @@ import math
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +183,7 @@ class MLPHead(FusionHead):
     def forward(self, zs): return self.layers(torch.cat(self.check(zs), dim=1))
 
     def summands(self, zs):                                 # what each modality adds to the first layer, (M, B, width)
-        zs, first = self.check(zs), self.layers[0]
+        zs, first = self.check(zs), cast(nn.Linear, self.layers[0])
         return torch.stack([z @ w.T for z, w in zip(zs, first.weight.split(self.dims, dim=1))]) + first.bias/len(zs)
 
     def finish(self, total): return self.layers[1:](total)  # their sum, (B, width) -> logits

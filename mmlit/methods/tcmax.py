@@ -405,10 +405,9 @@ class TCMax(FusionMethod):
     ):
         _check_options(alignment, form)
         _check_limits(pairings, memory)
-        check_count("seed", seed)
         if not isinstance(monitor, bool): raise TypeError(f"monitor is True or False, got {monitor!r}")
         self.alignment, self.form, self.pairings, self.memory = alignment, form, pairings, memory
-        self.seed, self.monitor = seed, monitor
+        self.seed, self.monitor = check_count("seed", seed), monitor
 
     def attach(self):
         super().attach()
@@ -430,7 +429,7 @@ class TCMax(FusionMethod):
 
         if self.alignment:
             options = (self.pairings, self.memory, self.generator, self.form)
-            self.add_loss(self.alignment*alignment_term(model, self.zs, own, *options))
+            self.add_loss(self.alignment*alignment_term(cast(Any, model), self.zs, own, *options))
         self.record(tcmax=self.learn.loss_grad)
         if self.monitor:
             with torch.no_grad(), eval_mode(unwrap(self.model)): each = self._unimodal(model, own)

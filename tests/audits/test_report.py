@@ -93,7 +93,8 @@ def test_page_terminal_and_json_say_the_same(found, tmp_path):
         assert f"{100 * i.mean:.1f} [{100 * i.low:.1f}, {100 * i.high:.1f}] %" in shown
     for text in str(found.advice).splitlines():
         assert text in " ".join(shown.split()) and text in told["advice"]["findings"].values() or text in shown
-    assert found.advice.reason == told["advice"]["reason"] and repr(found).endswith(found.advice.reason)
+    assert found.advice.reason == told["advice"]["reason"]
+    assert repr(found).endswith("\n".join([found.advice.reason, *(f"Note: {note}" for note in found.notes)]))
 
 
 def test_numbers_are_shown_in_their_units(found):

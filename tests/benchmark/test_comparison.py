@@ -4,7 +4,9 @@ import inspect
 import json
 import os
 import signal
+import sys
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -12,9 +14,10 @@ from mmlit.benchmark.comparison import _check_methods, compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
-from mmlit.learner import METHODS, Budget, FusionMethod, joint
+from mmlit.learner import METHODS, FusionMethod, Method, Run, joint
 from mmlit.methods.baselines import MultiLoss
 from mmlit.runs import RunsFailed
+from mmlit.training import Budget
 
 SMALL = Budget(epochs=1, width=16)
 
@@ -56,7 +59,7 @@ def test_own_file_and_own_method(tmp_path):
     assert "4 modalities" not in page and "2 modalities: tone, face" in page
 
 
-class FailsOnOdd(FusionMethod):
+class FailsOnOdd(FusionMethod):  # of a module that other processes cannot import: it is trained here
     def after_loss(self):
         if self.dls.split.test[0] % 2:
             raise FloatingPointError("odd")
@@ -79,14 +82,19 @@ def test_what_fails_on_some_seeds_is_compared_on_the_others(tmp_path, capsys):
     assert len(told["failed"]) == sum(odd)
 
 
-class KillsItsProcess(FusionMethod):
-    def after_loss(self):
+@pytest.mark.slow
+def test_a_process_that_dies_costs_the_run_that_kills_it(tmp_path):
+    here = os.getpid()
+
+    def make(dls, budget, models):
+        assert os.getpid() != here
         os.kill(os.getpid(), signal.SIGKILL)
 
-
-def test_a_process_that_dies_costs_the_run_that_kills_it(tmp_path):
-    registry = METHODS | dict(kills=joint("kills", "kills", KillsItsProcess))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as what stands in a notebook or a script is sent
+    kills = Method("kills", lambda modalities: [Run("kills", make)], lambda answers, data: {"kills": answers[0]})
+    registry = METHODS | dict(kills=kills)
     found = compare("digits", ["unimodal", "kills"], 1, SMALL, tmp_path, registry, "joint", workers=2, progress=False)
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert list(found.failed.method) == ["kills"] and "process that trained it died" in found.failed.reason[0]
     assert {"joint", "unimodal left", "unimodal right"} <= set(found.runs.method)
 
@@ -154,7 +162,7 @@ def test_training_that_diverges_is_an_error_and_not_a_score(tmp_path):
         (dict(seeds=()), "no seed"),
         (dict(budget=5), "budget is a Budget"),
         (dict(workers=-1), "workers is how many"),
-        (dict(budget=Budget(bs=1)), "bs >= 2"),
+        (dict(budget=Budget(bs=1)), "bs of a budget must be"),
     ],
 )
 def test_a_question_without_an_answer_is_refused_before_training(tmp_path, asked, message):

@@ -12,8 +12,8 @@ from mmlit.benchmark.comparison import compare
 from mmlit.benchmark.results import Comparison
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
-from mmlit.learner import Budget
 from mmlit.scores import corrected_interval
+from mmlit.training import Budget
 
 PARTS = dict(split="5e1f", n_train=120_000, n_test=40_000)
 

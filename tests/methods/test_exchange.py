@@ -265,6 +265,23 @@ def test_chunks_change_nothing(kind):
         assert_close(a, b, rtol=1e-9, atol=1e-14)
 
 
+def test_a_table_of_all_pairs_is_made_where_just_it_fits():
+    class Watched(FiLMHead):
+        def conditional_contributions(self, zs):
+            rows.append(len(zs[0]))
+            return super().conditional_contributions(zs)
+
+    rows, batch = [], 5
+    model, zs = model_of(Watched, DIMS[:3], classes=4), features(DIMS[:3], batch)
+    table = 2 * batch**2 * 4 * 8  # bytes: of two modalities, given the third, four float64
+    values = []
+    for memory, most in ((table, batch), (table - 1, 1)):
+        rows.clear()
+        values.append(mipd(model, zs, memory=memory, generator=generator()))
+        assert max(rows) == most  # one row to see the size of an entry, and all where they fit
+    assert_close(*values)
+
+
 def test_no_gradient_no_routing():
     model, zs = model_of(ConcatHead, (3, 4)), features((3, 4))
     with torch.no_grad():
@@ -394,7 +411,7 @@ def test_members_that_share_their_partner(kind):
         dict(permutations=2, draw="derangement"),
     ],
 )
-def test_draws_are_unbiased(how, runs=400):
+def test_draws_are_unbiased(how, runs=150):
     model, zs = model_of(ConcatHead, DIMS[:3]), features(DIMS[:3], 5)
     with torch.no_grad():
         truth = mipd(
@@ -402,7 +419,7 @@ def test_draws_are_unbiased(how, runs=400):
         ).mean(1)
         draws = torch.stack([mipd(model, zs, **how, generator=generator(s)).mean(1) for s in range(runs)])
     standard_error = draws.std(0) / runs**0.5
-    assert (standard_error < 0.03 * draws.mean(0)).all()
+    assert (standard_error < 0.05 * draws.mean(0)).all()
     assert ((draws.mean(0) - truth).abs() <= 4 * standard_error + 1e-12).all()
     assert torch.equal(mipd(model, zs, **how, generator=generator(3)).mean(1), draws[3])
 
@@ -413,6 +430,8 @@ def test_partners_are_permutations():
             assert (index.sort(1).values == torch.arange(5)).all()
     shifts = partners(1, 6, 4, "shift", generator())[0]
     assert len({tuple(row.tolist()) for row in shifts}) == 4
+    one, two = partners(2, 5, 4, generator=generator())
+    assert not torch.equal(one, two)
     one, two, three = partners(3, 5, 4, generator=generator(), shared=True)
     assert torch.equal(one, two) and torch.equal(one, three) and one.shape == (4, 5)
 
@@ -543,9 +562,19 @@ def test_the_gaussian_divergence_has_finite_gradients_everywhere():
             value = gaussian_js_divergence(p, q, q + error)
             assert value.isfinite().all() and (value <= math.log(2) + 2e-5).all() and (value >= -1e-6).all()
             assert torch.autograd.grad(value.sum(), p)[0].isfinite().all()
-    for wrong in (None, torch.zeros(2, 2), torch.zeros(3)):
-        with pytest.raises(ValueError, match="needs targets"):
+    for wrong, got in ((None, "None"), (torch.zeros(2, 2), r"\(2, 2\)"), (torch.zeros(3), r"\(3,\)")):
+        with pytest.raises(ValueError, match=f"needs targets y of shape .3, 2., got {got}"):
             gaussian_js_divergence(torch.zeros(3, 2), torch.zeros(3, 2), wrong)
+
+
+@pytest.mark.parametrize("distance", ["bernoulli", "gaussian", "squared_error", "bounded_squared_error"])
+def test_distances_of_half_precision_are_reckoned_in_single(distance):
+    p, q, y = (3 * torch.randn(50, 3, generator=generator(s)).bfloat16() for s in (0, 1, 2))
+    more = dict(y=y) if distance == "gaussian" else {}
+    wide = DISTANCES[distance](p.float(), q.float(), **{k: v.float() for k, v in more.items()})
+    got = DISTANCES[distance](p, q, **more)
+    assert got.dtype == torch.float32
+    assert_close(got, wide)
 
 
 # ---- rejected input
@@ -596,6 +625,9 @@ def test_rejected_input():
     for wrong in ((0, 4), (1, 0), (2, -1), (5, 64, "exact")):
         with pytest.raises(ValueError, match="at least 1|all combinations"):
             partners(*wrong)
+    assert len(partners(1, 2**14, "exact")[0]) == 2**14  # 2**28 answers, all that are allowed
+    with pytest.raises(ValueError, match="all combinations"):
+        partners(1, 2**14 + 1, "exact")
     check_game({})
     with pytest.raises(ValueError, match="unknown clean_grad"):
         check_game(dict(clean_grad="half"))

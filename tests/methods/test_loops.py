@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.coalitions import mask_features
 from mmlit.learner import METHODS as REGISTERED
-from mmlit.learner import multimodal_learner
+from mmlit.learner import FusionMethod, multimodal_learner
 from mmlit.methods.baselines import ModalityDropout, MultiLoss
 from mmlit.methods.mcr import MCR, mcr_loss
 from mmlit.methods.modulation import (
@@ -30,6 +30,7 @@ from mmlit.methods.modulation import (
 from mmlit.methods.multimodal_loss import MultiModal
 from mmlit.methods.shapley import ModalityResampling
 from mmlit.methods.tcmax import TCMax, tcmax_model_loss
+from mmlit.training import Budget
 
 # ---- each method as a function of the batch: what the page of recipes shows
 
@@ -216,3 +217,27 @@ def test_every_callback_of_the_package_has_a_loop():
     variants = {"agm_lr", "resampling_modality", "mcr_pretrained", "pretrained", "frozen", "scaled_sum", "lr_control"}
     separate = {"unimodal", "ensemble", "ensemble_prob"}
     assert set(REGISTERED) - variants - separate == set(METHODS)
+
+
+ROWS = {
+    "tcmax": (TCMax, {}),
+    "mcr": (MCR, {}),
+    "mcr_pretrained": (MCR, {}),
+    "resampling": (ModalityResampling, dict(level="sample")),
+    "resampling_modality": (ModalityResampling, dict(level="modality")),
+    "agm": (GradientModulation, dict(mode="grad")),
+    "agm_lr": (GradientModulation, dict(mode="lr")),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_row_of_a_table_is_the_training_of_its_callback(name):
+    x, budget = np.random.default_rng(0).normal(size=(2, 40, 3)), Budget(width=4)
+    dls = multimodal_dls({"a": x[0], "b": x[1]}, np.arange(40) % 2, bs=8, device="cpu")
+    (run,) = REGISTERED[name].runs(["a", "b"])
+    learn = run.make(dls, budget, {need.name: need.make(dls, budget, {}).model for need in run.needs})
+    (method,) = [cb for cb in learn.cbs if isinstance(cb, FusionMethod)]
+    kind, options = ROWS[name]
+    assert type(method) is kind and options.items() <= vars(method).items() and run.name == name
+    assert REGISTERED[name].combine(["its answer"], None) == {name: "its answer"}
+    assert len(run.needs) == 2 * (name == "mcr_pretrained")

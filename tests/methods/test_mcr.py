@@ -12,11 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import generator
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from games import ADDITIVE, DIMS, OTHER, features, gradients, model_of, published_terms
 from torch import nn
 from torch.testing import assert_close
-from trajectories import SETTINGS, Setting, same_trajectory
+from torch.utils.data import TensorDataset
+from trajectories import OTHER_ORDER, Setting, same_trajectory
 
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS, AttentionHead, ConcatHead, MLPHead, SumHead, VectorEncoder
@@ -96,6 +99,12 @@ def test_bottleneck_is_zero_iff_reconstructed_and_leaves_the_classifier_alone():
     assert_close(penalty, F.mse_loss(heads.decoder(logits), torch.cat(zs, 1)))
     grads = torch.autograd.grad(penalty, [logits, *zs, *heads.decoder.parameters()], allow_unused=True)
     assert grads[0] is None and all(g.abs().max() > 0 for g in grads[1:])
+
+
+def test_what_reconstructs_is_as_wide_as_the_widest_features():
+    heads = MCRHeads((3, 4), 5)
+    assert [tuple(p.shape) for p in heads.decoder.parameters()] == [(4, 5), (7, 4)]
+    assert [p.out_features for p in heads.projections] == [3, 3]
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
@@ -213,6 +222,13 @@ def test_token_features():
     assert all(z.grad.abs().max() > 0 for z in zs) and _as_vectors(zs)[0].shape == (6, 4)
 
 
+def test_tokens_of_any_shape_are_averaged():
+    z = torch.randn(2, 3, 4, 5, generator=generator())
+    vectors, flat = _as_vectors([z, z[:, 0, 0]])
+    assert_close(vectors, torch.stack([sum(row[i, j] for i in range(3) for j in range(4)) / 12 for row in z]))
+    assert torch.equal(flat, z[:, 0, 0])
+
+
 def test_a_game_without_players_says_so():
     options = dict(unimodal_weight=0, contrastive_weight=0)
     xs, y = [x.detach().float() for x in features((4, 4))], torch.zeros(4).long()
@@ -298,7 +314,7 @@ def test_rejected_input():
         with pytest.raises(ValueError, match="integers"):
             supervised_nt_xent(features((3, 3)), wrong)
     for temperature in (-1, 0, math.nan, math.inf, "hot"):
-        with pytest.raises(ValueError, match="temperature"):
+        with pytest.raises(ValueError, match="^temperature must be"):
             supervised_nt_xent(features((3, 3)), y, temperature)
     with pytest.raises(ValueError, match="reconstruction"):
         conditional_entropy_bottleneck(zs, torch.zeros(4, 3))
@@ -333,8 +349,8 @@ def test_rejected_input():
         (dict(temperature=math.nan), ValueError, "temperature must be a number"),
         (dict(memory=0), ValueError, "in bytes"),
         *(
-            (dict(start=s, end=e), ValueError, "must be a whole number")
-            for s, e in ((-1, None), (2, 2), (3, 1), (1.5, None), (True, 3))
+            (dict(start=s, end=e), ValueError, f"^{name} must be a whole number")
+            for s, e, name in ((-1, None, "start"), (2, 2, "end"), (3, 1, "end"), (1.5, None, "start"))
         ),
     ],
 )
@@ -376,7 +392,7 @@ def loaders(task="classification", modalities=2, rows=96, unit=1):
     return multimodal_dls(xs, targets[task], bs=16, device="cpu", task=task)
 
 
-def learner(method, dls=None, head="concat", setting=SETTINGS[0], **options):
+def learner(method, dls=None, head="concat", setting=OTHER_ORDER[0], **options):
     torch.manual_seed(0)
     dls = loaders() if dls is None else dls
     return multimodal_learner(dls, head=head, width=8, method=method, opt_func=setting.opt_func(), **options)
@@ -414,7 +430,7 @@ def published(model, xs, y, epoch, loss=F.cross_entropy, weights=(0.1, 0.01, 1.0
     )
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", OTHER_ORDER, ids=str)
 @pytest.mark.parametrize("head", ["concat", "mlp"])
 def test_the_callback_trains_as_the_published_loop(head, setting):
     learn = learner(MCR(ceb_weight=0.5), head=head, setting=setting)
@@ -530,6 +546,47 @@ def test_numbers_play_the_same_game_in_any_unit():
 def test_what_cannot_be_played_is_refused_before_training(method, dls, message):
     with pytest.raises(ValueError, match=message):
         learner(MCR(**method), loaders(**dls))
+
+
+@pytest.mark.parametrize("distance", ["squared_error", "bounded_squared_error"])
+@pytest.mark.parametrize("task", ["classification", "multi-label", "regression"])
+def test_squares_are_a_distance_of_any_task(task, distance):
+    assert learner(MCR(distance=distance), loaders(task)).mcr.distance == distance
+
+
+def test_too_many_modalities_are_refused_before_training():
+    r, y = np.random.default_rng(0), np.arange(40) % 3
+    many = multimodal_dls({f"m{m}": r.normal(size=(40, 2)) for m in range(21)}, y, bs=16, device="cpu")
+    with pytest.raises(ValueError, match="20"):
+        learner(MCR(), many)
+    assert learner(MCR(mipd_weight=0), many).model.n_modalities == 21
+
+
+def test_noise_needs_numbers_where_it_is_put_in():
+    "Token ids have no noise, their features have."
+    words = torch.randint(5, (2, 64, 3), generator=generator())
+    y = words[0, :, 0] % 3
+    dls = DataLoaders.from_dsets(
+        *[TensorDataset(*words, y)] * 2, bs=16, n_inp=2, num_workers=0, device="cpu", drop_last=True
+    )
+
+    dls.c = 3
+
+    def train(substitute):
+        encoders = [nn.EmbeddingBag(5, 4) for _ in range(2)]
+        cbs = MCR(substitute=substitute)
+        return quietly_fit(Learner(dls, FusionModel(encoders, ConcatHead((4, 4), 3)), nn.CrossEntropyLoss(), cbs=cbs))
+
+    assert train("noise_feature").mcr.history["mipd"][0] > 0
+    with pytest.raises(ValueError, match="noise needs real values"):
+        train("noise_input")
+
+
+def test_the_answer_of_the_training_pass_is_used_again():
+    learn, calls = learner(MCR(mipd_weight=0)), []
+    learn.model.head.register_forward_hook(lambda module, *_: calls.append(module.training))
+    quietly_fit(learn)
+    assert sum(calls) == len(learn.dls.train)
 
 
 def test_one_modality_trains_without_the_game_only():

@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
-from trajectories import SETTINGS, Setting, same_trajectory
+from trajectories import OTHER_ORDER, Setting, same_trajectory
 
 from mmlit.bounds import class_log_prior, tcne, tcne_additive
 from mmlit.data.loaders import multimodal_dls
@@ -782,6 +782,17 @@ def test_a_head_that_draws_still_has_an_alignment_that_is_not_negative():
             assert full >= plain - 1e-5
 
 
+@pytest.mark.parametrize("M", [2, 3])
+def test_all_pairings_are_scored_where_just_as_many_are_allowed(M):
+    torch.manual_seed(0)
+    B, model = 4, Plain(MLPHead((3,) * M, 2).double())
+    zs = [normal(B, 3, seed=m) for m in range(M)]
+    scores = torch.stack([model.fuse(tuple(z[[i]] for z, i in zip(zs, k)))[0] for k in np.ndindex(*[B] * M)])
+    bracket = scores.logsumexp((0, 1)) - model.fuse(zs).logsumexp(1).mean() - math.log(B)
+    assert_close(alignment_term(model, zs, pairings=B**M), bracket)
+    assert abs(alignment_term(model, zs, pairings=B**M - 1, generator=generator()) - bracket) > 1e-6
+
+
 # ---- options, and the callback
 
 
@@ -886,7 +897,7 @@ def test_training_is_the_loop_by_hand(setting, head, M):
     same_trajectory(learn, setting, paper, epochs=1, rtol=1e-3, atol=5e-5)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", OTHER_ORDER, ids=str)
 def test_plain_cross_entropy_gives_the_published_loss_in_every_setting(setting):
     def published(model, xs, y, epoch):
         return tcmax_loss(model.contributions(model.encode(*xs)), y)
@@ -1031,7 +1042,7 @@ def test_additive_bound_of_one_label_is_the_sum_of_unimodal_informations():
         (dict(alignment="1"), ValueError, "a number in"),
         (dict(form="log"), ValueError, "unknown form"),
         (dict(pairings=2.5), ValueError, "a whole number"),
-        (dict(memory=0), ValueError, "at least 1"),
+        (dict(memory=0), ValueError, "memory must be a number in"),
         (dict(seed="a"), ValueError, "seed"),
         (dict(monitor=1), TypeError, "True or False"),
     ],
