@@ -154,17 +154,18 @@ def mutants(source):
     tree = ast.parse(source)
     place = {}
 
-    def visit(node, lines, where):
+    def visit(node, lines, where, inside=False):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             where = f"{where}.{node.name}".lstrip(".")
         if isinstance(node, ast.stmt):
             body = getattr(node, "body", None)
             lines = range(node.lineno, (body[0].lineno if body else (node.end_lineno or node.lineno) + 1))
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                lines = range(0)  # defaults and decorators: all tests see them
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) or not inside:
+                lines = range(0)  # runs at import, defaults and decorators too: all tests see it
         place[id(node)] = lines, where
+        inside = inside or isinstance(node, ast.FunctionDef)
         for child in ast.iter_child_nodes(node):
-            visit(child, lines, where)
+            visit(child, lines, where, inside)
 
     visit(tree, range(0), "")
     for index, node in code_nodes(tree):
