@@ -21,7 +21,7 @@ Functions   estimate_mi, estimate_cmi, estimate_tc: information from samples, in
 
 On a terminal: `mmlit audit --data emoji`, `mmlit compare --data mfeat,emoji`, `mmlit data`.
 Modules, in reading order: core, information, data, fusion, bounds, permutation, estimators, scores, learner, methods,
-fingerprint, store, runs, pages, audits, benchmark, cli. Each is a chapter of the book, with every formula beside its test.
+fingerprint, store, runs, pages, audits, benchmark, cli. Each is a chapter of the book, its formulas beside their tests.
 """
 __version__ = "0.1.0"
 

@@ -34,6 +34,8 @@ def _check_scores(joint, product):
     if joint.ndim != 1 or product.ndim != 1:
         raise ValueError(f"joint and product must be 1-D, got {tuple(joint.shape)} and {tuple(product.shape)}")
     if not len(joint): raise ValueError("joint holds no scores")
+    if not (joint.is_floating_point() and product.is_floating_point()):
+        raise ValueError(f"scores must be floating point numbers, got {joint.dtype} and {product.dtype}")
 
 def donsker_varadhan(
     joint:Tensor,   # scores T of draws from p, shape (N,)

@@ -96,9 +96,12 @@ def regression_scores(
     prediction, y = prediction.astype(np.float64), y.astype(np.float64)
     if y.min() == y.max(): raise ValueError(f"all {len(y)} targets are {y[0]:g}: R2 compares with their variance")
 
+    # in a unit near the largest number, a power of two: squares neither overflow nor vanish, and no digit changes
+    unit = np.frexp(max(np.abs(prediction).max(), np.abs(y).max()))[1]
+    prediction, y = np.ldexp(prediction, -unit), np.ldexp(y, -unit)
     error = prediction - y
-    return dict(r2=float(metrics.r2_score(y, prediction)), mae=float(np.abs(error).mean()),
-                rmse=float(np.sqrt((error**2).mean())))
+    mae, rmse = np.ldexp([np.abs(error).mean(), np.sqrt((error**2).mean())], unit)
+    return dict(r2=float(metrics.r2_score(y, prediction)), mae=float(mae), rmse=float(rmse))
 
 # %% ../nbs/12_scores.ipynb #9b2a2093
 def _check_multilabel(logits, y):

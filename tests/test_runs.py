@@ -139,10 +139,10 @@ def test_what_surrounds_every_run_changes_the_key(data, monkeypatch):
 
 
 def test_a_head_of_ones_own_counts_by_what_it_is(data, monkeypatch):
-    asked, found = [(data, joint_run(), 0, Budget(head="mine")), (data, joint_run(head="mine"), 0, Budget())], []
+    found = []
     for width in (3, 4):
         monkeypatch.setitem(HEADS, "mine", partial(MLPHead, hidden=width))
-        found += keys(asked)
+        found += keys([(data, joint_run(), 0, Budget(head="mine")), (data, joint_run(head="mine"), 0, Budget())])
     assert len(set(found)) == 4
 
 

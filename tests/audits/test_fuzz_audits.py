@@ -122,7 +122,7 @@ def test_more_candidates_never_show_more(interval, k, freedom):
 
 
 @both
-@given(st.lists(st.integers(-1, 1), min_size=1, max_size=40), st.floats(0, 3))
+@given(st.lists(st.integers(-1, 1), min_size=2, max_size=40), st.floats(0, 3))
 def test_intervals_of_counts_are_never_narrower_than_the_sign_test(values, step):
     row = tabulate([[Quantity("s", "a", "", np.array(values, dtype=float), step=step)]], draws=100).iloc[0]
     assert min(row.value - row.low, row.high - row.value) >= 5 * step / len(values) - 1e-9

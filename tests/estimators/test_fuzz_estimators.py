@@ -54,7 +54,13 @@ def any_permutation(pair, m, reps):
     assert found is None or (1 / (1 + reps) <= found.pvalue <= 1 and found.statistic.isfinite())
     weights = tried(conditional_weights, [x, y[:, None]], m, g)
     assert weights is None or (weights.isfinite().all() and (weights.sum(1) - 1).abs().max() < 1e-6)
-    tried(permutation_cmi, lambda zs: torch.stack([z.flatten(1).sum(1) for z in zs], 1), [x, y[:, None]], m, label)
+    tried(
+        permutation_cmi,
+        lambda zs: torch.stack([z.reshape(len(z), -1).sum(1) for z in zs], 1),
+        [x, y[:, None]],
+        m,
+        label,
+    )
 
 
 FUZZ = [
