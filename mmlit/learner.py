@@ -9,6 +9,7 @@ __all__ = ['METHODS', 'default_encoders', 'build_model', 'multimodal_learner', '
 # %% ../nbs/16_learner.ipynb #b1bab2c7
 import dis
 import importlib
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -421,7 +422,7 @@ def _recipe(o, seen=()):
     if is_dataclass(o): return type(o).__name__, each(vars(o).values())
     if isinstance(o, Mapping): return each((k, v) for k, v in o.items())
     if isinstance(o, (list, tuple)): return each(o)
-    return repr(o)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(o))      # what a decorator holds is another object in each process
 
 def register_method(
     name:str,        # how `compare` and the command line call it
