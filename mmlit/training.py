@@ -12,7 +12,6 @@ import random
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
+from fastai.torch_core import get_random_states, set_random_states
 from torch import Tensor, nn
 
 from mmlit.core import (
@@ -227,7 +227,7 @@ class CountedEpochs(Callback):
     _start:Any = None                           # the state of the loader's generator at number 0
     _at:tuple[int, Any] = (0, None)             # the last number that was asked for, and its state
     _begun:int = 0                              # epochs of this training
-    _states:ExitStack|None = None               # gives the global generators back
+    _states:dict[str, Any]|None = None          # of the global generators, while an epoch draws from its own
 
     def after_create(self): self._remember()
 
@@ -249,7 +249,8 @@ class CountedEpochs(Callback):
     def before_fit(self):
         if not is_training(self.learn): return
         self._remember()
-        self._end()                             # a fit that Ctrl-C ended
+        self._states = None                     # of a fit that Ctrl-C ended: the generators may have been seeded since
+        self._end()
 
     def before_epoch(self):
         if not is_training(self.learn) or self.learn.epoch < first_epoch(self.learn): return
@@ -258,14 +259,13 @@ class CountedEpochs(Callback):
 
     def before_train(self):
         seed = zlib.crc32(f"{torch.initial_seed()} {self.done + self.learn.epoch}".encode())
-        self._states = ExitStack()
-        self._states.enter_context(keep_random_state(device_of(self.learn.model)))
+        if self._states is None: self._states = get_random_states()
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
 
     def after_train(self):
-        if self._states is not None: self._states.close()
+        if self._states is not None: set_random_states(**self._states)
         self._states = None
 
     def after_fit(self):

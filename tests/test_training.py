@@ -1,5 +1,6 @@
 "What a training needs and keeps: groups of parameters, frozen modules, and exact resumption, for every method."
 
+import gc
 import random
 import warnings
 from functools import partial
@@ -259,6 +260,28 @@ def test_a_second_training_and_one_after_a_search_walk_on(tmp_path):
     assert torch.equal(weights(fit(one)), weights(fit(two)))
     assert one.counted_epochs.done == two.counted_epochs.done == 2
     assert one.dls.train.rng.getstate() == two.dls.train.rng.getstate()
+
+
+def test_an_interrupted_training_never_moves_the_generators_later():
+    "Neither when its learner is collected, nor when it is trained again after the user seeded anew."
+
+    class Interrupt(Callback):
+        def before_batch(self):
+            raise KeyboardInterrupt
+
+    for again in (False, True):
+        interrupt = Interrupt()
+        learn = learner(cbs=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(learn)
+        learn.remove_cb(interrupt)
+        torch.manual_seed(7)
+        state = torch.get_rng_state()
+        if again:
+            fit(learn)
+        del learn, interrupt
+        gc.collect()
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_validation_inside_of_a_training_ends_no_method():
