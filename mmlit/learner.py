@@ -430,7 +430,7 @@ def register_method(
 )->Method:           # the same
     "Enter a method into `METHODS`; ValueError where the name belongs to another one."
     taken = METHODS.get(name)
-    if not is_dataclass(method): raise TypeError(f"expected a Method, such as joint(...) makes, got {method!r}")
+    if not hasattr(method, "combine"): raise TypeError(f"expected a Method, such as joint(...) makes, got {method!r}")
     if taken is not None and _recipe(taken) != _recipe(method):
         raise ValueError(f"there is another method {name!r} already, {taken.title!r}: choose another name, or take "
                          f"that out first, METHODS.entries.pop({name!r})")
