@@ -8,7 +8,6 @@ __all__ = ['Quantity', 'Held', 'hold', 'training_part', 'answers', 'model_quanti
            'permuted_name', 'robustness_quantities', 'last_features', 'strength_quantities']
 
 # %% ../../nbs/34_quantities.ipynb #e404404c
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -206,9 +205,9 @@ def linear_answers(
     z, y, numbers = z[:_PROBED], y[:_PROBED], y.dtype.kind == "f"
     model = make_pipeline(StandardScaler(), Ridge() if numbers else LogisticRegression(C=.1, max_iter=300)).fit(z, y)
     if numbers: return torch.as_tensor(model.predict(z_test))[:, None].double()
-    out = torch.full((len(z_test), n_classes), math.log(1e-12), dtype=torch.float64)       # a class it never saw
-    out[:, model[-1].classes_] = torch.as_tensor(model.predict_log_proba(z_test)).double()
-    return out
+    p = np.zeros((len(z_test), n_classes))
+    p[:, model[-1].classes_] = model.predict_proba(z_test)
+    return torch.as_tensor(np.log(np.maximum(p, 1e-12)))         # of a class that it never saw, or that it rules out
 
 def probe(
     z:np.ndarray,       # features of training samples, (N, D)
