@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 
 from mmlit.benchmark.results import Comparison
@@ -18,23 +17,6 @@ from mmlit.runs import check_budget, which_seeds
 from mmlit.scores import sampling_deviation
 from mmlit.store import safe_name
 from mmlit.training import Budget
-
-FEW = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-MANY = settings(FEW, max_examples=600)
-
-
-def fuzz(*drawn, **named):
-    "The test twice: quickly, and with ten times the cases for `--slow`."
-
-    def both(test):
-        def run(many):
-            (MANY if many else FEW)(given(*drawn, **named)(test))()
-
-        run.__name__, run.__doc__ = test.__name__, test.__doc__
-        return pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)])(run)
-
-    return both
-
 
 ANY = st.one_of(
     st.none(),
@@ -48,20 +30,20 @@ ANY = st.one_of(
 )
 
 
-@fuzz(st.text(st.characters()))
+@fuzz(60, st.text(st.characters()))
 def test_any_name_is_one_part_of_a_path(name):
     safe = safe_name(name)
     assert len(Path(safe).parts) == 1 and safe not in (".", "..") and "\0" not in safe and os.sep not in safe
     assert 0 < len(safe.encode()) <= 100 and safe_name(safe) == safe
 
 
-@fuzz(st.lists(st.text(string.printable, min_size=1), min_size=2, max_size=2, unique=True))
+@fuzz(60, st.lists(st.text(string.printable, min_size=1), min_size=2, max_size=2, unique=True))
 def test_a_name_that_is_cut_is_told_from_others(names):
     long = [name + "x" * 200 for name in names]
     assert len({safe_name(name) for name in long}) == 2
 
 
-@fuzz(ANY | st.lists(ANY) | st.sets(st.integers(0, 99)) | st.builds(np.arange, st.integers(0, 9)))
+@fuzz(60, ANY | st.lists(ANY) | st.sets(st.integers(0, 99)) | st.builds(np.arange, st.integers(0, 9)))
 def test_seeds_are_whole_numbers_or_refused(seeds):
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 10**6:
         return  # so many are wanted: a list of them is the right answer, and takes its memory
@@ -74,7 +56,7 @@ def test_seeds_are_whole_numbers_or_refused(seeds):
     assert not isinstance(seeds, (bool, float, str))
 
 
-@fuzz(st.fixed_dictionaries({}, optional={k: ANY for k in ("epochs", "bs", "lr", "width", "head")}))
+@fuzz(60, st.fixed_dictionaries({}, optional={k: ANY for k in ("epochs", "bs", "lr", "width", "head")}))
 def test_a_budget_can_train_or_is_refused(options):
     try:
         check_budget(Budget(**options))
@@ -93,7 +75,7 @@ TREES = st.recursive(
 )
 
 
-@fuzz(TREES, TREES)
+@fuzz(60, TREES, TREES)
 def test_a_fingerprint_is_that_of_the_value(one, other):
     import copy
 
@@ -103,7 +85,7 @@ def test_a_fingerprint_is_that_of_the_value(one, other):
         assert fingerprint(one) != fingerprint(other)
 
 
-@fuzz(st.floats(-1, 1), st.integers(1, 10**6))
+@fuzz(60, st.floats(-1, 1), st.integers(1, 10**6))
 def test_a_share_has_a_deviation(value, n):
     found = sampling_deviation(value, n)
     assert 0 < found <= 0.5 / math.sqrt(n) + 1e-12
@@ -119,6 +101,7 @@ CELL = st.none() | st.floats(0, 1, allow_subnormal=False) | st.sampled_from([0.0
 
 
 @fuzz(
+    60,
     st.dictionaries(
         st.sampled_from(["ensemble", "joint", "mcr", "[b]", "best unimodal"]),
         st.lists(CELL, min_size=3, max_size=3),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -17,24 +17,10 @@ from mmlit.audits.quantities import Quantity, linear_answers
 from mmlit.audits.sample_scores import deciding_score, sample_scores, step_of
 from mmlit.scores import Interval
 
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-SLOW = settings(QUICK, max_examples=600)
 numbers = st.floats(-1, 1)
 
 
-def both(check):
-    "The check on few cases, and on ten times as many in the slow suite."
-
-    @pytest.mark.parametrize("level", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["few", "many"])
-    def test(level):
-        level(check)()
-
-    test.__doc__ = check.__doc__
-    return test
-
-
-@both
-@given(st.integers(1, 5), st.integers(1, 30), st.integers(0, 10**6), st.booleans())
+@fuzz(60, st.integers(1, 5), st.integers(1, 30), st.integers(0, 10**6), st.booleans())
 def test_scores_are_those_of_sklearn(C, n, seed, coarse):
     rng = np.random.default_rng(seed)
     y, logits = torch.as_tensor(rng.integers(0, C, n)), torch.as_tensor(rng.normal(size=(n, C)))
@@ -52,8 +38,7 @@ def test_scores_are_those_of_sklearn(C, n, seed, coarse):
     assert all(step_of(score, y) >= 0 for score in said) and deciding_score(y) in said
 
 
-@both
-@given(st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.sampled_from([0.0, math.nan, math.inf]))
+@fuzz(60, st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.sampled_from([0.0, math.nan, math.inf]))
 def test_scores_of_answers_that_do_not_fit_are_refused(n, m, C, value):
     logits, y = torch.full((n, C), value), torch.zeros(m, dtype=torch.long)
     if n == m > 0 and value == 0:
@@ -69,8 +54,7 @@ def assert_finite(scores):
 ends = st.tuples(numbers, st.floats(0, 1), st.floats(0, 1)).map(lambda t: (t[0], t[0] - t[1], t[0] + t[2]))
 
 
-@both
-@given(st.data(), st.sampled_from(["accuracy", "AUC", "r2"]), st.booleans(), st.floats(0.001, 1))
+@fuzz(60, st.data(), st.sampled_from(["accuracy", "AUC", "r2"]), st.booleans(), st.floats(0.001, 1))
 def test_the_rule_says_nothing_that_its_intervals_do_not(data, score, additive, bound):
     further = ["pretrained", "multi_loss", "additive"] + ["interacting"] * additive
     names = ["joint minus ensemble", "joint minus best unimodal", "ensemble minus best unimodal"]
@@ -101,8 +85,7 @@ def test_the_rule_says_nothing_that_its_intervals_do_not(data, score, additive, 
 bounds = st.one_of(st.none(), st.floats(), st.integers(-2, 2), st.booleans(), st.text(max_size=4))
 
 
-@both
-@given(st.one_of(bounds, st.dictionaries(st.sampled_from([*SMALLEST_EFFECT, "acc"]), bounds)))
+@fuzz(60, st.one_of(bounds, st.dictionaries(st.sampled_from([*SMALLEST_EFFECT, "acc"]), bounds)))
 def test_bounds_are_numbers_above_zero_or_refused(value):
     try:
         found = smallest_effects(value)
@@ -112,8 +95,7 @@ def test_bounds_are_numbers_above_zero_or_refused(value):
         assert set(found) == set(SMALLEST_EFFECT) and all(0 < v < math.inf for v in found.values())
 
 
-@both
-@given(ends, st.integers(1, 9), st.one_of(st.just(math.inf), st.integers(1, 50)))
+@fuzz(60, ends, st.integers(1, 9), st.one_of(st.just(math.inf), st.integers(1, 50)))
 def test_more_candidates_never_show_more(interval, k, freedom):
     i = Interval(*interval)
     wide, more = widened(i, k, freedom), widened(i, k + 1, freedom)
@@ -121,23 +103,20 @@ def test_more_candidates_never_show_more(interval, k, freedom):
     assert detectable(i, k, freedom) <= detectable(i, k + 1, freedom)
 
 
-@both
-@given(st.lists(st.integers(-1, 1), min_size=2, max_size=40), st.floats(0, 3))
+@fuzz(60, st.lists(st.integers(-1, 1), min_size=2, max_size=40), st.floats(0, 3))
 def test_intervals_of_counts_are_never_narrower_than_the_sign_test(values, step):
     row = tabulate([[Quantity("s", "a", "", np.array(values, dtype=float), step=step)]], draws=100).iloc[0]
     assert min(row.value - row.low, row.high - row.value) >= 5 * step / len(values) - 1e-9
 
 
-@both
-@given(st.lists(numbers, min_size=1, max_size=20), st.floats(0, 0.1))
+@fuzz(60, st.lists(numbers, min_size=1, max_size=20), st.floats(0, 0.1))
 def test_what_stands_still_is_not_improving(curve, smallest):
     if len(curve) > 1:
         assert not still_improving([*curve, max(curve)], True, smallest)
     assert still_improving(curve, True, smallest) == still_improving([-v for v in curve], False, smallest)
 
 
-@both
-@given(st.integers(2, 4), st.integers(6, 30), st.integers(0, 10**6))
+@fuzz(60, st.integers(2, 4), st.integers(6, 30), st.integers(0, 10**6))
 def test_linear_answers_are_probabilities_of_all_classes(C, n, seed):
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2  # the later classes are never seen

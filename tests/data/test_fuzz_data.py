@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -19,26 +19,6 @@ from mmlit.data.tables import align_rows, read_option
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLEAR = ("modality", "y ", "y:", "y mixes", "class", "label", "groups", "row", "task", "test must", "targets", "seed")
-
-
-def fuzz(cases, *strategies):
-    "A few examples in the usual suite; ten times as many in the slow one."
-
-    def wrap(test):
-        @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
-        def fuzzed(times):
-            how = settings(
-                max_examples=times * cases,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                derandomize=True,
-                database=None,
-            )
-            how(given(*strategies)(test))()
-
-        return fuzzed
-
-    return wrap
 
 
 def answer(call):

@@ -6,13 +6,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import TIMES, refused, run
 from hypothesis.extra import numpy as hnp
 
 from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
 from mmlit.permutation import conditional_weights, permutation_cmi, permutation_test
 
-CASES, QUIET = 15, dict(deadline=None, suppress_health_check=list(HealthCheck))
+CASES = 15
 odd = st.sampled_from([0.0, 1.0, -1.0, 1e300, math.inf, math.nan])
 n = st.sampled_from([0, 1, 19, 20, 25, 90])
 columns = n.flatmap(
@@ -28,21 +28,13 @@ same_length = st.tuples(columns, st.integers(0, 2**16)).map(
 )
 
 
-def tried(call, *args, **options):
-    try:
-        return call(*args, **options)
-    except (ValueError, TypeError) as error:
-        assert str(error)
-        return None
-
-
 def any_estimate(pair, groups, level, method):
     x, y = pair
     groups = None if groups is None else np.arange(len(x)) // groups
     for found in (
-        tried(estimate_mi, x, y, method=method, level=level, groups=groups),
-        tried(estimate_cmi, y, x, y > 0, method=method, level=level, groups=groups),
-        tried(estimate_tc, [x, y, y > 1], method=method, level=level, groups=groups),
+        refused(estimate_mi, x, y, method=method, level=level, groups=groups),
+        refused(estimate_cmi, y, x, y > 0, method=method, level=level, groups=groups),
+        refused(estimate_tc, [x, y, y > 1], method=method, level=level, groups=groups),
     ):
         assert found is None or (0 <= found.low <= found.high and not math.isnan(found.value) and found.n == len(x))
 
@@ -50,11 +42,11 @@ def any_estimate(pair, groups, level, method):
 def any_permutation(pair, m, reps):
     x, y = (torch.as_tensor(v) for v in pair)
     label, g = (y > 0).long(), torch.Generator().manual_seed(0)
-    found = tried(permutation_test, [x, y[:, None]], m, label, reps, generator=g)
+    found = refused(permutation_test, [x, y[:, None]], m, label, reps, generator=g)
     assert found is None or (1 / (1 + reps) <= found.pvalue <= 1 and found.statistic.isfinite())
-    weights = tried(conditional_weights, [x, y[:, None]], m, g)
+    weights = refused(conditional_weights, [x, y[:, None]], m, g)
     assert weights is None or (weights.isfinite().all() and (weights.sum(1) - 1).abs().max() < 1e-6)
-    tried(
+    refused(
         permutation_cmi,
         lambda zs: torch.stack([z.reshape(len(z), -1).sum(1) for z in zs], 1),
         [x, y[:, None]],
@@ -77,8 +69,8 @@ FUZZ = [
 ]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+@TIMES
 @pytest.mark.parametrize("check, inputs", FUZZ, ids=[check.__name__ for check, _ in FUZZ])
 @pytest.mark.filterwarnings("ignore")
 def test_any_input(check, inputs, times):
-    settings(max_examples=CASES * times, **QUIET)(given(*inputs)(check))()
+    run(check, CASES * times, *inputs)

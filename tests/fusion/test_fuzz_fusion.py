@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzzing import TIMES, refused, run
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,9 +17,6 @@ from mmlit.fusion.coalitions import (
 )
 from mmlit.fusion.heads import HEADS, encoder_for
 from mmlit.fusion.models import FusionModel
-
-FEW = dict(max_examples=60, deadline=None, derandomize=True)
-MANY = dict(max_examples=600, deadline=None, derandomize=True)
 
 anything = st.one_of(
     st.none(),
@@ -40,14 +37,6 @@ def tensors(draw, shape=shapes, dtype=dtypes):
     if t.is_floating_point() and t.numel() and draw(st.booleans()):
         t.view(-1)[0] = draw(st.sampled_from([float("nan"), float("inf"), -1e30]))
     return t
-
-
-def refused(ask, *args, **options):
-    "The answer, or None for a clear error; anything else fails."
-    try:
-        return ask(*args, **options)
-    except (ValueError, TypeError) as error:
-        assert str(error) and "unsupported operand" not in str(error) and "object is not" not in str(error), error
 
 
 def heads(draw):
@@ -133,12 +122,7 @@ QUESTIONS = [ask_numbers, ask_rows, ask_likelihood, ask_heads, ask_coalitions, a
 QUESTION = pytest.mark.parametrize("question", QUESTIONS, ids=lambda q: q.__name__)
 
 
+@TIMES
 @QUESTION
-def test_any_input_is_answered_or_refused(question):
-    settings(**FEW)(given(st.data())(lambda data: question(data.draw)))()
-
-
-@pytest.mark.slow
-@QUESTION
-def test_many_inputs_are_answered_or_refused(question):
-    settings(**MANY)(given(st.data())(lambda data: question(data.draw)))()
+def test_any_input_is_answered_or_refused(question, times):
+    run(lambda data: question(data.draw), 60 * times, st.data())

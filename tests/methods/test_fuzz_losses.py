@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzzing import TIMES, refused, run
 from hypothesis import strategies as st
 
 from mmlit.methods.multimodal_loss import MultiModal, init_proxies, multi_proxy_logits, unimodal_accuracy
@@ -18,9 +18,6 @@ from mmlit.methods.tcmax import (
     unimodal_losses,
     unimodal_losses_at,
 )
-
-FEW = dict(max_examples=60, deadline=None, derandomize=True)
-MANY = dict(max_examples=600, deadline=None, derandomize=True)
 
 shapes = st.lists(st.integers(0, 3), max_size=4)
 options = st.one_of(
@@ -35,14 +32,6 @@ def tensors(draw, dtypes=(torch.float32, torch.float64, torch.int64, torch.bool)
     if t.is_floating_point() and t.numel() and draw(st.integers(0, 3)) == 0:
         t.view(-1)[0] = draw(st.sampled_from([float("nan"), 1e30, -1.0]))
     return t
-
-
-def refused(ask, *args, **named):
-    "The answer, or None for a clear error; anything else fails."
-    try:
-        return ask(*args, **named)
-    except (ValueError, TypeError) as error:
-        assert str(error) and "unsupported operand" not in str(error) and "object is not" not in str(error), error
 
 
 def ask_tcmax(draw):
@@ -94,12 +83,7 @@ QUESTION = pytest.mark.parametrize(
 )
 
 
+@TIMES
 @QUESTION
-def test_any_input_is_answered_or_refused(question):
-    settings(**FEW)(given(st.data())(lambda data: question(data.draw)))()
-
-
-@pytest.mark.slow
-@QUESTION
-def test_many_inputs_are_answered_or_refused(question):
-    settings(**MANY)(given(st.data())(lambda data: question(data.draw)))()
+def test_any_input_is_answered_or_refused(question, times):
+    run(lambda data: question(data.draw), 60 * times, st.data())

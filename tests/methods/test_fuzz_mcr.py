@@ -2,10 +2,9 @@
 
 import math
 
-import pytest
 import torch
+from fuzzing import fuzz
 from games import features, model_of
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmlit.fusion.heads import ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead
@@ -24,8 +23,6 @@ from mmlit.methods.exchange import (
 )
 from mmlit.methods.mcr import MCR, MCRHeads, conditional_entropy_bottleneck, mcr_loss, supervised_nt_xent
 
-QUICK = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-SLOW = settings(QUICK, max_examples=500)
 seeds, batches = st.integers(0, 10**6), st.integers(1, 6)
 values = st.sampled_from([0.0, 1.0, -3.0, 1e-30, 1e4, 1e30, math.inf, math.nan])
 strategies, excludes = st.sampled_from(list(STRATEGIES)), st.sampled_from([None, "self", "label", "other_label"])
@@ -33,23 +30,12 @@ counts = st.one_of(st.sampled_from(["pairs", "exact", "all", True, 0, 2.5, None]
 anything = st.one_of(st.none(), st.booleans(), st.text(max_size=8), st.integers(-2, 3), st.floats())
 
 
-def both(check):
-    "The check on few cases, and on ten times as many in the slow suite."
-
-    @pytest.mark.parametrize("level", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["few", "many"])
-    def test(level):
-        level(check)()
-
-    test.__doc__ = check.__doc__
-    return test
-
-
 def gen(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@both
-@given(
+@fuzz(
+    50,
     st.sampled_from([SumHead, ConcatHead, FiLMHead, GatedHead, MLPHead]),
     st.integers(2, 3),
     batches,
@@ -92,8 +78,7 @@ def test_the_game_has_values_in_range_and_finite_gradients(
     assert all(z.grad is None or z.grad.isfinite().all() for z in zs)
 
 
-@both
-@given(st.integers(0, 8), st.integers(0, 6), st.sampled_from([0, 1, 2, 3, 21]), counts, st.booleans(), seeds)
+@fuzz(50, st.integers(0, 8), st.integers(0, 6), st.sampled_from([0, 1, 2, 3, 21]), counts, st.booleans(), seeds)
 def test_partners_are_rows_of_the_batch(n_members, batch, n, permutations, shared, seed):
     try:
         index = partners(min(n_members, 3), batch, permutations, generator=gen(seed), shared=shared)
@@ -112,8 +97,7 @@ def test_partners_are_rows_of_the_batch(n_members, batch, n, permutations, share
         )
 
 
-@both
-@given(st.sampled_from([bernoulli_js_divergence, squared_error, bounded_squared_error]), batches, values, values)
+@fuzz(50, st.sampled_from([bernoulli_js_divergence, squared_error, bounded_squared_error]), batches, values, values)
 def test_a_distance_is_no_number_where_an_answer_is_none(distance, batch, one, other):
     p, q = torch.full((batch, 2), one), torch.full((batch, 2), other)
     out = distance(p, q)
@@ -125,8 +109,7 @@ def test_a_distance_is_no_number_where_an_answer_is_none(distance, batch, one, o
         assert one != other or (out == 0).all()
 
 
-@both
-@given(batches, values, values, values)
+@fuzz(50, batches, values, values, values)
 def test_the_gaussian_distance_is_no_number_where_an_answer_is_none(batch, one, other, target):
     out = gaussian_js_divergence(*(torch.full((batch, 2), v) for v in (one, other, target)))
     if any(map(math.isnan, (one, other, target))):
@@ -135,8 +118,7 @@ def test_the_gaussian_distance_is_no_number_where_an_answer_is_none(batch, one, 
         assert ((out >= -1e-6) & (out <= math.log(2) + 2e-5)).all() or out.isnan().all()
 
 
-@both
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=7), st.integers(1, 3), st.floats(), seeds, values)
+@fuzz(50, st.lists(st.integers(0, 3), min_size=1, max_size=7), st.integers(1, 3), st.floats(), seeds, values)
 def test_the_contrastive_term_is_finite_or_refused(y, n, temperature, seed, value):
     zs, y = features((3,) * n, len(y), seed, dtype=torch.float32), torch.tensor(y)
     try:
@@ -154,8 +136,7 @@ def test_the_contrastive_term_is_finite_or_refused(y, n, temperature, seed, valu
     assert error.isnan().all() if math.isnan(value) else (error >= 0).all()
 
 
-@both
-@given(st.dictionaries(st.sampled_from(["strategy", "owned", "draw", "shared", "exclude", "distance"]), anything))
+@fuzz(50, st.dictionaries(st.sampled_from(["strategy", "owned", "draw", "shared", "exclude", "distance"]), anything))
 def test_an_option_is_known_or_refused(options):
     try:
         check_game(options)
@@ -166,13 +147,13 @@ def test_an_option_is_known_or_refused(options):
         assert mipd(model_of(SumHead, (2, 2), 2), features((2, 2), 3), y=y, **options).isfinite().all()
 
 
-@both
-@given(
+@fuzz(
+    50,
     st.dictionaries(
         st.sampled_from(["mipd_weight", "ceb_weight", "temperature", "start", "end", "memory", "seed", "substitute"]),
         anything,
         min_size=1,
-    )
+    ),
 )
 def test_the_callback_is_made_or_refuses(options):
     try:
@@ -184,8 +165,7 @@ def test_the_callback_is_made_or_refuses(options):
     assert first >= 0 and (end is None or end > first) and 0 < method.options["temperature"] < math.inf
 
 
-@both
-@given(batches, st.integers(0, 3), values, seeds, strategies)
+@fuzz(50, batches, st.integers(0, 3), values, seeds, strategies)
 def test_the_loss_is_finite_or_shows_what_is_not(batch, where, value, seed, strategy):
     model, heads = model_of(MLPHead, (3, 3), 3), MCRHeads((3, 3), 3).double()
     zs, y = features((3, 3), batch, seed), torch.randint(3, (batch,), generator=gen(seed))

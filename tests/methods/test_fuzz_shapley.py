@@ -5,9 +5,8 @@ Anything but a right answer or a ValueError / TypeError of the library fails, an
 
 import math
 
-import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import TIMES, refused, run
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -37,7 +36,6 @@ from mmlit.methods.shapley import (
 )
 
 F64 = torch.float64
-SIZES = [pytest.param(30, id="few"), pytest.param(300, id="many", marks=pytest.mark.slow)]
 numbers = st.one_of(st.integers(-3, 70), st.floats(), st.sampled_from([None, True, "1", "", (), math.inf, math.nan]))
 entries = st.floats(-1e6, 1e6) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])
 dtypes = st.sampled_from([torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, F64])
@@ -52,24 +50,8 @@ def tensors(draw, shape=None, dtype=None, values=entries):
     return made.to(dtype) if dtype.is_floating_point else made.nan_to_num(0, 9, -9).clamp(-9, 9).to(dtype)
 
 
-def refused(call):
-    "None where `call` refuses its input in a way of this library; else its answer."
-    try:
-        return call()
-    except (ValueError, TypeError) as error:
-        assert len(str(error)) > 10, error
-        return None
-
-
-def fuzz(size, strategy, check):
-    @settings(
-        max_examples=size, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
-    )
-    @given(strategy)
-    def run(drawn):
-        check(*drawn)
-
-    run()
+def fuzz(times, strategy, check):
+    run(lambda drawn: check(*drawn), 30 * times, strategy)
 
 
 def check_game(v):
@@ -107,10 +89,10 @@ def games():
     )
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_games(size):
-    fuzz(size, games(), check_game)
-    fuzz(size, games(), check_correct)
+@TIMES
+def test_games(times):
+    fuzz(times, games(), check_game)
+    fuzz(times, games(), check_correct)
 
 
 def check_combined(weights, values):
@@ -123,10 +105,10 @@ def check_combined(weights, values):
             assert got.isnan().any()
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_combinations(size):
+@TIMES
+def test_combinations(times):
     fits = tensors([2, 3]), tensors([3, 2])
-    fuzz(size, st.tuples(*fits) | st.tuples(tensors(), tensors()), check_combined)
+    fuzz(times, st.tuples(*fits) | st.tuples(tensors(), tensors()), check_combined)
 
 
 def check_orders(table, M, K, antithetic):
@@ -147,11 +129,11 @@ def check_orders(table, M, K, antithetic):
     assert (matrix is not None) == (type(M) is int and M % 12 > 0)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_orders(size):
+@TIMES
+def test_orders(times):
     rows = st.integers(1, 5).flatmap(lambda n: st.lists(st.permutations(range(n)), min_size=1, max_size=3))
     tables = rows.map(torch.tensor) | tensors()
-    fuzz(size, st.tuples(tables, numbers, numbers, st.booleans()), check_orders)
+    fuzz(times, st.tuples(tables, numbers, numbers, st.booleans()), check_orders)
 
 
 def is_number(x, low=0.0, high=math.inf, closed=False):
@@ -172,11 +154,11 @@ def check_frequency(phi, level, function, alpha):
         assert got.shape == phi.shape and (got[phi >= 1] == 0).all() and (got >= 0).all()
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_frequencies(size):
+@TIMES
+def test_frequencies(times):
     phi = tensors([2, 3], None, st.floats(-1, 2)) | tensors()
     level, function = st.sampled_from(["sample", "modality", "rows", None]), st.sampled_from([*FREQUENCIES, "cube", 3])
-    fuzz(size, st.tuples(phi, level, function, st.floats(0, 9) | numbers), check_frequency)
+    fuzz(times, st.tuples(phi, level, function, st.floats(0, 9) | numbers), check_frequency)
 
 
 def check_plan(frequency, n, copies):
@@ -189,11 +171,11 @@ def check_plan(frequency, n, copies):
     assert (keep[base:].sum(1) == 1).all() and (copies is None or len(rows) - base <= copies)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_plans(size):
+@TIMES
+def test_plans(times):
     small = st.integers(0, 3).map(float)
     frequency = tensors([2, 3], torch.int64, small) | tensors([2], F64, st.floats(0, 1)) | tensors()
-    fuzz(size, st.tuples(frequency, st.none() | numbers, st.none() | numbers), check_plan)
+    fuzz(times, st.tuples(frequency, st.none() | numbers, st.none() | numbers), check_plan)
 
     def rows(n, fraction, replacement):
         got = refused(lambda: draw_rows(n, fraction, replacement))
@@ -201,7 +183,7 @@ def test_plans(size):
         if got is not None:
             assert len(got) == int(fraction * n) and ((0 <= got) & (got < n)).all()
 
-    fuzz(size, st.tuples(numbers, st.floats(0, 1) | numbers, st.booleans()), rows)
+    fuzz(times, st.tuples(numbers, st.floats(0, 1) | numbers, st.booleans()), rows)
 
 
 def check_coefficients(score, history, alpha, cap, step):
@@ -223,11 +205,11 @@ def check_coefficients(score, history, alpha, cap, step):
         assert refused(lambda: update_history(history, score, step)) is None
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_coefficients(size):
+@TIMES
+def test_coefficients(times):
     pair = st.tuples(tensors([3], F64), tensors([3], F64)) | st.tuples(tensors(), tensors())
     both = st.tuples(pair, st.floats(0, 5) | numbers, st.floats(0, 5) | numbers, numbers)
-    fuzz(size, both.map(lambda d: (*d[0], *d[1:])), check_coefficients)
+    fuzz(times, both.map(lambda d: (*d[0], *d[1:])), check_coefficients)
 
 
 def check_scores(responses, y, kappa):
@@ -244,19 +226,19 @@ def check_scores(responses, y, kappa):
         assert routed.shape == responses.shape[1:]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_scores(size):
+@TIMES
+def test_scores(times):
     responses = tensors([4, 3, 2], torch.float32) | tensors()
     y = (
         tensors([3], torch.int64, st.sampled_from([0.0, 1.0]))
         | tensors([3, 2], None, st.sampled_from([0.0, 1.0]))
         | tensors()
     )
-    fuzz(size, st.tuples(responses, y, tensors([2], F64) | tensors()), check_scores)
+    fuzz(times, st.tuples(responses, y, tensors([2], F64) | tensors()), check_scores)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_options_of_callbacks(size):
+@TIMES
+def test_options_of_callbacks(times):
     def modulation(alpha, cap, start, end):
         got = refused(lambda: GradientModulation(alpha, cap, start, end))
         window = type(start) is int and start >= 0 and (end is None or (type(end) is int and end > start))
@@ -267,12 +249,12 @@ def test_options_of_callbacks(size):
         whole = all(type(n) is int and n >= 0 for n in (warmup, seed, 0 if copies is None else copies))
         assert (got is not None) == (whole and is_number(fraction, 0, 1) and fraction > 0)
 
-    fuzz(size, st.tuples(numbers, numbers, numbers, numbers), modulation)
-    fuzz(size, st.tuples(numbers, st.floats(0, 1) | numbers, numbers, numbers), resampling)
+    fuzz(times, st.tuples(numbers, numbers, numbers, numbers), modulation)
+    fuzz(times, st.tuples(numbers, st.floats(0, 1) | numbers, numbers, numbers), resampling)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_strength(size):
+@TIMES
+def test_strength(times):
     def check(h, c, eval_h, eval_c, alpha):
         got = refused(lambda: competition_strength(h, c, eval_h, eval_c, alpha))
         if got is not None:
@@ -280,4 +262,4 @@ def test_strength(size):
 
     nice = st.floats(-10, 10)
     four = st.tuples(*(tensors([5, d], F64, nice) for d in (2, 3, 2, 3)), st.floats(0, 200) | numbers)
-    fuzz(size, four | st.tuples(*[tensors()] * 4, numbers), check)
+    fuzz(times, four | st.tuples(*[tensors()] * 4, numbers), check)
