@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from .audits.sample_scores import deciding_score
 from .data.splits import split_hash
 from .fusion.heads import HEADS
 from .learner import Run
@@ -43,10 +44,11 @@ class _KeepBest(TrackerCallback):
 
     def before_fit(self):
         super().before_fit()
-        self.best_weights = None
+        self.best_weights, self.seen = None, []
 
     def after_epoch(self):
         super().after_epoch()
+        self.seen.append(float(self.recorder.values[-1][self.idx]))
         if self.new_best: self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     def after_fit(self):
@@ -74,9 +76,11 @@ def check_budget(budget):
 
 # %% ../nbs/30_runs.ipynb #bde7010b
 def _monitor(dls):
-    "The score by which epochs are chosen; with a loss of the user's own, that loss says what is wanted."
+    "The score by which epochs are chosen: a loss of one's own says what is wanted, rare classes hide from accuracy."
     own = dls.loss_func is not dls.train.loss_func
-    return "valid_loss" if own or task_of(dls) != "classification" else "accuracy"
+    if own or task_of(dls) != "classification": return "valid_loss"
+    rows = dls.train.dataset
+    return "accuracy" if deciding_score(rows.y[rows.index]) == "accuracy" else "valid_loss"
 
 def _info(learn, dls, seed, start):
     "What is stored beside the answers."
@@ -101,13 +105,14 @@ def train_run(
 
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adam-like")     # METHODS has both modes of AGM and tells them apart
-        learn.fit_one_cycle(budget.epochs, lr, cbs=_KeepBest(_monitor(dls)))
+        keep = _KeepBest(_monitor(dls))
+        learn.fit_one_cycle(budget.epochs, lr, cbs=keep)
         (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
 
     if not (torch.isfinite(valid).all() and torch.isfinite(test).all()):
         raise FloatingPointError(f"{run.name} on {data_of(source).name}, seed {seed}: the answers are not finite; "
                                  f"try a smaller learning rate than {lr}")
-    info = _info(learn, dls, seed, start)
+    info = _info(learn, dls, seed, start) | {"monitor": keep.monitor, "validation": keep.seen}
     def array(t): return t.float().cpu().numpy()
     return Answer(array(valid), array(test), y_valid.cpu().numpy(), y_test.cpu().numpy(), info), learn.model.cpu()
 

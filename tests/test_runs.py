@@ -287,3 +287,13 @@ def test_the_loss_of_the_users_own_decides_which_epoch_is_kept(data):
     dls.loss_func = torch.nn.CrossEntropyLoss(label_smoothing=0.5)
     other, _ = train_run(joint_run(), dls, 0, Budget(epochs=3, width=8))
     assert not np.array_equal(first.test, other.test)
+
+
+@pytest.mark.parametrize("rare, monitor", [(0, "accuracy"), (0.05, "valid_loss")])
+def test_a_run_keeps_the_score_by_which_its_epochs_were_chosen(rare, monitor):
+    "One value an epoch; where a class is rare, accuracy says nothing."
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 2 if not rare else (np.arange(400) < rare * 400).astype(int)
+    xs = {m: rng.normal(size=(400, 3)).astype("float32") + y[:, None] for m in "ab"}
+    info = train_run(joint_run(), MultimodalData("two", xs, y, ["no", "yes"]), 0, replace(SMALL, epochs=3))[0].info
+    assert info["monitor"] == monitor and len(info["validation"]) == 3 and np.isfinite(info["validation"]).all()

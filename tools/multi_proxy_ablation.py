@@ -171,6 +171,13 @@ def train(forward, params, xs, y, auxiliary=0.0, optimiser=torch.optim.Adam):
 def run(design, head, seeds):
     "Train one head on one draw per seed; for each seed a dictionary of what came out."
     torch.set_flush_denormal(True)  # saturated softmaxes make denormal numbers, which are slow
+    try:
+        return rows_of(design, head, seeds)
+    finally:
+        torch.set_flush_denormal(False)  # it holds for the process, of which others may need such numbers
+
+
+def rows_of(design, head, seeds):
     xs, xs_test, models = zip(*(prepare(design, head, seed) for seed in seeds))
     xs, xs_test = ([torch.stack(x) for x in zip(*inputs)] for inputs in (xs, xs_test))
     y, y_test = (torch.arange(n) % DESIGNS[design]["classes"] for n in (N, N_TEST))

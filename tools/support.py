@@ -154,7 +154,7 @@ def try_cell(cell):
 def _first_line(message):
     "Without what fastai puts before an exception of a callback."
     text = str(message)
-    if "Exception occured in" in text:
+    if "when calling event" in text:
         text = text.split(":\n\n", 1)[1]
     return re.sub(r"\s+", " ", text.strip().split("\n")[0])
 

@@ -309,7 +309,7 @@ def _epoch_marks(subject, runs, store):
     loss = "r2" if subject.dls.units is not None else "log likelihood"
     for name, run in runs.items():
         infos = [store.answer(subject.source, run, seed, subject.budget).info for seed in subject.seeds]
-        watched = [(info["validation"], info["monitor"] == "accuracy") for info in infos if "validation" in info]
+        watched = [(info["validation"], info["monitor"] == "accuracy") for info in infos]
         cut = [still_improving(v, higher, subject.effects["accuracy" if higher else loss]) for v, higher in watched]
         if name != "joint" and 2*sum(cut) > len(cut):
             found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)

@@ -211,7 +211,7 @@ def test_groups_that_are_few_are_warned_about(head, tmp_path):
         (dict(encoders=[nn.Linear(2, 2)]), "encoders is a function"),
         (dict(unimodal=nn.Linear(2, 2)), "unimodal is a sequence"),
         (dict(smallest_effect=-0.1), "a number above 0"),
-        (dict(smallest_effect=dict(acuracy=0.1)), "did you mean 'accuracy'"),
+        (dict(smallest_effect=dict(accuracies=0.1)), "did you mean 'accuracy'"),
         (dict(seeds=0), "no seed"),
         (dict(budget="full"), "budget is a Budget, such as Budget.epochs=25., got 'full'; for five splits.*seeds=5"),
         (dict(budget=Budget(epochs=0)), "epochs of a budget must be a whole number, at least 1, got 0"),

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 PAGES = [n for n in NOTEBOOKS if not n.stem[0].isdigit()]
 # mistakes made on purpose, a view of mfeat, a variable, words that are meant
-ALLOWED = "jont,siz,mor,abd,informations,advices,re-use,re-used,re-uses,ue"
+ALLOWED = "jont,siz,mor,abd,informations,advices,re-use,re-used,re-uses,ue,docments,notin"
 
 HOUSE = {
     "a word stands there twice": r"\b([a-z]+)\s+\1\b",
