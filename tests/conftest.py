@@ -5,6 +5,7 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before numpy and torch are there: with one test process a core, threads only get into each other's way
 
+import fuzzing
 import pytest
 import torch
 
@@ -21,3 +22,12 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="takes minutes: --slow runs it"))
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(autouse=True)
+def trials(record_property):
+    "A report in XML says how many random cases a test tried."
+    before = fuzzing.passed
+    yield
+    if fuzzing.passed > before:
+        record_property("trials", fuzzing.passed - before)

@@ -1,15 +1,25 @@
 "How functions are fuzzed: few cases in the usual suite, ten times as many with --slow; the same cases every time."
 
+import functools
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+passed = 0  # cases, in this process; conftest.py gives each test its own
 TIMES = pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 
 
 def run(check, cases, *drawn, **named):
     "`check` with that many cases of what the strategies draw."
+
+    @functools.wraps(check)
+    def counted(*args, **options):
+        global passed
+        check(*args, **options)
+        passed += 1
+
     how = dict(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    settings(max_examples=cases, **how)(given(*drawn, **named)(check))()
+    settings(max_examples=cases, **how)(given(*drawn, **named)(counted))()
 
 
 def fuzz(cases, *drawn, **named):

@@ -1,6 +1,7 @@
 """What is interrupted, damaged or crowded: equal numbers afterwards, bit for bit.
 
 Each fault has a quick variant here; `--slow` runs the many: ten kills of each kind, at seeded moments.
+A test says how many faults it made; `tools/trials.py` makes the table of them.
 """
 
 import os
@@ -68,9 +69,10 @@ def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
 
 
 @posix
-def test_a_comparison_that_is_killed_gives_the_same_numbers(tmp_path):
+def test_a_comparison_that_is_killed_gives_the_same_numbers(tmp_path, record_property):
     command = COMPARE.replace("--seeds 2", "--seeds 1").replace("joint,frozen", "joint")
-    whole, killed, _ = kill_and_go_on(command, tmp_path, 1, 0)
+    whole, killed, hit = kill_and_go_on(command, tmp_path, 1, 0)
+    record_property("trials", hit)
     assert len(whole) == 3 and killed == whole
 
 
@@ -78,8 +80,9 @@ def test_a_comparison_that_is_killed_gives_the_same_numbers(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("command", [COMPARE, AUDIT], ids=["compare", "audit"])
-def test_ten_kills_change_no_bit(tmp_path, command, workers):
+def test_ten_kills_change_no_bit(tmp_path, record_property, command, workers):
     whole, killed, hit = kill_and_go_on(command, tmp_path, 10, workers, workers)
+    record_property("trials", hit)
     assert whole and killed == whole and hit >= 1
 
 
@@ -121,7 +124,7 @@ def trained(folder, script, wait=None):
 
 @posix
 @pytest.mark.slow
-def test_ten_kills_of_a_training_with_checkpoints_change_no_bit(tmp_path):
+def test_ten_kills_of_a_training_with_checkpoints_change_no_bit(tmp_path, record_property):
     script, draw, hits = tmp_path / "train.py", random.Random(0), 0
     script.write_text(TRAINING)
     for name in ("whole", "timed", "killed"):
@@ -137,6 +140,7 @@ def test_ten_kills_of_a_training_with_checkpoints_change_no_bit(tmp_path):
         hits += trained(tmp_path / "killed", script, draw.uniform(0.5, 1.0) * length)
     trained(tmp_path / "killed", script)
     whole, killed = (torch.load(tmp_path / name / "final.pt") for name in ("whole", "killed"))
+    record_property("trials", hits)
     assert hits >= 1 and all(torch.equal(v, killed[k]) for k, v in whole.items())
 
 
@@ -161,7 +165,8 @@ def alive(pid):
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_workers_end_with_their_parent_and_nothing_is_half_written(tmp_path, number, code):
+def test_workers_end_with_their_parent_and_nothing_is_half_written(tmp_path, record_property, number, code):
+    record_property("trials", 1)
     command = COMPARE.replace("--epochs 3", "--epochs 2000")
     process = start(command, tmp_path, workers=2)
     deadline, workers = time.time() + 90, []
@@ -184,7 +189,8 @@ def test_workers_end_with_their_parent_and_nothing_is_half_written(tmp_path, num
 # ---- two at a time, no room, damage
 
 
-def test_two_processes_in_one_folder_do_no_harm(tmp_path):
+def test_two_processes_in_one_folder_do_no_harm(tmp_path, record_property):
+    record_property("trials", 1)
     words = dict(methods=["joint", "frozen"], seeds=1, budget=Budget(epochs=3, width=16), workers=1, progress=False)
     process = start(COMPARE.replace("--seeds 2", "--seeds 1"), tmp_path / "both")
     while not list(tmp_path.glob("both/*/*")) and process.poll() is None:
@@ -198,7 +204,8 @@ def test_two_processes_in_one_folder_do_no_harm(tmp_path):
 
 
 @pytest.mark.slow
-def test_three_processes_that_start_together_do_no_harm(tmp_path):
+def test_three_processes_that_start_together_do_no_harm(tmp_path, record_property):
+    record_property("trials", 2)
     command = COMPARE.replace("--seeds 2", "--seeds 1")
     several = [start(command, tmp_path / "several") for _ in range(3)]
     assert [process.wait() for process in several] == [0, 0, 0]
@@ -221,7 +228,8 @@ def small_disk(tmp_path):
 
 
 @posix
-def test_a_full_disk_is_said_before_and_after_training(small_disk):
+def test_a_full_disk_is_said_before_and_after_training(small_disk, record_property):
+    record_property("trials", 2)
     data, wide = load_dataset("digits").subset(range(600)), Budget(epochs=1, width=512)
     jobs = [Job(data, run, 0) for run in (unimodal_run("left"), *(joint_run(str(i)) for i in range(9)))]
     with pytest.raises(OSError, match=r"cannot store .* \(No space left on device\); finished runs are kept"):
@@ -236,7 +244,8 @@ def test_a_full_disk_is_said_before_and_after_training(small_disk):
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_one_clear_line_of_the_command(small_disk, workers):
+def test_a_full_disk_is_one_clear_line_of_the_command(small_disk, record_property, workers):
+    record_property("trials", 1)
     process = start(COMPARE.replace("--width 16", "--width 512"), small_disk / "runs", workers)
     said = process.communicate()[1]
     assert process.returncode == 1 and "Traceback" not in said
@@ -258,7 +267,7 @@ def damages(other):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt"])
-def test_each_damage_costs_one_run_and_one_warning(tmp_path, suffix):
+def test_each_damage_costs_one_run_and_one_warning(tmp_path, record_property, suffix):
     data, store = load_dataset("digits").subset(range(600)), RunStore(tmp_path)
     jobs = [Job(data, run, 0) for run in (unimodal_run("left"), unimodal_run("right"), joint_run())]
 
@@ -268,7 +277,9 @@ def test_each_damage_costs_one_run_and_one_warning(tmp_path, suffix):
     go()
     before = numbers(tmp_path)
     file, other, _ = (store.path(data, job.run, 0, SMALL).with_suffix(suffix) for job in jobs)
-    for name, damage in damages(other.read_bytes()).items():
+    kinds = damages(other.read_bytes())
+    record_property("trials", len(kinds))
+    for name, damage in kinds.items():
         stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")}
         damaged = damage(file.read_bytes())
         file.unlink() if damaged is None else file.write_bytes(damaged)
@@ -286,8 +297,9 @@ def test_each_damage_costs_one_run_and_one_warning(tmp_path, suffix):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".npz", ".pt"])
-def test_no_flipped_bit_becomes_a_number(tmp_path, suffix):
+def test_no_flipped_bit_becomes_a_number(tmp_path, record_property, suffix):
     "Two hundred seeded bits of each file: it is found, or the answer is the one that was stored."
+    record_property("trials", 200)
     data, store, run = load_dataset("digits").subset(range(600)), RunStore(tmp_path), joint_run()
     train_missing([Job(data, run, 0)], store, SMALL, workers=1, progress=False)
     path = store.path(data, run, 0, SMALL)
@@ -303,7 +315,8 @@ def test_no_flipped_bit_becomes_a_number(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["..", "a" * 300, "数" * 200, "a/b", "", "nul\0l", "x\ny"])
-def test_any_name_of_data_and_runs_is_stored_inside_the_folder(tmp_path, name):
+def test_any_name_of_data_and_runs_is_stored_inside_the_folder(tmp_path, record_property, name):
+    record_property("trials", 1)
     digits = load_dataset("digits").subset(range(600))
     digits.name = name
     run = joint_run(name)
