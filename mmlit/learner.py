@@ -185,10 +185,18 @@ class FusionMethod(Callback):
 
     def feature_dims(self)->list[int]:
         "Width of each modality's features, measured on one batch; ValueError where a linear layer cannot read them."
-        device, batch = device_of(self.model), self.dls.valid.one_batch()[:self.model.n_modalities]
-        with torch.no_grad(), eval_mode(self.model): zs = self.model.encode(*(x[:2].to(device) for x in batch))
+        zs = self._of_two_samples(self.model.encode)
         check_linear(self, zs)
         return [z.shape[-1] for z in zs]
+
+    @property
+    def n_outputs(self)->int:
+        "Classes, labels or targets: as the loaders say, else as many numbers as the model answers for a sample."
+        return self.dls.c if hasattr(self.dls, "c") else self._of_two_samples(self.model).reshape(2, -1).shape[1]
+
+    def _of_two_samples(self, ask):
+        device, batch = device_of(self.model), self.dls.valid.one_batch()[:self.model.n_modalities]
+        with torch.no_grad(), eval_mode(self.model): return ask(*(x[:2].to(device) for x in batch))
 
     def add_part(self, name:str, make:Callable[[], nn.Module])->nn.Module:
         """`model.parts[name]`, made once by `make()`; the optimiser is made anew, and has it in its last group.

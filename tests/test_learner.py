@@ -1,5 +1,6 @@
 "The learner and the methods as callbacks: neutral settings, precision, accumulation, interruption, and the registry."
 
+import contextlib
 import copy
 import itertools
 import math
@@ -14,15 +15,18 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.learner import load_learner
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner, load_learner
 from fastai.optimizer import SGD, Adam
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
 
 import mmlit.methods
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.loaders import multimodal_dls
-from mmlit.fusion.heads import HEADS
-from mmlit.fusion.models import JoinedMLP
+from mmlit.fusion.heads import HEADS, SumHead
+from mmlit.fusion.models import FusionModel, JoinedMLP
 from mmlit.learner import METHODS as REGISTRY
 from mmlit.learner import (
     Budget,
@@ -560,6 +564,22 @@ def test_a_method_refuses_models_and_loaders_that_do_not_fit():
     learn.model = torch.nn.Linear(3, 2)
     with pytest.raises(ValueError, match="encode and fuse"):
         learn.add_cb(Penalty())
+
+
+@EVERY
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_methods_train_on_loaders_that_know_nothing_but_their_batches(name, outputs):
+    g = torch.Generator().manual_seed(0)
+    y = torch.randn(40, generator=g) if outputs == 1 else torch.arange(40) % 3
+    rows = TensorDataset(*torch.randn(2, 40, 4, generator=g), y)
+    dls = DataLoaders(*(DataLoader(rows, bs=20, n_inp=2) for _ in range(2)))
+    torch.manual_seed(0)
+    model = FusionModel([torch.nn.Linear(4, 5), torch.nn.Linear(4, 5)], SumHead([5, 5], outputs))
+    loss = torch.nn.CrossEntropyLoss() if outputs == 3 else lambda out, y: (out[:, 0] - y).square().mean()
+    refused = "resampling" in name or outputs == 1 and name in ("multimodal", "tcmax")
+    with pytest.raises(ValueError, match="needs|bin them") if refused else contextlib.nullcontext():
+        fit(Learner(dls, model, loss_func=loss, cbs=METHODS[name]()), 1)
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 def test_the_generator_depends_on_seed_and_epoch_only():

@@ -155,7 +155,7 @@ class MultiLoss(FusionMethod):
         return [p for e in encoders for p in e.parameters()] if encoders is not None else self.model.parameters()
 
     def _heads(self):
-        return nn.ModuleList([in_units(nn.Linear(d, self.dls.c), self.dls) for d in self.feature_dims()])
+        return nn.ModuleList([in_units(nn.Linear(d, self.n_outputs), self.dls) for d in self.feature_dims()])
 
     def after_loss(self):
         heads, vectors = self.model.parts["multi_loss_heads"], [z.mean(1) if z.ndim == 3 else z for z in self.zs]

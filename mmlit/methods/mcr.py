@@ -235,7 +235,7 @@ class MCR(FusionMethod):
     def distance(self)->str: return self.options["distance"] or _CLASSES_OF[self.task]
 
     def _heads(self):
-        heads = MCRHeads(self.feature_dims(), self.dls.c)
+        heads = MCRHeads(self.feature_dims(), self.n_outputs)
         heads.unimodal = nn.ModuleList([in_units(u, self.dls) for u in heads.unimodal])
         if self.options["ceb_weight"] == 0: del heads.decoder      # what no term uses would never train
         return heads
