@@ -155,13 +155,13 @@ def _missing(wanted, store, budget):
 
 # %% ../nbs/30_runs.ipynb #6d727859
 class RunsFailed(RuntimeError):
-    "Some runs could not be trained; all others are stored. `reasons`: where each would be kept -> why not."
+    "Some runs could not be trained, `jobs`; all others are stored. `reasons`: where each would be kept -> why not."
     def __init__(self,
         reasons:Mapping[Path, str],
         jobs:Sequence[Job],          # in the same order
         total:int,                   # how many were to be trained
     ):
-        self.reasons = dict(reasons)
+        self.reasons, self.jobs = dict(reasons), list(jobs)
         said = [f"{job}: {reason}" for job, reason in zip(jobs, reasons.values())]
         more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
         super().__init__(f"{len(said)} of {total} runs failed: {'; '.join(said[:3])}{more}")

@@ -42,7 +42,7 @@ from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
 from ..learner import Budget, ModalityMonitor, joint_run
 from ..pages import interval_text
-from ..runs import Job, check_budget, train_missing, which_seeds
+from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import Interval, headline
 from ..store import RunStore, Source, loaders
 
@@ -232,6 +232,7 @@ _NOTES = dict(
     default_encoders="mmlit cannot tell the model's encoders: its companions use default encoders by kind, "
                      "so differences between them and the model are also differences of architecture. "
                      "Name its submodules, as_fusion(model, M, encoders=[...]), or pass encoders=.",
+    lost="Left out, since not every run could be trained: seed {seeds}. {failure}",
     other_head="The companions pretrained and multi_loss have the head {head!r} and not the model's own: {why}.",
     few_groups="The test part has only {n} groups: intervals that resample them are too narrow to be trusted. ",
     few_groups_fixed="Cross-validate over groups.",
@@ -274,6 +275,18 @@ def _plan(subject, encoders):
         like = None
         notes.append(_NOTES["other_head"].format(head=subject.budget.head, why=error.reason))
     return companion_runs(subject.modalities, like, encoders, subject.budget.head, subject.loss), notes
+
+def _train(subject, runs, store, workers, progress):
+    "Train what is missing; the subject with the seeds of which every run is there, and what was lost. RunsFailed: all."
+    jobs = [Job(subject.source, run, seed) for seed in subject.seeds for run in runs.values()]
+    try: train_missing(jobs, store, subject.budget, workers, progress)
+    except RunsFailed as failure:
+        failed = {job.seed for job in failure.jobs}
+        left = [seed for seed in subject.seeds if seed not in failed]
+        if not left: raise
+        note = _NOTES["lost"].format(seeds=", ".join(map(str, sorted(failed))), failure=failure)
+        return replace(subject, seeds=left, dls=loaders(subject.source, left[0], subject.budget.bs)), [note]
+    return subject, []
 
 class _Done(NamedTuple):
     "One seed, measured."
@@ -421,8 +434,8 @@ def audit(
         runs, notes = _plan(subject, encoders) if alone is None else ({}, [])
 
         store = RunStore(out)
-        jobs = [Job(subject.source, run, seed) for seed in subject.seeds for run in runs.values()]
-        train_missing(jobs, store, subject.budget, workers, progress)
+        subject, lost = _train(subject, runs, store, workers, progress)
+        notes = [*notes, *lost]
 
         bar = track(subject.seeds, "measuring", console=Console(stderr=True, force_jupyter=False), disable=not progress)
         done = [_measure_seed(subject, runs, alone, store, seed) for seed in bar]

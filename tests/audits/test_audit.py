@@ -10,6 +10,7 @@ import torch
 from fastai.data.core import DataLoaders
 from torch import nn
 
+from mmlit import runs
 from mmlit.audits.audit import audit
 from mmlit.audits.measure import tabulate
 from mmlit.audits.report import Audit
@@ -104,6 +105,28 @@ def test_seeds_are_how_many_or_which(mixed, tmp_path):
     two, which, other = audited(2), audited((0, 1)), audited([3])
     assert two.facts["seeds"] == which.facts["seeds"] == [0, 1] and other.facts["seeds"] == [3]
     assert two.table.equals(which.table) and other.facts["split"][0] not in two.facts["split"]
+
+
+def test_a_seed_that_cannot_be_trained_is_left_out_and_said(tmp_path, monkeypatch):
+    rng, train, bad = np.random.default_rng(0), runs.train_run, {0}
+    data = MultimodalData("few", dict(a=rng.normal(size=(80, 3)), b=rng.normal(size=(80, 3))), np.arange(80) % 2, "pq")
+
+    def fails(run, source, seed, *others):
+        if seed in bad and run.name == "pretrained":
+            raise FloatingPointError("the loss is nan")
+        return train(run, source, seed, *others)
+
+    monkeypatch.setattr(runs, "train_run", fails)
+    options = dict(data=data, budget=Budget(epochs=1, bs=16, width=4), out=tmp_path, workers=1, progress=False)
+    found = audit(**options, seeds=2)
+    note = next(note for note in found.notes if "Left out" in note)
+    assert "seed 0." in note and "the loss is nan" in note and found.facts["seeds"] == [1]
+    bad.clear()
+    alone = audit(**options, seeds=[1])
+    assert found.table.equals(alone.table) and found.notes == [note, *alone.notes]
+    bad.update([3, 4])
+    with pytest.raises(runs.RunsFailed, match="the loss is nan"):
+        audit(**options, seeds=[3, 4])
 
 
 def test_an_audit_leaves_the_model_alone(digits, small, tmp_path):
