@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -36,3 +37,26 @@ def tracked_files(root):
         return [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
     return [name for name in listed.split("\0") if name and Path(root, name).exists()]
+
+
+_FORKS = """
+import os, sys, fastai.callback.all, matplotlib.pyplot, pandas, scipy.stats, sklearn.linear_model, torch
+first, code = eval(sys.argv[1])
+for line in first:
+    if child := os.fork():
+        if os.waitpid(child, 0)[1]: sys.exit(f"failed after {line}")
+        print("---", flush=True)
+    else:
+        exec(f"{line}\\n{code}", {})
+        sys.stdout.flush()
+        os._exit(0)
+"""
+
+
+def said_after(first, code):
+    """What `code` prints after each of the lines `first`, each in a process of its own that never imported mmlit.
+    They are forked from one that has loaded what mmlit stands on, which takes longer than all the rest."""
+    words = [sys.executable, "-W", "ignore", "-c", _FORKS, repr((first, code))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [said.strip() for said in done.stdout.split("---")[:-1]]

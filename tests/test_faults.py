@@ -69,6 +69,7 @@ def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
 
 
 @posix
+@pytest.mark.slow
 def test_a_comparison_that_is_killed_gives_the_same_numbers(tmp_path, record_property):
     command = COMPARE.replace("--seeds 2", "--seeds 1").replace("joint,frozen", "joint")
     whole, killed, hit = kill_and_go_on(command, tmp_path, 1, 0)

@@ -101,7 +101,7 @@ CELL = st.none() | st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0])
 
 
 @fuzz(
-    60,
+    20,
     st.dictionaries(
         st.sampled_from(["ensemble", "joint", "mcr", "[b]", "best unimodal"]),
         st.lists(CELL, min_size=3, max_size=3),

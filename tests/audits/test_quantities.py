@@ -73,6 +73,7 @@ def test_read_outs_are_not_fitted_where_they_are_scored():
     assert found[0].of == "all" and found[0].values.mean() < 0
 
 
+@pytest.mark.slow
 def test_intervals_of_quantised_information_have_the_right_width():
     rng, values, halves = np.random.default_rng(0), [], []
     for _ in range(30):

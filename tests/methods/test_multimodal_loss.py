@@ -331,6 +331,7 @@ def test_stacked_training_is_training_one_by_one(monkeypatch):
         assert abs(alone["loss"] - row["loss"]) < 1e-4 and abs(alone["accuracy"] - row["accuracy"]) < 0.01
 
 
+@pytest.mark.slow
 def test_pull_of_the_proxies_beats_the_plain_sum_of_probabilities():
     tool, seeds = multi_proxy_ablation, [100, 101, 102]  # seeds that the table does not hold
     published, plain = (tool.run("one_easy", head, seeds) for head in ("as published", "sum p"))

@@ -10,7 +10,8 @@ import mmlit.methods
 from mmlit.learner import FusionMethod
 
 CELLS = support.cells()
-SAMPLE = random.Random(0).sample(CELLS, 60)
+DEAR = {("attention", 6)}  # TCMax scores all pairings of six modalities: half a minute a cell
+SAMPLE = [c for c in random.Random(0).sample(CELLS, 60) if (c.head, c.modalities) not in DEAR]
 
 
 @pytest.fixture(scope="module")
