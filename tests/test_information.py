@@ -1,5 +1,6 @@
 "Information on tables and Gaussians: identities, known answers, other packages, proofs of the union information."
 
+import inspect
 import math
 import time
 import warnings
@@ -13,8 +14,12 @@ from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import mutual_info_score
 from torch.testing import assert_close
 
+from mmlit import information
 from mmlit.information import (
+    _Couplings,
+    _line_search,
     _match_marginals,
+    _newton_step,
     check_distribution,
     conditional_mutual_information,
     dual_total_correlation,
@@ -562,3 +567,35 @@ def test_a_coordinate_that_others_nearly_determine_is_no_rounding(left):
         cov = scale**2 * torch.tensor([[1.0, rho], [rho, 1.0]], dtype=F64)
         found = gaussian_mutual_information(cov, (1, 1)).item()
         assert found == pytest.approx(-0.5 * math.log(left), abs=1e-3)
+
+
+def test_the_solver_stops_at_the_first_step_whose_gap_is_small_enough(monkeypatch):
+    p, steps = random_table(4, 4, 4), []
+    monkeypatch.setattr(information, "_newton_step", lambda *given: steps.append(1) or _newton_step(*given))
+    for tolerance in (10.0, 1e-1, 1e-3, 1e-8):
+        steps.clear()
+        assert union_information(p, tolerance).gap <= tolerance
+        needed = len(steps)
+        assert needed == 1 if tolerance == 10 else needed > 1
+        if needed > 1:
+            with pytest.warns(UserWarning, match="raise max_steps"):
+                assert union_information(p, tolerance, max_steps=needed - 1).gap > tolerance
+
+
+def test_partial_information_solves_as_union_information_does():
+    one, other = (inspect.signature(f).parameters for f in (partial_information, union_information))
+    assert all(one[name].default == other[name].default for name in ("tolerance", "max_steps"))
+
+
+def test_a_step_is_taken_in_full_or_halved_and_never_lengthened():
+    couplings = _Couplings([pair.numpy() for pair in pairwise_marginals(random_table(3, 3, 2))])
+    q, mu = couplings.fit(np.zeros(couplings.n)), 1e-2
+    step, _, gradient = _newton_step(couplings, q, np.zeros(len(couplings.b)), mu)
+    assert step.min() < 0 < step.max() and gradient @ step < 0
+    for size in (1e-3, 1e-1, 1.0, 10.0):
+        moved = _line_search(couplings, q, mu, size * step, size * (gradient @ step))
+        taken = (moved - q) @ step / (step @ step) / size
+        assert_close(moved, q + taken * size * step, rtol=0, atol=1e-14)
+        assert moved.min() > 0 and couplings.objective(moved, mu) < couplings.objective(q, mu)
+        assert size >= 1 or taken == pytest.approx(1)  # a short step goes down all the way
+        assert taken <= 1 + 1e-12

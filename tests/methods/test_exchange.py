@@ -107,6 +107,24 @@ def test_one_pass_is_the_game_of_explicit_players(kind, n, batch, strategy, clea
     assert max(g.abs().max() for g in ours[:n]) > 1e-4
 
 
+@pytest.mark.parametrize(
+    "strategy, default", [("greedy", "detach"), ("independent", "detach"), ("collaborative", "full")]
+)
+@pytest.mark.parametrize("kind", [MLPHead, FiLMHead])
+def test_the_clean_answer_is_a_constant_for_players_and_a_variable_for_a_team(kind, strategy, default):
+    "Unless it is said otherwise; with more than two modalities the choice is seen in all strategies."
+    model, zs = model_of(kind, DIMS[:3]), features(DIMS[:3], 3)
+    flows = {
+        how: gradients(
+            mipd(model, zs, permutations="exact", strategy=strategy, clean_grad=how).mean(1).sum(), model, zs
+        )
+        for how in (None, "detach", "full")
+    }
+    other = "full" if default == "detach" else "detach"
+    assert all(torch.equal(a, b) for a, b in zip(flows[None], flows[default]))
+    assert max((a - b).abs().max() for a, b in zip(flows[None], flows[other])) > 1e-6
+
+
 @pytest.mark.parametrize("kind", ADDITIVE + OTHER)
 def test_collaborative_is_the_plain_gradient(kind):
     model, zs = model_of(kind, DIMS[:3]), features(DIMS[:3], 3)

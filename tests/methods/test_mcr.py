@@ -475,11 +475,13 @@ def rows_of(y, contrast):
     ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()),
 )
 def test_each_option_of_the_callback_is_that_of_the_loss(options):
-    own, generators = dict(options), {}
+    "With a game of so much weight that another one leaves the trajectory."
+    options, generators = options | dict(mipd_weight=20.0), {}
+    own = dict(options)
     contrast, substitute = own.pop("contrast", "label"), own.pop("substitute", "permutation")
     start, end = own.pop("start", 0), own.pop("end", None)
 
-    def by_hand(model, xs, y, epoch):
+    def by_hand(model, xs, y, epoch, own=own, substitute=substitute, contrast=contrast):
         gen = generators.setdefault(epoch, torch.Generator().manual_seed(epoch))
         zs, on, instead = model.encode(*xs), start <= epoch < (end or 99), None
         if substitute != "permutation":
@@ -488,11 +490,17 @@ def test_each_option_of_the_callback_is_that_of_the_loss(options):
             instead = model.encode(*instead) if where == "input" else instead
         weights = {} if on else dict(mipd_weight=0, contrastive_weight=0)
         heads, labels = model.parts["mcr_heads"], rows_of(y, contrast)
-        return mcr_loss(model, zs, y, heads, generator=gen, labels=labels, substitutes=instead, **weights, **own).total
+        given = dict(generator=gen, labels=labels, substitutes=instead)
+        return mcr_loss(model, zs, y, heads, **given, **(own | weights)).total
 
     epochs = 3 if "start" in options else 1
     dls = loaders(modalities=3) if "shared" in options else None
     learn = same_trajectory(learner(MCR(**options), dls, head="mlp"), Setting(), by_hand, epochs=epochs)
+    plain = partial(by_hand, own=dict(mipd_weight=20.0), substitute="permutation", contrast="label")
+    if "start" not in options:
+        generators.clear()
+        with pytest.raises(AssertionError, match="are not close"):
+            same_trajectory(learner(MCR(**options), dls, head="mlp"), Setting(), plain, epochs=1)
     if "start" in options:
         assert [math.isnan(v) for v in learn.mcr.history["mipd"]] == [True, False, True]
         assert not any(math.isnan(v) for v in learn.mcr.history["unimodal"])
@@ -572,14 +580,21 @@ def test_noise_needs_numbers_where_it_is_put_in():
 
     dls.c = 3
 
+    def encoders():
+        return [nn.EmbeddingBag(5, 4) for _ in range(2)]
+
     def train(substitute):
-        encoders = [nn.EmbeddingBag(5, 4) for _ in range(2)]
         cbs = MCR(substitute=substitute)
-        return quietly_fit(Learner(dls, FusionModel(encoders, ConcatHead((4, 4), 3)), nn.CrossEntropyLoss(), cbs=cbs))
+        return quietly_fit(Learner(dls, FusionModel(encoders(), ConcatHead((4, 4), 3)), nn.CrossEntropyLoss(), cbs=cbs))
 
     assert train("noise_feature").mcr.history["mipd"][0] > 0
-    with pytest.raises(ValueError, match="noise needs real values"):
-        train("noise_input")
+    with pytest.raises(ValueError, match="noise needs real values"):  # before the training
+        Learner(
+            dls,
+            FusionModel(encoders(), ConcatHead((4, 4), 3)),
+            nn.CrossEntropyLoss(),
+            cbs=MCR(substitute="noise_input"),
+        )
 
 
 def test_the_answer_of_the_training_pass_is_used_again():

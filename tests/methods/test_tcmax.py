@@ -1043,7 +1043,7 @@ def test_additive_bound_of_one_label_is_the_sum_of_unimodal_informations():
         (dict(form="log"), ValueError, "unknown form"),
         (dict(pairings=2.5), ValueError, "a whole number"),
         (dict(memory=0), ValueError, "memory must be a number in"),
-        (dict(seed="a"), ValueError, "seed"),
+        (dict(seed="a"), ValueError, "^seed must be"),
         (dict(monitor=1), TypeError, "True or False"),
     ],
     ids=str,
@@ -1051,3 +1051,114 @@ def test_additive_bound_of_one_label_is_the_sum_of_unimodal_informations():
 def test_wrong_kinds_of_options_are_refused_too(options, error, match):
     with pytest.raises(error, match=match):
         TCMax(**options)
+
+
+# ---- one modality, half precision, memory and what is looked at on the side
+
+
+def test_one_modality_alone_is_aligned_with_its_own_rows():
+    "Its pairings are the true ones, so the bracket is the gap of Jensen between their normalisers."
+    model, z = Plain(MLPHead((3,), 4).double()), normal(5, 3, scale=3.0)
+    normalisers = model.fuse([z]).logsumexp(1)
+    assert_close(pairing_log_sums(model, [z], torch.arange(5)[:, None]), normalisers)
+    gap = normalisers.exp().mean().log() - normalisers.mean()
+    assert gap > 1e-3
+    assert_close(alignment_term(model, [z]), gap)
+
+
+def test_a_conditional_head_in_half_precision_is_summed_in_single():
+    torch.manual_seed(0)
+    model = FusionModel([torch.nn.Identity()] * 2, FiLMHead((3, 4), 3)).bfloat16()
+    zs = [3 * normal(6, d, seed=d).bfloat16() for d in (3, 4)]
+    own, (_, terms) = model.fuse(zs).double(), model.conditional_contributions(zs)
+    every = terms[0].double() + terms[1].double()  # (B, B, C), each pairing once
+    got = alignment_term(model, zs)
+    assert got.dtype == torch.float32
+    assert_close(got.double(), every.logsumexp((0, 1, 2)) - own.logsumexp(1).mean() - math.log(6), rtol=0, atol=1e-5)
+
+
+def test_the_table_of_a_conditional_head_is_made_where_just_it_fits():
+    made = []
+
+    class Watched(FiLMHead):
+        def conditional_contributions(self, zs):
+            made.append(len(zs[0]))
+            return super().conditional_contributions(zs)
+
+    torch.manual_seed(0)
+    batch, model = 5, FusionModel([torch.nn.Identity()] * 2, Watched((3, 4), 3)).double()
+    zs, bytes_of_table = [normal(batch, d) for d in (3, 4)], 2 * batch * batch * 3 * 8  # M tables (B, B, C) of float64
+    values = []
+    for memory, expected in ((bytes_of_table, [batch]), (bytes_of_table - 1, [])):
+        made.clear()
+        values.append(alignment_term(model, zs, memory=memory))
+        assert made == expected
+    assert_close(*values)
+
+
+@pytest.mark.parametrize(
+    "limits", [dict(pairings=0), dict(pairings=1.5), dict(memory=0), dict(memory=math.nan)], ids=str
+)
+@pytest.mark.parametrize("head", [SumHead, MLPHead])
+def test_limits_are_refused_by_every_door(head, limits):
+    "Also where a head needs no pairing, so that they would not be read."
+    model, zs, y = FusionModel([torch.nn.Identity()] * 2, head((3, 3), 2)), [torch.zeros(4, 3)] * 2, labels(4, 2)
+    for call in (alignment_term, lambda *a, **k: tcmax_model_loss(*a, y, **k), lambda *a, **k: TCMaxLoss(**k)):
+        with pytest.raises(ValueError, match=f"^{next(iter(limits))} must be"):
+            call(model, zs, **limits)
+
+
+def test_a_misspelt_prior_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match="unknown prior 'unifrom' .did you mean 'uniform'"):
+        TCMaxLoss("unifrom")
+
+
+@pytest.mark.parametrize("head", ["concat", "mlp"])
+def test_what_is_recorded_of_each_modality_is_its_loss_over_all_pairings(head):
+    expected = []
+
+    class Watched(TCMax):
+        def after_loss(self):
+            super().after_loss()
+            B = len(self.y)
+            index = torch.cartesian_prod(torch.arange(B), torch.arange(B))
+            logits = torch.cat([self.model.fuse(tuple(z[[i]] for z, i in zip(self.zs, k))) for k in index.tolist()])
+            expected.append(unimodal_losses_at(logits, index, self.y))
+
+    torch.manual_seed(0)
+    learn = multimodal_learner(classes_of(2, 16), head=head, method=Watched(monitor=True), width=4)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.01)
+    history = learn.watched.history
+    assert_close(torch.tensor([history["tcmax x0"], history["tcmax x1"]])[:, 0], torch.stack(expected).mean(0))
+
+
+def test_what_is_recorded_of_each_modality_has_each_of_its_rows_however_little_is_allowed():
+    torch.manual_seed(0)
+    method = TCMax(monitor=True, pairings=1, memory=1)
+    learn = multimodal_learner(classes_of(2, 8), head="mlp", method=method, width=4)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.01)
+    assert np.isfinite(list(method.history.values())).all()
+
+
+@pytest.mark.parametrize(
+    "kind, known", [(ConcatHead, "contributions"), (FiLMHead, "conditional_contributions"), (MLPHead, "")]
+)
+def test_labels_as_two_classes_have_the_structure_of_the_model(kind, known):
+    "No more and no less: what adds up needs no pairing, and what does not must not claim to."
+    torch.manual_seed(0)
+    base, model = (FusionModel([torch.nn.Identity()] * 2, kind((3, 4), 2)).double() for _ in range(2))
+    base.forward = base.fuse
+    two, zs = TwoClasses(model, base), [normal(5, d, seed=d) for d in (3, 4)]
+    told = [name for name in ("contributions", "conditional_contributions") if hasattr(two, name)]
+    assert told == [known] * bool(known)
+    with pytest.raises(AttributeError, match="^anything$"):
+        two.anything  # noqa: B018
+    both = torch.stack([base.fuse(zs), base.fuse(zs) + model.fuse(zs)], -1)
+    if known == "contributions":
+        assert_close(two.contributions(zs).sum(0), both)
+    elif known:
+        given, terms = two.conditional_contributions(zs)
+        rows = torch.arange(5)
+        assert_close(sum(t[rows, 0 if m == given else rows] for m, t in enumerate(terms)), both)
