@@ -1,8 +1,10 @@
 "Permutation contrasts against their proofs and loops; the corrected estimate; the level and the power of the test."
 
 import math
+import warnings
 from itertools import permutations as orders
 
+import numpy as np
 import pytest
 import torch
 from common import generator
@@ -11,6 +13,7 @@ from torch.testing import assert_close
 
 from mmlit.information import conditional_mutual_information
 from mmlit.permutation import (
+    _kernel_features,
     conditional_permutation_cmi,
     conditional_weights,
     cyclic_shifts,
@@ -725,6 +728,8 @@ def test_messages_name_what_was_given():
     head = ToyHead(2)
     with pytest.raises(ValueError, match=r"0\.\.2 of shape \(4,\), got \(torch.int64, \(2,\)\)"):
         permutation_cmi(head, head.zs, 0, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"0\.\.2 of shape \(4,\), got \(torch.int64, \(4,\)\)"):
+        permutation_cmi(head, head.zs, 0, torch.tensor([0, 1, 2, 3]))  # one too large
     with pytest.raises(ValueError, match="got None"):
         permutation_cmi(head, head.zs, 0)
     with pytest.raises(ValueError, match=r"got torch.int64 \(1, 4\) from 0 to 4"):
@@ -768,3 +773,63 @@ def test_weights_hold_no_graph():
     assert not conditional_weights(zs, 0).requires_grad
     y = (zs[0] > 0).long()[:, 0]
     assert not permutation_test(zs, 0, y, reps=9, generator=generator()).statistic.requires_grad
+
+
+def test_modalities_may_be_named_by_an_array():
+    zs = tuple(normal((6, d), generator(d)) for d in (1, 2, 3))
+    index = random_permutations(6, 2, generator())
+    out = permute_modality(zs, np.array([2, 0]), index)
+    assert out[1] is zs[1] and torch.equal(out[2], zs[2][index[0]]) and torch.equal(out[0], zs[0][index[1]])
+
+
+def test_an_average_below_every_answer_counts_as_the_lowest_answer():
+    "Weights can be negative, and an average with them no probability."
+    head, n = ToyHead(2), 4
+    weights = normal((n, n), generator(3)) * 4
+    weights += 1 / n - weights.mean(1, keepdim=True)
+    below, q = 0, []
+    for i in range(n):
+        answers = torch.stack([head([head.zs[0][j][None], head.zs[1][i][None]])[0].softmax(0) for j in range(n)])
+        average, lowest = weights[i] @ answers, answers.min(0).values
+        below += int((average < lowest).sum())
+        q.append(torch.maximum(average, lowest) / torch.maximum(average, lowest).sum())
+    assert 0 < below < 12
+    log_ratio = head(head.zs).log_softmax(1) - torch.stack(q).log()
+    got = conditional_permutation_cmi(head, head.zs, 0, head.y, weights).per_sample
+    assert_close(got, log_ratio[torch.arange(n), head.y])
+
+
+def test_without_other_modalities_every_other_sample_weighs_the_same():
+    weights = conditional_weights([normal((30, 2), generator())], 0)
+    assert_close(weights, (1 - torch.eye(30).double()) / 29)
+
+
+def test_kernel_features_of_three_values_have_three_directions():
+    x = torch.arange(30, dtype=torch.float64)[:, None] % 3
+    features = _kernel_features(x, generator())
+    assert features.shape == (30, 3)
+    assert_close(features @ features.T, (-((x - x.T) ** 2)).exp())  # 1 is the median of the squared distances
+
+
+def test_twenty_samples_or_cases_are_enough():
+    zs, y = gaussian(40, generator(), 0.0)
+    pvalue = permutation_test([z[:20] for z in zs], 0, y[:20], reps=9, generator=generator()).pvalue
+    assert pvalue in [k / 10 for k in range(1, 11)]
+    assert len(permutation_test(zs, 0, y, reps=9, max_samples=20, generator=generator()).null) == 9
+    assert len(permutation_test(zs, 0, y, reps=9, groups=torch.arange(40) % 20, generator=generator()).null) == 9
+    with pytest.raises(ValueError, match="19 different ids, expected at least 20"):
+        permutation_test(zs, 0, y, reps=9, groups=torch.arange(40) % 19)
+
+
+def test_copies_of_samples_are_pointed_out():
+    zs, y = gaussian(50, generator(), 0.0)
+    zs, y = [torch.cat([z, z]) for z in zs], torch.cat([y, y])
+    with pytest.warns(UserWarning, match="100 of 100 samples are copies of others"):
+        permutation_test(zs, 0, y, reps=9, generator=generator())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        permutation_test(zs, 0, y, reps=9, groups=torch.arange(100) % 50, generator=generator())
+        numbers = torch.arange(100)[:, None].expand(100, 2)  # tell the halves apart
+        permutation_test([*zs, numbers], 0, y, reps=9, generator=generator())
+        few = [zs[0].sign()] * 2  # four different rows
+        permutation_test(few, 0, y, reps=9, generator=generator())

@@ -1,24 +1,31 @@
 "Gradient modulation (AGM): responses, muted passes, coefficients, routing of gradients, the callback's history."
 
 import math
+import warnings
 from itertools import permutations, product
 
+import numpy as np
 import pytest
 import torch
 from common import generator
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mmlit.core import scale_grad
+from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.coalitions import coalitions
 from mmlit.fusion.heads import HEADS, SequenceEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
+from mmlit.learner import multimodal_learner
 from mmlit.methods.modulation import (
     _SCORE_FLOOR,
     GradientModulation,
     ResponseHistory,
     _depends_on_mode,
+    _hides_factors,
     modality_responses,
     modulated_logits,
     modulation_coefficients,
@@ -129,6 +136,11 @@ def test_sampled_responses_sum_to_the_logits(n, k):
     assert_close(a, b)
 
 
+def test_exact_weights_name_their_coalitions_by_bit_mask():
+    present, _ = response_weights(3)
+    assert present.tolist() == [[bool(s & 1), bool(s & 2), bool(s & 4)] for s in range(8)]
+
+
 def test_sampled_responses_are_unbiased():
     n, repeats = 4, 400
     v = game(n, 1, 2)
@@ -189,6 +201,31 @@ def test_features_are_reused_only_when_the_mode_does_not_matter():
             e.register_forward_hook(lambda m, i, o, rows=rows: rows.append(len(o)))
         muted_logits(model, xs)
         assert sum(rows) == 2 * (7 + 1 + 7 * (noisy and not frozen))
+
+
+def test_given_features_are_enough_where_zero_features_stand_in():
+    model, (xs, _) = model_of(3), data_of(3)
+    zs = model.encode(*xs)
+    calls = []
+    for e in model.encoders:
+        e.register_forward_hook(lambda *_: calls.append(1))
+    v = muted_logits(model, xs, zs, absent="zero_feature")
+    assert not calls
+    for s, present in list(enumerate(coalitions(3)))[1:]:
+        assert_close(v[s], model.fuse(tuple(z * there for z, there in zip(zs, present))))
+
+
+def test_muted_passes_obey_the_memory():
+    model, (xs, _) = model_of(3), data_of(3)
+    expected, rows = muted_logits(model, xs), []
+    model.head.register_forward_hook(lambda m, i, o: rows.append(len(o)))
+    zs, full = model.encode(*xs), expected[-1]
+    row = 3 * 6 * 8  # three features of six numbers in double precision
+    v = muted_logits(model, xs, zs, full, memory=10 * row)
+    assert sum(rows) == 6 * 7 and max(rows) == 10
+    assert_close(v, expected)
+    with pytest.raises(ValueError, match="more than memory=1"):
+        muted_logits(model, xs, zs, full, memory=1)
 
 
 @pytest.mark.parametrize(
@@ -353,6 +390,22 @@ def test_extreme_scores_stay_finite(cap):
     for s, h in product(([_SCORE_FLOOR, 0.0], [0.0, _SCORE_FLOOR], [-1e30, 0.0], [0.0, -1e30]), repeat=2):
         kappa = modulation_coefficients(torch.tensor(s), torch.tensor(h), 1.0, cap)
         assert kappa.isfinite().all() and (kappa >= 0).all() and kappa.max() <= math.exp(cap) * (1 + 1e-6)
+
+
+def test_strength_and_cap_are_one_and_ten_unless_given():
+    score, history = torch.zeros(2, dtype=F64), torch.tensor([0.0, -1.0], dtype=F64)
+    kappa = torch.tensor([math.exp(math.e - 1), math.exp(1 / math.e - 1)], dtype=F64)
+    assert_close(modulation_coefficients(score, history), kappa)
+    assert_close(modulation_coefficients(score, 5 * history)[0].log(), torch.tensor(10.0, dtype=F64))  # e**5 - 1 is 147
+    made = GradientModulation()
+    assert (made.alpha, made.cap, made.start, made.end, made.mode, made.absent) == (
+        1,
+        10,
+        0,
+        None,
+        "grad",
+        "zero_input",
+    )
 
 
 def test_history_is_the_arithmetic_mean_and_can_be_resumed():
@@ -534,6 +587,17 @@ def test_adam_hides_a_constant_factor(optimizer, ratio):
     assert (moved(0.1) / moved(1.0)).item() == pytest.approx(ratio, rel=1e-3)
 
 
+def test_an_optimiser_of_short_steps_can_hide_factors_too():
+    def moved(gradient):
+        w = nn.Parameter(torch.zeros(1))
+        w.grad = torch.full((1,), gradient)
+        torch.optim.Adadelta([w], lr=1.0).step()
+        return w.abs().item()
+
+    assert moved(1.0) < 0.01 and moved(0.1) > 0.9 * moved(1.0)
+    assert _hides_factors(OptimWrapper(nn.Linear(2, 2).parameters(), opt=torch.optim.Adadelta, lr=0.1))
+
+
 # ---- the callback
 
 
@@ -549,6 +613,78 @@ def test_history_of_a_model_is_saved_and_reset():
     assert torch.equal(other.mean, history.mean) and other.steps == 5
     other.reset()
     assert (other.mean == 0).all() and other.steps == 0 and other.spread == 0
+
+
+def test_the_count_of_scores_is_exact_where_float32_is_not():
+    history = ResponseHistory(2)
+    history.steps += 2**24
+    history.update(torch.zeros(2))
+    assert int(history.steps) == 2**24 + 1
+
+
+class Batches(Callback):
+    "What the method sees."
+
+    def before_fit(self):
+        self.seen = []
+
+    def before_batch(self):
+        if self.training:
+            self.seen.append((self.xb, self.yb[0]))
+
+
+def trained_without_steps(y, method, *cbs):
+    "A learner after an epoch at rate 0, and its batches; zero inputs have features other than zero."
+    n = len(y)
+    xs = {m: np.random.default_rng(k).normal(size=(n, 4)).astype("f") for k, m in enumerate("ab")}
+    dls = multimodal_dls(xs, y, bs=16, device="cpu")
+    torch.manual_seed(0)
+    model = FusionModel([nn.Linear(4, 6), nn.Linear(4, 6)], HEADS["mlp"]([6, 6], dls.c))
+    learn = multimodal_learner(dls, model, method=method, cbs=[*cbs, Batches()])
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Adam-like")
+        learn.fit(1, 0.0)
+    return learn.model, learn.batches.seen
+
+
+def alone_and_together(model, xs, absent):
+    zs = model.encode(*xs)
+    gone = [
+        torch.zeros_like(z) if absent == "zero_feature" else model.encode(*(0 * x for x in xs))[m]
+        for m, z in enumerate(zs)
+    ]
+    return [model.fuse(z).detach() for z in ((zs[0], gone[1]), (gone[0], zs[1]), zs)]
+
+
+@pytest.mark.parametrize("absent", ["zero_input", "zero_feature"])
+def test_a_training_scores_with_the_stand_in_that_was_asked_for(absent):
+    model, seen = trained_without_steps(np.arange(80) % 3, GradientModulation(absent=absent))
+    scores = []
+    for xs, y in seen:
+        a, b, both = alone_and_together(model, xs, absent)
+        responses = (both - b + a) / 2, (both - a + b) / 2
+        scores.append(torch.stack([-F.cross_entropy(r, y) for r in responses]))
+    assert_close(model.parts["response_history"].mean, torch.stack(scores).mean(0))
+
+
+def test_a_regression_scores_each_modality_alone():
+    y = np.random.default_rng(2).normal(size=80).astype("f")
+    model, seen = trained_without_steps(y, GradientModulation())
+    scores, deviations = [], []
+    for xs, targets in seen:
+        deviations.append((targets - targets.mean()).abs().mean())
+        unit = sum(deviations) / len(deviations)
+        answers = alone_and_together(model, xs, "zero_input")[:2]
+        scores.append(torch.stack([-(a.flatten() - targets.flatten()).abs().mean() / unit for a in answers]))
+    assert_close(model.parts["response_history"].mean, torch.stack(scores).mean(0))
+
+
+def test_modulation_is_refused_beside_whatever_is_called_tcmax():
+    class TCMax(Callback):
+        "Not that of the library, which refuses modulation itself."
+
+    with pytest.raises(ValueError, match="GradientModulation cannot be combined with TCMax"):
+        trained_without_steps(np.arange(80) % 3, GradientModulation(), TCMax())
 
 
 def test_unit_is_the_running_mean_deviation_of_the_targets():

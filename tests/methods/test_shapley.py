@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 from common import generator
+from fastai.callback.core import Callback
+from fastai.callback.schedule import lr_find  # noqa: F401  adds Learner.lr_find
 from torch import nn
 from torch.testing import assert_close
 
 from mmlit.core import eval_mode
+from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.coalitions import coalition_logits, coalitions, mask_features
 from mmlit.fusion.heads import HEADS
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, as_fusion
+from mmlit.learner import multimodal_learner
 from mmlit.methods.shapley import (
     _EXACT_MODALITIES,
     FREQUENCIES,
@@ -132,6 +136,8 @@ def test_combining_rejects_misfits():
         combine_coalitions(torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match="weights"):
         combine_coalitions(torch.zeros(2, 4), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"got \(2, 4\) and torch.float64 \(3, 1\)"):
+        combine_coalitions(torch.zeros(2, 4), torch.zeros(3, 1, dtype=F64))
 
 
 # ---- the valuation game
@@ -321,8 +327,17 @@ def test_sampling_rejects():
         shapley_values_sampled(lambda p: torch.zeros(2), 3, 4)
     with pytest.raises(ValueError, match="orders"):
         permutation_coalitions(torch.tensor([[0, 0]]))
+    with pytest.raises(ValueError, match="integers 0 to M-1, at least one, got torch.float32"):
+        permutation_coalitions(torch.tensor([[0.0, 1.0]]))
     with pytest.raises(ValueError, match="62"):
         permutation_coalitions(torch.arange(63)[None])
+
+
+def test_a_game_may_answer_in_numpy():
+    worth = np.array([1.0, 2.0, 4.0])
+    got = shapley_values_sampled(lambda present: present.numpy() @ worth, 3, 4, generator=generator())
+    assert_close(got.values, torch.tensor([1.0, 2.0, 4.0], dtype=F64))  # nothing interacts: the same in every order
+    assert_close(got.standard_errors, torch.zeros(3, dtype=F64), atol=1e-12, rtol=0)
 
 
 # ---- models
@@ -366,6 +381,26 @@ def test_valuate_is_the_loop_over_samples_and_coalitions(n, head):
             assert_close(got.log_likelihood[s, k], logits.double().log_softmax(0)[y[k]], atol=1e-5, rtol=0)
     assert torch.equal(got.phi, modality_valuation(got.correct)) and got.phi.shape == (n, 20)
     assert_close(got.accuracy, got.correct.double().mean(1))
+
+
+def test_a_valuation_names_its_coalitions_by_bit_mask():
+    xs, y = data_of(3)
+    present = valuate(model_of(3), [(*xs, y)]).present
+    assert present.tolist() == [[bool(s & 1), bool(s & 2), bool(s & 4)] for s in range(8)]
+
+
+def test_of_several_labels_a_sampled_valuation_is_the_mean_too():
+    model, (xs, _) = model_of(2), data_of(2)
+    y = torch.randint(0, 2, (20, 3), generator=generator()).float()
+    with eval_mode(model), torch.no_grad():
+        zs = model.encode(*xs)
+        a, b, both = (
+            ((model.fuse([z * k for z, k in zip(zs, kept)]) > 0) == (y > 0)).double().mean(1)
+            for kept in ((1, 0), (0, 1), (1, 1))
+        )
+    got = valuate(model, [(*xs, y)], n_permutations=4, generator=generator())  # a pair has both orders of the two
+    assert_close(got.phi, torch.stack([(a - b) / 2 + both, (b - a) / 2 + both]))
+    assert_close(valuate(model, [(*xs, y)]).phi, got.phi)
 
 
 def test_one_modality_alone_is_worth_its_correctness():
@@ -619,6 +654,8 @@ def test_dropped_encoders_get_no_gradient():
         (lambda: resampling_plan(torch.ones(2, 3).long(), 4), "3 samples"),
         (lambda: resampling_plan(-torch.ones(2, 3).long()), "negative"),
         (lambda: resampling_plan(torch.ones(2, 3).long(), index=torch.arange(2)), "name the 3"),
+        (lambda: resampling_plan(torch.ones(2, 3).long(), max_copies=-1), "max_copies must be a whole number"),
+        (lambda: resampling_plan(torch.ones(2, 3).long(), max_copies=1.5), "max_copies must be a whole number"),
         (lambda: draw_rows(0), "n must be a whole number, at least 1"),
         (lambda: draw_rows(5, -0.1), "fraction"),
     ],
@@ -690,3 +727,43 @@ def test_function_and_slope_reach_the_frequency():
     assert (made.level, made.function, made.alpha) == ("modality", "tanh", 3.0)
     made = ModalityResampling()
     assert (made.level, made.function, made.alpha) == ("sample", "linear", None)
+
+
+def test_the_defaults_of_resampling_are_the_published_ones():
+    made = ModalityResampling()
+    assert made.augmented is True and made.replacement is True
+    assert made.absent == "zero_feature" and made.max_copies is None
+
+
+def learner_of(method, path=None):
+    r = np.random.default_rng(0)
+    y = r.integers(0, 3, 80)
+    dls = multimodal_dls({m: r.normal(size=(80, 4)).astype("f") for m in "ab"}, y, bs=16, device="cpu")
+    return multimodal_learner(dls, head="concat", method=method, width=8, path=path)
+
+
+def test_one_sample_is_enough_to_value():
+    n = len(learner_of(None).dls.train_ds)
+    learn = learner_of(ModalityResampling("modality", warmup=0, fraction=1.5 / n))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.01)
+    phi = [learn.modality_resampling.history[f"phi {m}"][0] for m in "ab"]
+    assert sum(phi) in (0, 2) and set(phi) <= {-0.5, 0, 0.5, 1, 1.5}  # the values of a single sample
+
+
+def test_a_search_for_the_learning_rate_sees_the_data_as_they_are(tmp_path):
+    plans = []
+
+    class Seen(Callback):
+        def before_batch(self):
+            if self.training:
+                plans.append(self.learn.modality_resampling.plan)
+
+    learn = learner_of(ModalityResampling(warmup=0), tmp_path)
+    learn.add_cb(Seen())
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=6, show_plot=False)
+        assert len(plans) >= 6 and all(plan is None for plan in plans)
+        plans.clear()
+        learn.fit(1, 0.01)
+        assert plans and all(plan is not None for plan in plans)
