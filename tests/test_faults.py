@@ -34,7 +34,9 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and mounts of Uni
 
 def start(command, out, workers=1):
     words = [sys.executable, "-m", "mmlit.cli", *command.format(workers=workers).split(), str(out)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell that starts the tests in the background lets them ignore Ctrl-C, and their children, too
+    heed = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if os.name == "posix" else {}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed)
 
 
 def numbers(folder):
@@ -176,7 +178,10 @@ def test_workers_end_with_their_parent_and_nothing_is_half_written(tmp_path, rec
         workers = children(process.pid)
     time.sleep(12)  # they have imported torch and are training
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    try:
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == code, said
     if number != signal.SIGKILL:
         assert "finished runs are kept" in said and "Traceback" not in said
