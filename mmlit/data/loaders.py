@@ -24,7 +24,7 @@ from ..core import map_tensors, n_rows, one_of
 from .columns import MultimodalData, NamedArrays, as_column
 from .labels import name_of
 from .own import multimodal_data
-from .splits import Split, TokenIds, Vocabulary, check_split, fit_encoder, grouped_split
+from .splits import Split, TokenIds, Vocabulary, check_split, fit_encoder, given_split, grouped_split
 from .tables import align_rows, check_whole
 
 # %% ../../nbs/15_loaders.ipynb #757814eb
@@ -348,7 +348,7 @@ class MultimodalDataLoaders(DataLoaders):
 def multimodal_dls(
     data,                            # `MultimodalData`, or what `multimodal_data` takes
     y=None,                          # labels; for a DataFrame the name of a column, or names of several
-    split:Sequence|None=None,        # three arrays of row numbers; None: `grouped_split`
+    split=None,                      # three arrays of row numbers, or see `encode_split`; None: the data's, or drawn
     bs:int=64,                       # batch size
     groups=None,                     # N group ids; for a DataFrame the name of a column; "duplicates": equal rows
     seed:int=0,                      # of split and shuffling
@@ -370,10 +370,14 @@ def multimodal_dls(
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
     check_whole("seed", seed)
-    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task)
+    own = split is None or _belongs_to_rows(split)
+    if isinstance(data, MultimodalData) and own and split is not None: data, split = data.with_split(split), None
+    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split if own else None)
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
-    parts = grouped_split(data.y, data.groups, test, valid, seed) if split is None else split
+    parts:Any = split
+    if own and data.parts is None: parts = grouped_split(data.y, data.groups, test, valid, seed)
+    elif own: parts = given_split(data.parts, data.y, data.groups, valid, seed)
     check_split(parts, data.y, data.groups)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
     _check_classes(data, parts.train)
@@ -385,6 +389,10 @@ def multimodal_dls(
     loaders = [first, *(MultimodalDL(part, bs=bs) for part in held)]
     first.rng.seed(seed)
     return MultimodalDataLoaders(*loaders, path=path, device=default_device() if device is None else device)
+
+def _belongs_to_rows(split):
+    "Is it a word for each row, the name of a column of such, or a dict; and not three arrays of row numbers?"
+    return isinstance(split, (str, Mapping)) or len(split) > 0 and np.ndim(next(iter(split))) == 0
 
 def _check_classes(data, train):
     "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."
