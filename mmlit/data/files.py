@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import one_of
-from .columns import MultimodalData, NamedArrays, PictureFiles
+from .columns import MultimodalData, PictureFiles
 from .own import multimodal_data
 
 # %% ../../nbs/02c_files.ipynb #d637d9ba
@@ -61,7 +61,7 @@ def data_digest(
 
     digest = hashlib.sha256()
     for name, column in parts:
-        inside = column.arrays if isinstance(column, NamedArrays) else {"": column}
+        inside = getattr(column, "arrays", {"": column})
         for key, array in inside.items(): _add(digest, f"{name}{key} {data.kinds.get(name)}", array)
     return digest.hexdigest()[:10]
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import one_of
-from .columns import MultimodalData, duplicate_groups, joined_columns
+from .columns import MultimodalData, NamedArrays, PictureFiles, duplicate_groups
+from .mixed import MixedTable
 
 # %% ../../nbs/02b_own.ipynb #821c9d3d
 def multimodal_data(
@@ -41,6 +42,7 @@ def multimodal_data(
     if y is None: raise ValueError("y is missing: give the labels")
     if not isinstance(data, dict): data, modalities = _by_place(data, modalities), None
     made = MultimodalData(name, data, y, classes, groups, kinds, task=task, size=size, split=split)
+    for m, x in made.xs.items(): _say_gaps(m, x)
     if made.parts is not None: _say_leaks(made)
     elif groups is None: _say_repeats(made)
     return made if modalities is None else made.select(modalities)
@@ -62,6 +64,15 @@ def _say_repeats(data):
                   "that a split may put one sample on both sides. groups='duplicates' keeps equal rows together; "
                   "groups=range(n) says that they are different samples", stacklevel=3)
 
+def _say_gaps(m, column):
+    "Warn of empty cells of a table, which are filled."
+    gaps = column.gaps() if isinstance(column, MixedTable) else {}
+    if not gaps: return
+    shown = ", ".join(f"{c!r} {n}" for c, n in sorted(gaps.items(), key=lambda g: -g[1])[:5])
+    warnings.warn(f"modality {m!r} has {sum(gaps.values())} empty cells in {len(column)} rows ({shown}): numbers are "
+                  "filled with the median of the training rows, an empty category is a category of its own",
+                  stacklevel=3)
+
 def _say_leaks(data):
     "Warn of test rows that stand in the training or validation part, too."
     ids = duplicate_groups(data.xs)
@@ -82,7 +93,7 @@ def joined_parts(
     Groups of different files are different: their ids are not known to mean the same."""
     parts = dict(train=train) | ({} if valid is None else dict(valid=valid)) | dict(test=test)
     for part, data in parts.items(): _check_fits(part, data, train)
-    xs = {m: joined_columns([data.xs[m] for data in parts.values()]) for m in train.modalities}
+    xs = {m: _joined([data.xs[m] for data in parts.values()]) for m in train.modalities}
     y = np.concatenate([_in_classes_of(train, data) for data in parts.values()])
     ids, groups = 0, []
     for data in parts.values():
@@ -95,6 +106,16 @@ def joined_parts(
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
     return made
+
+def _joined(columns):
+    "The rows of several columns, one below the other."
+    first = columns[0]
+    if isinstance(first, PictureFiles): return PictureFiles(np.concatenate([c.paths for c in columns]), first.size)
+    if isinstance(first, MixedTable):
+        return MixedTable(pd.concat([c.frame for c in columns]), "joined", first.sorts, first.indicator)
+    if isinstance(first, NamedArrays):
+        return NamedArrays({k: np.concatenate([c.arrays[k] for c in columns]) for k in first.arrays})
+    return np.concatenate(columns)
 
 def _check_fits(part, data, train):
     "ValueError for a file of other modalities, kinds, shapes or another task than the training file."

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..core import map_tensors
 from .columns import NamedArrays, PictureFiles
+from .mixed import MixedTable, TableEncoder
 from .tables import align_rows, check_whole
 
 # %% ../../nbs/13_splits.ipynb #b2fe22ea
@@ -324,14 +325,15 @@ class AsTensors:
 # %% ../../nbs/13_splits.ipynb #54d42d6f
 def fit_encoder(
     column:Any,             # what `as_column` returns
-    kind:str,               # vector, sequence, picture, tokens or dict
+    kind:str,               # vector, sequence, picture, tokens, dict or table
     rows:np.ndarray,        # training rows
     standardize:bool=True,  # False: numbers as they are, pictures of bytes divided by 255
-    min_count:int=2,        # of `Vocabulary`
+    min_count:int=2,        # of `Vocabulary` and `TableEncoder`
     max_words:int=32,       # of `Vocabulary`
-)->Standardize|Vocabulary|TokenIds|AsTensors: # has `encode(rows) -> input`, `decode(input) -> raw`, `check(rows, name)`
+)->Standardize|Vocabulary|TokenIds|AsTensors|TableEncoder: # has `encode`, `decode` and `check(rows, name)`
     "The transformation of one modality, fitted on the training rows."
     if isinstance(column, NamedArrays): return AsTensors()
+    if isinstance(column, MixedTable): return TableEncoder(column, rows, min_count)
     if kind == "tokens":
         return Vocabulary(column[rows], min_count, max_words) if column.dtype == object else TokenIds(column)
     if not standardize:
