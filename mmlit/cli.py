@@ -63,7 +63,7 @@ def _command(args):
     "The command that repeats it, with every option that has a part in the result."
     words = ["mmlit", args.command]
     for name, value in vars(args).items():
-        if name in ("command", "out", "workers"): continue
+        if name in ("command", "out", "workers") or value is None: continue
         value = ",".join(map(str, value)) + ","*(len(value) == 1) if isinstance(value, list) else value
         words += [f"--{name}", str(value)]
     return shlex.join(words)
@@ -72,8 +72,23 @@ def _command(args):
 class _Failed(Exception):
     "What was asked for was done, but for a part; in one line."
 
+def _add_parts(parser):
+    _add(parser, "--test", None, "a file of test rows; then --data holds training rows", metavar="FILE")
+    _add(parser, "--valid", None, "a file of validation rows, beside --test", metavar="FILE")
+
+def _with_parts(args):
+    "The data set of --data, or that of the files of an official split."
+    if args.test is None:
+        if args.valid is not None: raise ValueError("--valid is given without --test: give the file of test rows, too")
+        return args.data
+    from mmlit.data.catalogue import parse_dataset
+    from mmlit.data.own import joined_parts
+    train, test, valid = (None if name is None else parse_dataset(name) for name in (args.data, args.test, args.valid))
+    return joined_parts(train, test, valid)
+
 def _add_audit(parser):
     _add(parser, "--data", "emoji", "a data set: name, name?option=value, or an .npz file", metavar="NAME")
+    _add_parts(parser)
     _add(parser, "--absent", "zero_feature", "what stands for a missing modality: zero_feature or zero_input",
          metavar="NAME")
     _add_training(parser, seeds=1)
@@ -81,7 +96,7 @@ def _add_audit(parser):
 def _audit(args):
     from mmlit.audits.audit import audit
     from mmlit.store import safe_name
-    found = audit(data=args.data, budget=_budget(args), seeds=args.seeds, absent=args.absent,
+    found = audit(data=_with_parts(args), budget=_budget(args), seeds=args.seeds, absent=args.absent,
                   out=args.out, workers=args.workers or None)
 
     page = Path(args.out)/f"audit-{safe_name(Path(found.name).name)}.html"
@@ -93,6 +108,7 @@ def _audit(args):
 def _add_compare(parser):
     _add(parser, "--data", "mfeat,emoji", "data sets, with commas: names, name?option=value, .npz files",
          metavar="NAMES")
+    _add_parts(parser)
     _add(parser, "--methods", "unimodal,ensemble,joint", "methods; all: each of them; list: say which there are",
          metavar="NAMES")
     _add(parser, "--reference", "ensemble", "differences are taken to this row", metavar="NAME")
@@ -105,7 +121,8 @@ def _compare(args):
         for name, method in METHODS.items(): print(f"{name:20} {method.title}")
         return
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
-    found = compare(_names(args.data), methods, args.seeds, _budget(args), args.out,
+    sets = _names(args.data) if args.test is None and args.valid is None else _with_parts(args)
+    found = compare(sets, methods, args.seeds, _budget(args), args.out,
                     reference=args.reference, workers=args.workers or None)
 
     page = Path(args.out)/"compare.html"

@@ -64,11 +64,11 @@ def default_encoders(
     width:int=64,              # D, the feature width of each modality
 )->list[nn.Module]:
     "One small encoder per modality, chosen by its kind: vector, sequence, picture or tokens."
-    several = [m for m in dls.modalities if dls.kinds[m] == "dict"]
+    several = [m for m in dls.modalities if dls.input_kinds[m] == "dict"]
     if several: raise ValueError(f"{several} hold several arrays each, as from a tokenizer: no default encoder reads "
                                  "them, so pass model=[...], one encoder per modality")
     def words(m): return len(dls.vocab[m]) if m in dls.vocab else 0
-    return [encoder_for(dls.kinds[m], dls.shapes[m], width, words(m)) for m in dls.modalities]
+    return [encoder_for(dls.input_kinds[m], dls.shapes[m], width, words(m)) for m in dls.modalities]
 
 # %% ../nbs/16_learner.ipynb #ee9aa362
 def build_model(

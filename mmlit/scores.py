@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['confidence_gaps', 'expected_calibration_error', 'classification_scores', 'regression_scores', 'multilabel_scores',
            'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'sampling_deviation',
-           'paired_intervals', 'paired_table', 'bootstrap_interval']
+           'paired_intervals', 'paired_table', 'bootstrap_interval', 'one_split_interval', 'one_split_intervals']
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -245,6 +245,7 @@ def paired_intervals(
     data:str,                 # which data set
     score:str="accuracy",     # which score
     reference:str="ensemble", # differences are taken to this method
+    one_split:bool=False,     # have all seeds one and the same split? Then the intervals are over initialisations only
 )->dict[str, tuple]:          # method -> (Interval of its score, Interval of its paired difference or None)
     """The intervals over seeds of each method's score and of its difference to the reference (None for that itself).
     Those of an accuracy are as wide as `sampling_deviation` asks; all end where the score does."""
@@ -260,9 +261,9 @@ def paired_intervals(
     if failed:
         warnings.warn(f"of {len(table)} seeds on {data!r} some runs are missing ({failed}): the intervals are over the "
                       "others, those of a difference over the seeds that both methods have", stacklevel=2)
-    ratio, base = float((rows.n_test/rows.n_train).mean()), table.get(reference)
-    low, high = (0, 1) if score in _SHARES else (-math.inf, 1 if score == "r2" else math.inf)
-    n_test = float(rows.n_test.mean()) if score == "accuracy" else None
+    ratio, base = 0. if one_split else float((rows.n_test/rows.n_train).mean()), table.get(reference)
+    low, high = _ends(score)
+    n_test = float(rows.n_test.mean()) if score == "accuracy" and not one_split else None
     def interval(scores): return _clipped(_interval(scores.dropna().to_numpy(), ratio, n_test), low, high)
     def difference(method, scores):
         if base is None or method == reference: return None
@@ -275,6 +276,8 @@ def _interval(values, ratio, n_test):
     if n_test: return corrected_interval(values, ratio, least=sampling_deviation(float(values.mean()), n_test))
     one_value = values[0] != 0 and np.ptp(values) < _EQUAL
     return corrected_interval(values[:1] if one_value else values, ratio)
+
+def _ends(score): return (0, 1) if score in _SHARES else (-math.inf, 1 if score == "r2" else math.inf)
 
 def _clipped(i, low, high): return Interval(i.mean, max(i.low, low), min(i.high, high))
 
@@ -337,3 +340,38 @@ def _drawn_means(table, ids, draws, rng):
 
     chunk = max(1, _WEIGHTS//n)
     return np.concatenate([means(min(chunk, draws - i)) for i in range(0, draws, chunk)])
+
+# %% ../nbs/12_scores.ipynb #dd1d9675
+def one_split_interval(
+    values,          # of S runs on the same N test rows, (S, N): means over rows are the scores
+    groups=None,     # group id of each test row, (N,): whole groups are drawn
+    share:bool=False,# are the scores shares of rows, or differences of such? Then `sampling_deviation` is the least
+    level:float=.95,
+)->Interval:
+    "The mean of runs on one split, with an interval over initialisations and test rows; over rows alone for one run."
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2: raise ValueError(f"expected a row of values for each run, (S, N), got shape {values.shape}")
+    rows = bootstrap_interval(values.mean(0), groups, level=level)
+    seeds = corrected_interval(values.mean(1), 0., level)
+    units = values.shape[1] if groups is None else len(np.unique(groups))
+    least = stats.norm.ppf((1 + level)/2)*sampling_deviation(rows.mean, units) if share else 0.
+    half = 0. if len(values) == 1 else seeds.mean - seeds.low
+    low, high = (math.hypot(half, max(end, least)) for end in (rows.mean - rows.low, rows.high - rows.mean))
+    return Interval(rows.mean, rows.mean - low, rows.mean + high)
+
+def one_split_intervals(
+    values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> score of each test row, (N,)
+    reference:str="ensemble",                      # differences are taken to this method
+    score:str="accuracy",                          # whose rows these are
+    groups=None,                                   # group id of each test row, (N,)
+)->dict[str, tuple]:                               # as of `paired_intervals`
+    "What `paired_intervals` is for many splits, for runs on one: paired by seed and by test row."
+    share, (low, high) = score == "accuracy", _ends(score)
+    def interval(rows, low, high): return _clipped(one_split_interval(rows, groups, share), low, high)
+    def difference(method):
+        base = values.get(reference)
+        seeds = [] if base is None or method == reference else sorted(set(values[method]) & set(base))
+        if base is None or method == reference: return None
+        if not seeds: return Interval(*[math.nan]*3)
+        return interval([values[method][s] - base[s] for s in seeds], low - high, high - low)
+    return {m: (interval(list(by.values()), low, high), difference(m)) for m, by in values.items()}

@@ -56,7 +56,7 @@ def data_of(
 
 # %% ../nbs/29_store.ipynb #ced49ca2
 @parts_of.register
-def _(o:MultimodalData): return MultimodalData, data_digest(o), o.classes, getattr(o, "task", None)
+def _(o:MultimodalData): return MultimodalData, data_digest(o), o.classes, getattr(o, "task", None), o.transform
 
 @parts_of.register
 def _(o:MultimodalDataLoaders):

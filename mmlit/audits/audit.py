@@ -171,7 +171,7 @@ class _Subject:
     effects:dict[str, float]     # what counts as no difference
 
     @property
-    def fixed(self)->bool: return not isinstance(self.source, MultimodalData)     # is there one split only?
+    def fixed(self)->bool: return getattr(self.source, "parts", self) is not None      # is there one split only?
     @property
     def modalities(self)->list[str]: return list(self.dls.modalities)
     @property
@@ -253,7 +253,7 @@ _MARKS = dict(
 _INTERVALS = dict(
     samples="bootstrap over test samples; they do not say how another training run would end",
     groups="bootstrap over test samples in whole groups; they do not say how another training run would end",
-    companions="bootstrap over test samples, widened by the spread of the companions' seeds",
+    companions="bootstrap over test samples, widened by the spread over seeds",
     splits="over {n} seeds, t with the Nadeau–Bengio correction",
 )
 _FEW_GROUPS = 10        # with fewer groups a bootstrap over groups is warned about

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from .results import Comparison
 from ..core import one_of
@@ -18,6 +19,7 @@ from ..data.columns import MultimodalData
 from ..data.loaders import multimodal_dls
 from ..learner import METHODS, Method
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
+from ..scores import gains
 from ..store import RunStore
 from ..training import Budget
 
@@ -48,23 +50,34 @@ def _check_reference(reference, registry, sets):
 
 # %% ../../nbs/40_comparison.ipynb #df01d018
 def _told(store, data, seed, method, runs, budget, reasons):
-    "The rows of the table that one method makes on one split; or why it makes none."
+    "The rows of the table that one method makes on one split; or why it makes none; and its scores of each test row."
     lost = {run.name: reasons[path] for run in runs if (path := store.path(data, run, seed, budget)) in reasons}
-    if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items())
+    if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items()), {}
     try:
         answers = method.combine([store.answer(data, run, seed, budget) for run in runs], data)
-        return [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"},
-                     **answer.scores("test", data.task)) for name, answer in answers.items()], None
-    except Exception as error: return [], f"{type(error).__name__}: {error}"
+        rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"},
+                     **answer.scores("test", data.task)) for name, answer in answers.items()]
+        return rows, None, {name: _by_row(answer) for name, answer in answers.items()}
+    except Exception as error: return [], f"{type(error).__name__}: {error}", {}
+
+def _by_row(answer): return gains(torch.as_tensor(answer.test), torch.as_tensor(answer.y_test)).numpy()
+
+def _rows(cells, sets):
+    "Of data with a split of their own: method -> seed -> score of each test row."
+    found = {}
+    for (data, seed, _), (_, _, by_row) in cells.items():
+        if sets[data].parts is None: continue
+        for method, values in by_row.items(): found.setdefault(data, {}).setdefault(method, {})[seed] = values
+    return found
 
 def _tables(cells):
     "The runs and the failed cells as tables. A cell that failed has the rows that its method makes on other splits."
     names = {}
-    for (data, _, method), (rows, _) in cells.items():
+    for (data, _, method), (rows, *_) in cells.items():
         names.setdefault((data, method), {}).update(dict.fromkeys(row["method"] for row in rows))
-    failed = [dict(data=data, method=name, seed=seed, reason=why) for (data, seed, method), (_, why) in cells.items()
+    failed = [dict(data=data, method=name, seed=seed, reason=why) for (data, seed, method), (_, why, _) in cells.items()
               if why for name in names[data, method] or [method]]
-    return pd.DataFrame([row for rows, _ in cells.values() for row in rows]), pd.DataFrame(failed) if failed else None
+    return pd.DataFrame([row for rows, *_ in cells.values() for row in rows]), pd.DataFrame(failed) if failed else None
 
 # %% ../../nbs/40_comparison.ipynb #e4c8adba
 _BUDGET = Budget()
@@ -72,7 +85,7 @@ _BUDGET = Budget()
 def compare(
     datasets:Sequence[str|MultimodalData],   # data sets, or names as `parse_dataset` reads them; or one of these
     methods:Sequence[str]=("unimodal", "ensemble", "joint"), # names in `registry`, or one
-    seeds:int|Sequence[int]=5,               # how many, or which
+    seeds:int|Sequence[int]=5,               # how many, or which: splits, or initialisations where data have a split
     budget:Budget=_BUDGET,                   # the same for every run
     out:str|Path="runs",                     # where finished runs are kept
     registry:Mapping[str, Method]|None=None, # default: `METHODS`
@@ -103,4 +116,4 @@ def compare(
              for data in sets for seed in which for name, method in used.items()}
     table, failed = _tables(cells)
     if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")
-    return Comparison(table, reference, budget, sets, failed)
+    return Comparison(table, reference, budget, sets, failed, _rows(cells, sets))

@@ -33,7 +33,7 @@ from mmlit.pages import (
     terminal,
     terminal_table,
 )
-from ..scores import Interval, headline, paired_intervals
+from ..scores import Interval, headline, one_split_intervals, paired_intervals
 from ..training import Budget
 
 # %% ../../nbs/39_results.ipynb #f5b2ac2d
@@ -56,7 +56,9 @@ class Comparison:
         budget:Budget,     # of every run
         datasets:Mapping[str, MultimodalData], # by name
         failed:pd.DataFrame|None=None,         # data, method, seed, reason of what was not trained; None: nothing
+        rows:Mapping[str, Mapping]|None=None,  # of data with a split of their own: method -> seed -> score by test row
     ):
+        self.rows = dict(rows or {})
         self.runs, self.reference, self.budget, self.datasets = runs, reference, budget, datasets
         self.failed:pd.DataFrame = pd.DataFrame(failed, columns=_FAILED)
 
@@ -77,9 +79,19 @@ class Comparison:
         if not (self.runs.data == data).any():
             nothing = Interval(*[math.nan]*3)
             return {m: (nothing, None if m == self.reference else nothing) for m in dict.fromkeys(cells.method)}
+        if data in self.rows and score == self.score(data):
+            found = self.datasets[data]
+            groups = None if found.groups is None else found.groups[found.parts == "test"]
+            return self._in_order(cells, one_split_intervals(self.rows[data], self.reference, score, groups))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="of .* some runs are missing")      # the table says it itself
-            return paired_intervals(cells, data, score, self.reference)
+            return paired_intervals(cells, data, score, self.reference, data in self.rows)
+
+    def _in_order(self, cells, found):
+        "Intervals by method as in the table; NaN where a method has no run."
+        nothing = Interval(*[math.nan]*3)
+        lost = {m: (nothing, None if m == self.reference else nothing) for m in dict.fromkeys(cells.method)}
+        return {m: found.get(m, pair) for m, pair in lost.items()}
 
     @cached_property
     def table(self)->pd.DataFrame:
@@ -269,14 +281,20 @@ def _section_html(found, data):
 
 def _how(found, command=""):
     "How it was measured."
+    own, splits, intervals = [data for data in found.datasets if data in found.rows], "", ""
+    if len(own) < len(found.datasets):
+        splits = "Stratified, groups kept apart. The test parts of seeds 0 to 4 are disjoint. "
+        intervals = ("95 %, over seeds, t with the Nadeau–Bengio correction for overlapping training parts; those of "
+                     "an accuracy at least as wide as the sampling of test rows makes them. ")
+    if own:
+        splits += f"{', '.join(own)}: the split that came with the data; seeds are initialisations. "
+        intervals += (f"{', '.join(own)}: 95 %, over initialisations (t) and test rows (bootstrap); other splits might "
+                      "give other answers. ")
     how = dict(
         Budget=f"{found.budget}: the same for every run; Adam, one cycle; "
                "the epoch with the best validation score is kept.",
-        Splits="Stratified, groups kept apart. The test parts of seeds 0 to 4 are disjoint. "
-               "Nothing is fitted or selected on the test part.",
-        Intervals="95 %, over seeds, t with the Nadeau–Bengio correction for overlapping training parts; those of an "
-                  "accuracy at least as wide as the sampling of test rows makes them. "
-                  "Differences are paired by seed. Each interval stands for itself: "
+        Splits=f"{splits}Nothing is fitted or selected on the test part.",
+        Intervals=f"{intervals}Differences are paired by seed. Each interval stands for itself: "
                   "among twenty comparisons of equals, one is expected to exclude zero.",
         Software=f"mmlit {__version__}, torch {torch.__version__}, "
                  f"Python {platform.python_version()}, {platform.machine()}")

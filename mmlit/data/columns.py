@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..core import one_of
-from .labels import encode_labels, name_of
+from .labels import PARTS, encode_labels, encode_split, name_of
+from .mixed import MixedTable, is_mixed
 from .tables import align_rows, check_whole, table_values
 
 # %% ../../nbs/02_columns.ipynb #902d79a8
@@ -115,12 +116,13 @@ def _by_name(rows, name):
 def as_column(
     values,             # array, tensor, list of numbers or strings, pandas column or table, paths, dict of arrays
     name:str="x",       # modality's name, for messages
-    kind:str|None=None, # vector, sequence, picture, tokens or dict; None: from the values
+    kind:str|None=None, # vector, sequence, picture, tokens, dict or table; None: from the values
     size:int=64,        # height and width of pictures that are read from files
-):                      # numeric array of 2 to 4 axes, object array of strings, `PictureFiles` or `NamedArrays`
+):                      # numbers (2 to 4 axes), an object array of strings, `PictureFiles`, `NamedArrays`, `MixedTable`
     "A checked column of rows. ValueError when it is empty, ragged, not finite, or neither numbers nor strings."
     check_whole("size", size, 1)
-    if isinstance(values, (PictureFiles, NamedArrays)): x = values
+    if isinstance(values, (PictureFiles, NamedArrays, MixedTable)): x = values
+    elif kind == "table" or kind is None and is_mixed(values): x = MixedTable(values, name)
     else: x = NamedArrays(values, name) if _are_dicts(values) else _as_array(values, name)
     if getattr(x, "ndim", 1) == 0 or len(x) == 0:
         raise ValueError(f"modality {name!r} has no rows: it is {type(values).__name__}")
@@ -241,7 +243,7 @@ def duplicate_groups(
     n = len(next(iter(columns.values())))
     ids = np.zeros(n, dtype=np.int64)
     for column in columns.values():
-        for part in column.arrays.values() if isinstance(column, NamedArrays) else [column]:
+        for part in getattr(column, "arrays", {"": column}).values():
             codes = pd.factorize(_prints(part))[0]
             ids = pd.factorize(ids*(codes.max() + 1) + codes)[0]
             if ids.max() + 1 == n: return ids        # no two rows are equal in what was read so far
@@ -263,7 +265,9 @@ class MultimodalData:
     classes:list[str]         # C names of classes or labels; [] for a regression
     task:str                  # one of `TASKS`
     groups:np.ndarray|None    # (N,) integers 0, 1, ...
+    parts:np.ndarray|None     # (N,) "train", "valid", "test" or "": the split that the data come with
     kinds:dict[str, str]
+    transform:dict[str, Any]  # modality's name -> transformer of scikit-learn
     truth:dict[str, Any]
     row_truth:dict[str, np.ndarray]
 
@@ -273,14 +277,15 @@ class MultimodalData:
         y,                          # N labels or targets, see `encode_labels`
         classes:Sequence|None=None, # C names of classes or labels; [] for a regression
         groups=None,                # N group ids; "duplicates": equal rows are a group; or None
-        kinds:dict|None=None,       # modality's name -> vector, sequence, picture, tokens or dict; else from the shape
+        kinds:dict|None=None,       # modality's name -> vector, sequence, picture, tokens, dict or table; else guessed
         truth:dict|None=None,       # a task's own answers by coalition: `bayes`, `bayes_se`, `information` in nats
         row_truth:dict|None=None,   # what is true of each row: name -> N values
         task:str|None=None,         # one of `TASKS`; None: guessed from the values of `y`
         size:int=64,                # height and width of pictures that are read from files
+        split=None,                 # the split that the data come with, see `encode_split`; None: there is none
     ):
         given = _given_kinds(name, xs, kinds)
-        xs, y, groups, row_truth = _aligned(xs, y, groups, row_truth or {})
+        xs, y, groups, split, row_truth = _aligned(xs, y, groups, split, row_truth or {})
         self.name = name
         self.xs = {m: as_column(x, m, given[m], size) for m, x in xs.items()}
         self.kinds = {m: _kind(x, m, given[m]) for m, x in self.xs.items()}
@@ -289,6 +294,8 @@ class MultimodalData:
         self.truth = {} if truth is None else truth
         self.row_truth = row_truth
         self._check_lengths()
+        self.parts = None if split is None else encode_split(split, len(self))
+        self.transform:dict[str, Any] = {}
 
     def _check_lengths(self):
         lengths = {f"modality {m!r}": len(x) for m, x in self.xs.items()} | {"y": len(self.y)}
@@ -305,7 +312,8 @@ class MultimodalData:
         columns = ", ".join(f"{m} ({self.kinds[m]}{_size(x)})" for m, x in self.xs.items())
         labels = "regression" if self.task == "regression" else f"{len(self.classes)} {_MANY[self.task]}"
         groups = "" if self.groups is None else f"; {self.groups.max() + 1} groups"
-        return f"{self.name}: {len(self)} rows of {columns}; {labels}{groups}"
+        split = "" if self.parts is None else "; " + ", ".join(f"{(self.parts == p).sum()} {p}" for p in PARTS)
+        return f"{self.name}: {len(self)} rows of {columns}; {labels}{groups}{split}"
 
     def subset(self,
         index, # positions or a boolean mask
@@ -317,7 +325,8 @@ class MultimodalData:
         xs = {m: rows(x) for m, x in self.xs.items()}
         groups = None if self.groups is None else np.unique(self.groups[index], return_inverse=True)[1]
         row_truth = {k: v[index] for k, v in self.row_truth.items()}
-        return self._with(xs=xs, y=self.y[index], groups=groups, row_truth=row_truth)
+        parts = None if self.parts is None else self.parts[index]
+        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth)
 
     def label(self,
         row:int, # a row number
@@ -338,7 +347,21 @@ class MultimodalData:
         for m in modalities: one_of(f"modality of {self.name}:", m, self.modalities)
         xs = {m: self.xs[m] for m in modalities}
         kinds = {m: self.kinds[m] for m in modalities}
-        return self._with(xs=xs, kinds=kinds, truth={}, row_truth={})
+        transform = {m: t for m, t in self.transform.items() if m in xs}
+        return self._with(xs=xs, kinds=kinds, transform=transform, truth={}, row_truth={})
+
+    def with_split(self,
+        split, # see `encode_split`
+    )->"MultimodalData":
+        "The same rows with this split."
+        return self._with(parts=encode_split(split, len(self)))
+
+    def with_transform(self,
+        transform:dict, # modality's name -> transformer of scikit-learn, fitted on the training rows
+    )->"MultimodalData":
+        "The same rows; these modalities are transformed."
+        for m in transform: one_of(f"modality of {self.name}:", m, self.modalities)
+        return self._with(transform=dict(transform))
 
     def save(self,
         path, # of an .npz file
@@ -346,31 +369,31 @@ class MultimodalData:
         "Write a file that `load_dataset` reads. ValueError for what it cannot hold and for names that it needs."
         if any(isinstance(x, PictureFiles) for x in self.xs.values()):
             raise ValueError("pictures in files cannot be saved in an npz file; read them first: xs['picture'][:]")
-        named = [m for m, x in self.xs.items() if isinstance(x, NamedArrays)]
-        if named: raise ValueError(f"modality {named[0]!r} is several arrays by name, which an npz file does not keep")
+        named = [m for m, x in self.xs.items() if isinstance(x, (NamedArrays, MixedTable))]
+        if named: raise ValueError(f"modality {named[0]!r} is a {self.kinds[named[0]]}: an npz file does not keep it")
         taken = [m for m in self.xs if m in _NPZ_OWN]
         if taken: raise ValueError(f"an npz file keeps its own things under the name {taken[0]!r}: rename the modality")
 
         arrays:dict[str, Any] = {m: x.astype(str) if x.dtype == object else x for m, x in self.xs.items()}
         own:dict[str, Any] = dict(y=self.y, groups=self.groups, classes=self.classes or None, task=self.task)
-        own["kinds"] = list(self.kinds.values())
+        own |= dict(kinds=list(self.kinds.values()), split=self.parts)
         arrays |= {k: v for k, v in own.items() if v is not None}
         np.savez_compressed(path, **arrays)
 
 # %% ../../nbs/02_columns.ipynb #46cfb9ed
 _MANY = {"classification": "classes", "multi-label": "labels"}
-_KINDS = ("vector", "sequence", "picture", "tokens", "dict")
-_NPZ_OWN = ("y", "groups", "classes", "kinds", "task", "file")      # `file` is a parameter of `savez_compressed`
+_KINDS = ("vector", "sequence", "picture", "tokens", "dict", "table")
+_NPZ_OWN = ("y", "groups", "split", "classes", "kinds", "task", "file")    # `file` is a parameter of `savez_compressed`
 
-def _aligned(xs, y, groups, row_truth):
+def _aligned(xs, y, groups, split, row_truth):
     "The parts of a data set with their rows in one order."
     parts = {("modality", m): x for m, x in xs.items()} | {("row_truth", k): v for k, v in row_truth.items()}
-    parts |= {"y": y, "groups": None if isinstance(groups, str) else groups}
+    parts |= {"y": y, "groups": None if isinstance(groups, str) else groups, "split": split}
     told = {k: k if isinstance(k, str) else f"{k[0]} {k[1]!r}" for k in parts}
     rows = align_rows({told[k]: x for k, x in parts.items()})
     of = lambda sort, names: {m: rows[told[sort, m]] for m in names}
     groups = groups if isinstance(groups, str) else rows["groups"]
-    return of("modality", xs), rows["y"], groups, of("row_truth", row_truth)
+    return of("modality", xs), rows["y"], groups, rows["split"], of("row_truth", row_truth)
 
 def _given_kinds(name, xs, kinds):
     "The kind of each modality that the user gives, or None."
@@ -383,9 +406,10 @@ def _given_kinds(name, xs, kinds):
 
 def _kind(column, name, given=None):
     "The kind of a modality: as given, if the column allows it, else from the shape of its rows."
-    if isinstance(column, NamedArrays):
-        if given in (None, "dict"): return "dict"
-        raise ValueError(f"modality {name!r} cannot be of kind {given!r}: it is a dict of {list(column.arrays)}")
+    if isinstance(column, (NamedArrays, MixedTable)):
+        own = "dict" if isinstance(column, NamedArrays) else "table"
+        if given in (None, own): return own
+        raise ValueError(f"modality {name!r} cannot be of kind {given!r}: it is a {own} of {list(column.arrays)}")
     kind = "tokens" if column.dtype == object else dict(zip((2, 3, 4), _KINDS)).get(column.ndim)
     if kind is None:
         shape = column.shape[1:]
@@ -415,4 +439,5 @@ def _group_ids(groups, columns):
 def _size(column):
     "Size of a row in words: '', ' 6' or ' 3x24x24'; of several arrays, their names."
     if isinstance(column, NamedArrays): return " of " + ", ".join(column.arrays)
+    if isinstance(column, MixedTable): return f" of {column}"
     return " " + "x".join(map(str, column.shape[1:])) if column.ndim > 1 else ""

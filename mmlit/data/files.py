@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import one_of
-from .columns import MultimodalData, NamedArrays, PictureFiles
+from .columns import MultimodalData, PictureFiles
 from .own import multimodal_data
 
 # %% ../../nbs/02c_files.ipynb #d637d9ba
@@ -27,7 +27,7 @@ def load_npz(
     path = Path(path)
     arrays = _read(path)
     if "y" not in arrays: raise ValueError(f"{path} has no array 'y', only {sorted(arrays)}")
-    y, groups, classes, own, said = (arrays.pop(k, None) for k in ("y", "groups", "classes", "kinds", "task"))
+    y, groups, split, classes, own, said = (arrays.pop(k, None) for k in _OWN)
     if own is not None and np.shape(own) != (len(arrays),):
         raise ValueError(f"{path} has {np.size(own)} kinds for the modalities {list(arrays)}")
 
@@ -38,7 +38,9 @@ def load_npz(
     codes = y.dtype.kind in "iu" and y.ndim == 1 and y.size
     if classes is not None and codes and 0 <= y.min() and y.max() < len(classes): y = classes.astype(str)[y]
     classes = None if classes is None else classes.tolist()
-    return multimodal_data(arrays, y, None, groups, kinds, classes, name=path.stem, task=task)
+    return multimodal_data(arrays, y, None, groups, kinds, classes, name=path.stem, task=task, split=split)
+
+_OWN = ("y", "groups", "split", "classes", "kinds", "task")
 
 def _read(path):
     "The arrays of a file by name."
@@ -55,11 +57,11 @@ def data_digest(
 )->str:                  # 10 hex digits
     "A digest of every value, and of the kinds, names and types; of pictures in files: their names, sizes and times."
     parts = [*data.xs.items(), ("y", data.y)]
-    if data.groups is not None: parts.append(("groups", data.groups))
+    parts += [(name, column) for name, column in (("groups", data.groups), ("split", data.parts)) if column is not None]
 
     digest = hashlib.sha256()
     for name, column in parts:
-        inside = column.arrays if isinstance(column, NamedArrays) else {"": column}
+        inside = getattr(column, "arrays", {"": column})
         for key, array in inside.items(): _add(digest, f"{name}{key} {data.kinds.get(name)}", array)
     return digest.hexdigest()[:10]
 

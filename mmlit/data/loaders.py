@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat
@@ -23,8 +24,9 @@ from torch import Tensor
 from ..core import map_tensors, n_rows, one_of
 from .columns import MultimodalData, NamedArrays, as_column
 from .labels import name_of
+from .mixed import FittedTransform, MixedTable, TableEncoder
 from .own import multimodal_data
-from .splits import Split, TokenIds, Vocabulary, check_split, fit_encoder, grouped_split
+from .splits import Split, TokenIds, Vocabulary, check_split, fit_encoder, given_split, grouped_split
 from .tables import align_rows, check_whole
 
 # %% ../../nbs/15_loaders.ipynb #757814eb
@@ -53,7 +55,12 @@ class Coding:
         self.modalities, self.kinds, self.split = data.modalities, data.kinds, split
         self.classes, self.task = data.classes, data.task
         fit = partial(fit_encoder, rows=split.train, standardize=standardize, min_count=min_count, max_words=max_words)
-        self.encoders = {m: fit(x, data.kinds[m]) for m, x in data.xs.items()}
+        y, own = data.y[split.train], data.transform
+        self.encoders = {m: FittedTransform(own[m], x, split.train, y, m) if m in own else fit(x, data.kinds[m])
+                         for m, x in data.xs.items()}
+        vectors = FittedTransform, TableEncoder
+        self.input_kinds = {m: "vector" if isinstance(e, vectors) else self.kinds[m] for m, e in self.encoders.items()}
+        self.sorts = {m: x.sorts for m, x in data.xs.items() if isinstance(x, MixedTable)}
         self.words = {m: e.words for m, e in self.encoders.items() if isinstance(e, (Vocabulary, TokenIds))}
 
         for m, e in self.encoders.items(): e.check(data.xs[m], m)
@@ -73,8 +80,14 @@ class Coding:
             self.loss_func = BaseLoss(RelativeSquaredError, self.units[1]**2, floatify=True, is_2d=False)
 
 # %% ../../nbs/15_loaders.ipynb #18cfaf35
+def _first(rows):
+    "The one row of a batch of raw rows."
+    if isinstance(rows, pd.DataFrame): return rows.iloc[0].to_dict()
+    return {k: v[0] for k, v in rows.items()} if isinstance(rows, dict) else rows[0]
+
 def _row_shape(x):
     "Shape of a row; of several arrays by name, a dict of such."
+    if isinstance(x, MixedTable): return tuple(x.sorts)
     if isinstance(x, NamedArrays): x = x.arrays
     return {k: tuple(v.shape[1:]) for k, v in x.items()} if isinstance(x, Mapping) else tuple(x.shape[1:])
 
@@ -108,8 +121,7 @@ class Rows(GetAttr):
         row, # a row number
     )->tuple: # M inputs and, if there is one, the name of its class
         "One row as it came in."
-        one = (x[[int(row)]] for x in self.xs.values())
-        xs = tuple({k: v[0] for k, v in x.items()} if isinstance(x, dict) else x[0] for x in one)
+        xs = tuple(_first(x[[int(row)]]) for x in self.xs.values())
         return xs if self.y is None else (*xs, self.name_of(self.y[row]))
 
     def name_of(self, y): return name_of(y, self.classes, self.task)
@@ -155,6 +167,7 @@ class Rows(GetAttr):
 
     def _column(self, m, values):
         "A checked column of the modality m."
+        if m in self.sorts: values = self._table(m, values)
         expected = self.raw_shapes[m]
         size = expected[-1] if self.kinds[m] == "picture" else 64
         x = as_column(values, m, self.kinds[m], size)
@@ -166,6 +179,13 @@ class Rows(GetAttr):
                              "multiply them by 255")
         self.encoders[m].check(x, m)
         return x
+
+    def _table(self, m, values):
+        "Rows of a table with the columns that were fitted, each of its sort."
+        table = values.frame if isinstance(values, MixedTable) else pd.DataFrame(values)
+        missing = [c for c in self.sorts[m] if c not in table]
+        if missing: raise ValueError(f"modality {m!r} has no column {missing[0]!r}; got {list(table)}")
+        return MixedTable(table[list(self.sorts[m])], m, self.sorts[m])
 
 def _transpose(items):
     "Columns of a list of items. ValueError where they have not the same modalities."
@@ -242,9 +262,9 @@ class MultimodalDL(TfmdDL):
         if b is None:
             self.one_batch()
             rows = [] if self.batch_index is None else self.batch_index[:max_n]
-            samples = [self.dataset.raw(r) for r in rows]
-        else: samples = self._decoded(b, max_n)
-        _draw_samples(samples, self.modalities, self.kinds, [str(y) for *_, y in samples])
+            samples, kinds = [self.dataset.raw(r) for r in rows], self.kinds
+        else: samples, kinds = self._decoded(b, max_n), self.input_kinds
+        _draw_samples(samples, self.modalities, kinds, [str(y) for *_, y in samples])
 
     def show_results(self,
         b,           # a batch
@@ -252,9 +272,9 @@ class MultimodalDL(TfmdDL):
         max_n:int=4, # samples
     ):
         "Draw samples with label and prediction."
-        samples = self._decoded(b, max_n)
+        samples, kinds = self._decoded(b, max_n), self.input_kinds
         titles = [f"{s[-1]}\npredicted {self.dataset.name_of(p)}" for s, p in zip(samples, out)]
-        _draw_samples(samples, self.modalities, self.kinds, titles)
+        _draw_samples(samples, self.modalities, kinds, titles)
 
     def _decoded(self, b, max_n):
         sample = lambda i: self.dataset.decode(map_tensors(lambda t: t[i].cpu(), tuple(b)))
@@ -276,8 +296,7 @@ def show_samples(
 ):                                  # matplotlib figure
     "Draw samples, one line per sample, each modality by its kind."
     at = np.asarray(rows)
-    columns = [[x[[i]] for i in at] for x in data.xs.values()]
-    columns = [[{k: v[0] for k, v in r.items()} if isinstance(r, dict) else r[0] for r in c] for c in columns]
+    columns = [[_first(x[[i]]) for i in at] for x in data.xs.values()]
     if titles is None: titles = [str(data.label(i)) for i in at]
     return _draw_samples(list(zip(*columns)), data.modalities, data.kinds, titles)
 
@@ -301,6 +320,10 @@ def _draw(ax, kind, x):
         text = x if isinstance(x, str) else " ".join(str(int(i)) for i in x if i > 0)
         return ax.text(.5, .5, text, ha="center", va="center", wrap=True, fontsize=8, parse_math=False)
 
+    if kind == "table":
+        text = "\n".join(f"{name}: {'' if pd.isna(cell) else cell}" for name, cell in x.items())
+        return ax.text(.5, .5, text, ha="center", va="center", fontsize=7, parse_math=False)
+
     if kind == "dict":
         text = "\n".join(f"{name} {tuple(np.shape(part))}" for name, part in x.items())
         return ax.text(.5, .5, text, ha="center", va="center", fontsize=8, parse_math=False)
@@ -319,7 +342,8 @@ class MultimodalDataLoaders(DataLoaders):
     train_ds:Rows
     valid_ds:Rows
     modalities:list[str]                # names
-    kinds:dict[str, str]                # per modality: vector, sequence, picture, tokens or dict
+    kinds:dict[str, str]                # per modality: vector, sequence, picture, tokens, dict or table
+    input_kinds:dict[str, str]          # the same of what a model gets: a table becomes a vector
     shapes:dict[str, Any]               # per modality: of an encoded row; of a dict, name -> shape
     task:str                            # one of `TASKS`
     classes:list[str]                   # names of classes or labels; [] for a regression
@@ -348,7 +372,7 @@ class MultimodalDataLoaders(DataLoaders):
 def multimodal_dls(
     data,                            # `MultimodalData`, or what `multimodal_data` takes
     y=None,                          # labels; for a DataFrame the name of a column, or names of several
-    split:Sequence|None=None,        # three arrays of row numbers; None: `grouped_split`
+    split=None,                      # three arrays of row numbers, or see `encode_split`; None: the data's, or drawn
     bs:int=64,                       # batch size
     groups=None,                     # N group ids; for a DataFrame the name of a column; "duplicates": equal rows
     seed:int=0,                      # of split and shuffling
@@ -366,14 +390,20 @@ def multimodal_dls(
     max_words:int=32,                # longer texts are cut
     drop_last:bool=True,             # leave an incomplete training batch out, unless it is the only one
     path=".",                        # where `Learner` saves
+    transform:dict|None=None,        # modality's name -> transformer of scikit-learn, fitted on the training part
 )->MultimodalDataLoaders:
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
     check_whole("seed", seed)
-    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task)
+    own = split is None or _belongs_to_rows(split)
+    if isinstance(data, MultimodalData) and own and split is not None: data, split = data.with_split(split), None
+    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split if own else None)
+    if transform is not None: data = data.with_transform(transform)
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
-    parts = grouped_split(data.y, data.groups, test, valid, seed) if split is None else split
+    parts:Any = split
+    if own and data.parts is None: parts = grouped_split(data.y, data.groups, test, valid, seed)
+    elif own: parts = given_split(data.parts, data.y, data.groups, valid, seed)
     check_split(parts, data.y, data.groups)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
     _check_classes(data, parts.train)
@@ -385,6 +415,10 @@ def multimodal_dls(
     loaders = [first, *(MultimodalDL(part, bs=bs) for part in held)]
     first.rng.seed(seed)
     return MultimodalDataLoaders(*loaders, path=path, device=default_device() if device is None else device)
+
+def _belongs_to_rows(split):
+    "Is it a word for each row, the name of a column of such, or a dict; and not three arrays of row numbers?"
+    return isinstance(split, (str, Mapping)) or len(split) > 0 and np.ndim(next(iter(split))) == 0
 
 def _check_classes(data, train):
     "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."

@@ -91,25 +91,31 @@ def test_a_nullable_column_is_numbers_and_its_gaps_are_named(column):
     assert data.xs["a"].dtype.kind == "f" and np.allclose(data.xs["a"][:, 1], FRAME[column].to_numpy(float))
     gap = FRAME.copy()
     gap.loc[7, column] = pd.NA
-    for wanted in (["x", column], column):
-        with pytest.raises(ValueError, match=r"in 1 of 60 rows, the first is row 7 \(\w+\)") as e:
-            multimodal_data(gap, "y", dict(a=wanted, b="x"))
-        assert "modality 'a'" in str(e.value) and (isinstance(wanted, str) or f"column '{column}'" in str(e.value))
+    with pytest.raises(ValueError, match=r"modality 'a' .*in 1 of 60 rows, the first is row 7 \(\w+\)"):
+        multimodal_data(gap, "y", dict(a=column, b="x"))  # nothing is left of the modality in this row
+    with pytest.warns(
+        UserWarning, match=f"modality 'a' has 1 empty cells in 60 rows .'{column}' 1.: numbers are filled"
+    ):
+        data = multimodal_data(gap, "y", dict(a=["x", column], b="x"))
+    assert data.kinds["a"] == "table" and data.xs["a"].gaps() == {column: 1}
 
 
 @pytest.mark.parametrize(
     "column, message",
     [
-        ("site", "holds categories .'a', 'b'.: encode"),
-        ("grade", "holds categories .1, 2.: encode"),
         ("day", "holds datetime64.*days since"),
-        ("text", "holds text .'a'. among numbers: encode"),
         ("mixed", r"holds str \('b'\) in row 1"),
     ],
 )
 def test_a_column_that_is_no_number_is_named_with_a_remedy(column, message):
     with pytest.raises(ValueError, match=f"column '{column}' of modality 'a' {message}"):
         multimodal_data(FRAME, "y", dict(a=["x", column], b="x"))
+
+
+@pytest.mark.parametrize("column, sort", [("site", "category"), ("grade", "category"), ("text", "category")])
+def test_categories_and_words_beside_numbers_are_a_table(column, sort):
+    data = multimodal_data(FRAME, "y", dict(a=["x", column], b="x"))
+    assert data.kinds == dict(a="table", b="vector") and data.xs["a"].sorts == {"x": "number", column: sort}
 
 
 def test_a_label_never_comes_in_as_an_input():

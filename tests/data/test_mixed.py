@@ -1,0 +1,175 @@
+"Tables of numbers, categories and text as a modality, and transformers of scikit-learn: from training to export."
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_selection import SelectKBest
+from sklearn.preprocessing import QuantileTransformer
+
+from mmlit.benchmark.comparison import compare
+from mmlit.data.columns import MultimodalData
+from mmlit.data.files import data_digest
+from mmlit.data.loaders import multimodal_dls
+from mmlit.data.mixed import FittedTransform, MixedTable, TableEncoder
+from mmlit.data.own import joined_parts, multimodal_data
+from mmlit.fingerprint import fingerprint
+from mmlit.learner import multimodal_learner
+from mmlit.methods.tcmax import TCMax
+from mmlit.training import Budget
+
+N = 240
+
+
+def clinic(seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(N) % 2
+    table = pd.DataFrame(
+        dict(
+            age=rng.normal(60, 9, N) + 9 * y,
+            smoker=rng.random(N) < 0.3,
+            stage=pd.Categorical(rng.choice(["I", "II", "III"], N)),
+            remark=[f"no. {i} has {w}" for i, w in enumerate(rng.choice(["pain", "ache"], N))],
+        )
+    )
+    table.loc[3:7, "age"] = np.nan
+    table.loc[9, "stage"] = np.nan
+    rna = rng.normal(size=(N, 300))
+    rna[:, 7] += 2 * y
+    return table, rna, y
+
+
+@pytest.fixture
+def data():
+    table, rna, y = clinic()
+    with pytest.warns(UserWarning, match="modality 'clinic' has 6 empty cells in 240 rows .'age' 5, 'stage' 1."):
+        made = multimodal_data(dict(clinic=table, rna=rna, note=table.remark.to_numpy()), y)
+    return made.with_transform(dict(rna=SelectKBest(k=20), note=TfidfVectorizer(min_df=2)))
+
+
+NEW = [dict(age=None, smoker=True, stage="IV", remark="never seen")]
+
+
+def test_tables_and_transforms_are_vectors_for_the_model(data):
+    dls = multimodal_dls(data, device="cpu")
+    assert "table of 2 numbers, 1 category, 1 text" in repr(data)
+    assert dls.kinds == dict(clinic="table", rna="vector", note="tokens")
+    assert set(dls.input_kinds.values()) == {"vector"} and dls.shapes["rna"] == (20,)
+    chosen = dls.encoders["rna"].transform.get_support()
+    assert chosen[7] and chosen.sum() == 20
+    clinic, rna, note, y = dls.train.one_batch()
+    assert clinic.dtype == rna.dtype == note.dtype == torch.float32 and clinic.isfinite().all()
+
+
+def test_what_is_outside_of_training_has_no_say(data):
+    split = multimodal_dls(data, device="cpu").split
+    table, rna, y = clinic()
+    outside = np.setdiff1d(np.arange(N), split.train)
+    table.loc[outside, "age"] *= 1000
+    table.loc[outside, "stage"] = "I"
+    rna[outside] = 1e6
+    moved = MultimodalData("moved", dict(clinic=table, rna=rna, note=data.xs["note"]), y).with_transform(data.transform)
+    rows = [
+        multimodal_dls(d, split=split, device="cpu").train_ds.batch(torch.as_tensor(split.train)) for d in (data, moved)
+    ]
+    assert all(map(torch.equal, *rows))
+
+
+def test_a_learner_of_tables_trains_predicts_and_is_exported(data, tmp_path):
+    dls = multimodal_dls(data, device="cpu", path=tmp_path)
+    torch.manual_seed(0)
+    learn = multimodal_learner(dls, width=8, method=TCMax(), head="sum")
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(6, 1e-2)
+        assert learn.validate()[1] > 0.7
+        new = dict(clinic=NEW, rna=data.xs["rna"][:1], note=["no. 3 has pain"])
+        said = learn.get_preds(dl=dls.test_dl(new))[0]
+        assert said.isfinite().all()
+        learn.show_results()
+    dls.show_batch(max_n=2)
+    learn.export("all.pkl")
+    code = """
+import sys, torch
+from fastai.learner import load_learner
+learn = load_learner("all.pkl")
+with learn.no_bar():
+    said = learn.get_preds(dl=learn.dls.test_dl(torch.load("new.pt", weights_only=False)))[0]
+torch.save(said, "said.pt")
+"""
+    torch.save(new, tmp_path / "new.pt")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "said.pt"), said)  # bit for bit, in a process of its own
+
+
+def test_new_rows_of_a_table_are_read_as_those_that_were_fitted(data):
+    dls = multimodal_dls(data, device="cpu")
+    table, rna, _ = clinic()
+    note, rows = table.remark.to_numpy(), [0, 5, 9]
+    parts = lambda t: dls.valid_ds.of(dict(clinic=t, rna=rna[rows], note=note[rows])).batch(torch.arange(3))[0]
+    frame = table.iloc[rows].reset_index(drop=True)
+    want = dls.valid_ds.batch(torch.tensor(rows))[0]
+    assert torch.equal(parts(frame), want)
+    assert torch.equal(
+        parts(frame[["remark", "stage", "smoker", "age"]].assign(more=1)), want
+    )  # order and more columns
+    assert torch.equal(parts(frame.to_dict("records")), want)
+    for wrong, message in (
+        (frame.drop(columns="age"), r"no column 'age'; got \['smoker', 'stage', 'remark'\]"),
+        (frame.assign(age="old"), "column 'age' of modality 'clinic' holds text .'old'., and was fitted on numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parts(wrong)
+
+
+def test_transforms_decide_what_a_stored_run_is(data):
+    other = data.with_transform(dict(rna=SelectKBest(k=10)))
+    prints = {fingerprint(d) for d in (data, data.with_transform(data.transform), other, data.with_transform({}))}
+    assert len(prints) == 3 and data_digest(data) == data_digest(other)
+    table, rna, y = clinic()
+    table.loc[3, "age"] = 50.0
+    assert data_digest(MultimodalData("data", dict(data.xs, clinic=table), y)) != data_digest(data)
+
+
+def test_tables_go_through_a_comparison_and_official_files(data, tmp_path):
+    small = Budget(epochs=2, bs=32, width=4)
+    found = compare(
+        data.select(["clinic", "rna"]), ["ensemble", "joint"], 1, small, tmp_path, workers=1, progress=False
+    )
+    assert found.table["mean"].between(0.3, 1).all()
+    rows = np.arange(N)
+    joined = joined_parts(data.subset(rows[:180]), data.subset(rows[180:]))
+    assert (
+        joined.xs["clinic"].frame.equals(data.xs["clinic"].frame)
+        and joined.xs["clinic"].sorts == data.xs["clinic"].sorts
+    )
+
+
+def test_encoders_of_tables_are_scikit_learns():
+    table, rna, y = clinic()
+    column = MixedTable(table, "clinic")
+    encoder = TableEncoder(column, np.arange(200))
+    x = encoder.encode(column[np.arange(N)])
+    stage = np.array([n.split("__")[-1] for n in encoder.names])
+    shown = {name: x[:, i] for i, name in enumerate(stage)}
+    assert torch.equal(shown["stage_II"].bool(), torch.tensor((table.stage == "II").to_numpy()))
+    assert torch.equal(shown["stage_<empty>"].bool(), torch.tensor(table.stage.isna().to_numpy()))
+    own = FittedTransform(QuantileTransformer(n_quantiles=20), rna, np.arange(200), y[:200])
+    raw = QuantileTransformer(n_quantiles=20).fit(rna[:200]).transform(rna)
+    want = (raw - raw[:200].mean(0)) / raw[:200].std(0)
+    torch.testing.assert_close(own.encode(rna).double(), torch.tensor(want), atol=1e-5, rtol=1e-5)
+
+
+def test_transforms_that_do_not_fit_are_refused_before_training(data):
+    with pytest.raises(ValueError, match="unknown modality of data: 'dna'"):
+        data.with_transform(dict(dna=SelectKBest()))
+    with pytest.raises(TypeError, match="expected an object of scikit-learn"):
+        multimodal_dls(data, transform=dict(rna=SelectKBest), device="cpu")
+    with pytest.raises(ValueError, match="the transform of modality 'rna', .* cannot be fitted"):
+        multimodal_dls(data, transform=dict(rna=TfidfVectorizer()), device="cpu")
+    with pytest.raises(ValueError, match="modality 'clinic' is a table: an npz file does not keep it"):
+        data.save("never.npz")
