@@ -83,8 +83,8 @@ def _with_parts(args):
         return args.data
     from mmlit.data.catalogue import parse_dataset
     from mmlit.data.own import joined_parts
-    train, test, valid = (None if name is None else parse_dataset(name) for name in (args.data, args.test, args.valid))
-    return joined_parts(train, test, valid)
+    valid = None if args.valid is None else parse_dataset(args.valid)
+    return joined_parts(parse_dataset(args.data), parse_dataset(args.test), valid)
 
 def _add_audit(parser):
     _add(parser, "--data", "emoji", "a data set: name, name?option=value, or an .npz file", metavar="NAME")
@@ -121,7 +121,7 @@ def _compare(args):
         for name, method in METHODS.items(): print(f"{name:20} {method.title}")
         return
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
-    sets = _names(args.data) if args.test is None and args.valid is None else _with_parts(args)
+    sets:Any = _names(args.data) if args.test is None and args.valid is None else _with_parts(args)
     found = compare(sets, methods, args.seeds, _budget(args), args.out,
                     reference=args.reference, workers=args.workers or None)
 

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -351,7 +351,7 @@ def one_split_interval(
     "The mean of runs on one split, with an interval over initialisations and test rows; over rows alone for one run."
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2: raise ValueError(f"expected a row of values for each run, (S, N), got shape {values.shape}")
-    rows = bootstrap_interval(values.mean(0), groups, level=level)
+    rows:Any = bootstrap_interval(values.mean(0), groups, level=level)
     seeds = corrected_interval(values.mean(1), 0., level)
     units = values.shape[1] if groups is None else len(np.unique(groups))
     least = stats.norm.ppf((1 + level)/2)*sampling_deviation(rows.mean, units) if share else 0.

@@ -63,11 +63,11 @@ class MixedTable:
     @property
     def arrays(self)->dict[str, np.ndarray]:
         "The columns as arrays; an empty cell of strings is a zero character."
-        return {c: x.to_numpy() if x.dtype != object else x.fillna("\0").to_numpy() for c, x in self.frame.items()}
+        return {str(c): (x if x.dtype != object else x.fillna("\0")).to_numpy() for c, x in self.frame.items()}
 
     def gaps(self)->dict[str, int]:
         "Empty cells by column, where there are any."
-        return {c: int(n) for c, n in self.frame.isna().sum().items() if n}
+        return {str(c): int(n) for c, n in self.frame.isna().sum().items() if n}
 
     def __repr__(self):
         counts = {sort: list(self.sorts.values()).count(sort) for sort in ("number", "category", "text")}
@@ -136,7 +136,7 @@ class TableEncoder:
         frame = column[rows]
         for c in of("text"):
             words = TfidfVectorizer(min_df=min_count, preprocessor=_lower)
-            try: clone(words).fit(frame[c])
+            try: words.fit(frame[c])
             except ValueError as e:
                 raise ValueError(f"column {c!r} holds text without a word that occurs in {min_count} of the "
                                  f"{len(frame)} training rows: leave it out, or make it a pandas category") from e
@@ -181,7 +181,8 @@ class FittedTransform:
             if isinstance(transform, type) or not hasattr(transform, method):
                 raise TypeError(f"the transform of modality {name!r} is {transform!r}, expected an object of "
                                 "scikit-learn with fit and transform, such as SelectKBest(k=100)")
-        self.name, self.transform = name, clone(transform)
+        self.name = name
+        self.transform:Any = clone(transform)
         try: self.transform.fit(self._flat(column[rows]), y)
         except Exception as e:
             raise ValueError(f"the transform of modality {name!r}, {transform!r}, cannot be fitted: {e}") from e

@@ -150,7 +150,8 @@ def modulation_coefficients(
         raise ValueError(f"expected score and history of shape (M,), got {got}")
     check_number("alpha", alpha)
     check_number("cap", cap, "[0, inf]")
-    return (alpha*(_ahead(history) - _ahead(score)).clamp(max=cap)).exp()
+    behind = _ahead(at_least_float32(history)) - _ahead(at_least_float32(score))
+    return (alpha*behind.clamp(max=min(cap, torch.finfo(behind.dtype).max))).exp()
 
 def _ahead(score):
     "r: likelihood ratio to the others' mean. Scores above the floor never reach the clamp, those of others may."
@@ -184,7 +185,8 @@ def routing_coefficients(
     weights:Tensor|None=None,  # (M, S) from `response_weights`; None: exact, all 2**M coalitions
 )->Tensor:                     # (S,); exactly 0 for every muted coalition when all kappa are equal
     "dL/dv(S) in units of dL/dlogits when the gradient of response m is scaled by `kappa[m]`."
-    if kappa.ndim != 1: raise ValueError(f"expected coefficients of shape (M,), got {tuple(kappa.shape)}")
+    if kappa.ndim != 1 or not kappa.is_floating_point():
+        raise ValueError(f"expected coefficients of shape (M,), floats, got {kappa.dtype} {tuple(kappa.shape)}")
     weights = response_weights(len(kappa))[1] if weights is None else weights
     full = F.one_hot(torch.tensor(weights.shape[1] - 1), weights.shape[1])
     # columns sum to 0, so what the kappa have in common drops out, except at the full coalition, where they sum to 1

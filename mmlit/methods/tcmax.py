@@ -98,8 +98,8 @@ def tcmax_loss_full(
 # %% ../../nbs/19_tcmax.ipynb #9e55e758
 def _check_contributions(contributions):
     f = _wide(contributions)
-    if f.ndim != 3: raise ValueError(f"expected the modalities' contributions, shape (M, B, C), got {tuple(f.shape)}")
-    return f
+    if f.ndim == 3 and len(f): return f
+    raise ValueError(f"expected contributions of at least one modality, shape (M, B, C), got {tuple(f.shape)}")
 
 def tcmax_loss(
     contributions:Tensor,          # what each modality adds to the logits, shape (M, B, C)

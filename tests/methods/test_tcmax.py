@@ -1109,8 +1109,8 @@ def test_limits_are_refused_by_every_door(head, limits):
 
 
 def test_a_misspelt_prior_is_refused_where_it_is_written():
-    with pytest.raises(ValueError, match="unknown prior 'unifrom' .did you mean 'uniform'"):
-        TCMaxLoss("unifrom")
+    with pytest.raises(ValueError, match="unknown prior 'unifor' .did you mean 'uniform'"):
+        TCMaxLoss("unifor")
 
 
 @pytest.mark.parametrize("head", ["concat", "mlp"])
