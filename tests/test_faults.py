@@ -50,6 +50,29 @@ def numbers(folder):
     return found
 
 
+def children(pid):
+    done = subprocess.run(["ps", "-o", "pid=,ppid=,stat=", "-A"], capture_output=True, text=True)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return [int(child) for child, parent, state in rows if int(parent) == pid and not state.startswith("Z")]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def gone(pids, seconds=20):
+    "Have these processes ended, or do they within this time?"
+    deadline = time.time() + seconds
+    while any(map(alive, pids)) and time.time() < deadline:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
 def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
     "Numbers of an uninterrupted call, and of one that was killed; and how many kills came while it was at work."
     began = time.time()
@@ -61,8 +84,10 @@ def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
             process.wait(draw.uniform(0.3, 1.0) * length)
         except subprocess.TimeoutExpired:
             hit += 1
+            own = children(process.pid)
             process.kill()
             process.wait()
+            assert gone(own)
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.npz")}
     said = start(command, tmp_path / "killed", workers).communicate()[1]
     assert "damaged" not in said and not list((tmp_path / "killed").rglob("*.part"))
@@ -150,21 +175,6 @@ def test_ten_kills_of_a_training_with_checkpoints_change_no_bit(tmp_path, record
 # ---- SIGTERM, and workers whose parent is gone
 
 
-def children(pid):
-    done = subprocess.run(["ps", "-o", "pid=,ppid=,stat=", "-A"], capture_output=True, text=True)
-    rows = [line.split() for line in done.stdout.splitlines()]
-    return [int(child) for child, parent, state in rows if int(parent) == pid and not state.startswith("Z")]
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.startswith("Z")
-
-
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -185,10 +195,7 @@ def test_workers_end_with_their_parent_and_nothing_is_half_written(tmp_path, rec
     assert process.returncode == code, said
     if number != signal.SIGKILL:
         assert "finished runs are kept" in said and "Traceback" not in said
-    deadline = time.time() + 20
-    while any(map(alive, workers)) and time.time() < deadline:
-        time.sleep(0.2)
-    assert workers and not any(map(alive, workers))
+    assert workers and gone(workers)
     assert not list(tmp_path.rglob("*.part"))
 
 
