@@ -140,6 +140,7 @@ def gains(
     "The score of each sample, whose mean is accuracy: right or wrong, share of labels right; or R2, for real targets."
     if not isinstance(logits, Tensor) or not isinstance(y, Tensor):
         raise TypeError(f"expected tensors, got {type(logits).__name__} and {type(y).__name__}")
+    if logits.dtype == torch.bool: raise TypeError("logits are numbers, got true and false")
     several = y.is_floating_point() and y.ndim == 2
     if logits.ndim < 2 or not logits.numel() or y.shape != logits.shape[-2:][:y.ndim] or not 1 <= y.ndim <= 1 + several:
         raise ValueError(f"expected logits (..., N, C) and y (N,), or (N, C) for several labels, got "
