@@ -59,7 +59,8 @@ def test_help_fits_a_screen(said, monkeypatch, args, columns):
 
 def test_help_explains_every_option(said):
     training = ("--seeds", "--epochs", "--bs", "--lr", "--width", "--head", "--out", "--workers")
-    own = dict(audit=("--data", "--absent"), compare=("--data", "--methods", "--reference"))
+    parts = ("--data", "--test", "--valid")
+    own = dict(audit=(*parts, "--absent"), compare=(*parts, "--methods", "--reference"))
     for command, options in own.items():
         text = " ".join(said(command, "--help")[1].split())
         assert re.findall(r"(--[a-z]+) [A-Z]+ \S", text) == [*options, *training]
