@@ -121,8 +121,8 @@ def _compare(args):
         for name, method in METHODS.items(): print(f"{name:20} {method.title}")
         return
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
-    sets:Any = _names(args.data) if args.test is None and args.valid is None else _with_parts(args)
-    found = compare(sets, methods, args.seeds, _budget(args), args.out,
+    data = _with_parts(args)
+    found = compare(_names(data) if isinstance(data, str) else data, methods, args.seeds, _budget(args), args.out,
                     reference=args.reference, workers=args.workers or None)
 
     page = Path(args.out)/"compare.html"

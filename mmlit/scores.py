@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['confidence_gaps', 'expected_calibration_error', 'classification_scores', 'regression_scores', 'multilabel_scores',
            'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'sampling_deviation',
-           'paired_intervals', 'paired_table', 'bootstrap_interval', 'one_split_interval', 'one_split_intervals']
+           'paired_intervals', 'paired_table', 'bootstrap_interval', 'widened', 'one_split_interval',
+           'one_split_intervals']
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
@@ -343,6 +344,16 @@ def _drawn_means(table, ids, draws, rng):
     return np.concatenate([means(min(chunk, draws - i)) for i in range(0, draws, chunk)])
 
 # %% ../nbs/12_scores.ipynb #dd1d9675
+def widened(
+    over_seeds:Interval,     # of the mean, over initialisations
+    *over_samples:Interval,  # over test rows, of one run or of several; their half-widths are averaged
+)->Interval:
+    "The half-widths over seeds and over samples, added as those of independent errors."
+    mean, seeds = over_seeds.mean, over_seeds.mean - over_seeds.low
+    low = np.mean([i.mean - i.low for i in over_samples])
+    high = np.mean([i.high - i.mean for i in over_samples])
+    return Interval(mean, mean - math.hypot(seeds, low), mean + math.hypot(seeds, high))
+
 def one_split_interval(
     values,          # of S runs on the same N test rows, (S, N): means over rows are the scores
     groups=None,     # group id of each test row, (N,): whole groups are drawn
@@ -353,12 +364,11 @@ def one_split_interval(
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2: raise ValueError(f"expected a row of values for each run, (S, N), got shape {values.shape}")
     rows:Any = bootstrap_interval(values.mean(0), groups, level=level)
-    seeds = corrected_interval(values.mean(1), 0., level)
-    units = values.shape[1] if groups is None else len(np.unique(groups))
-    least = stats.norm.ppf((1 + level)/2)*sampling_deviation(rows.mean, units) if share else 0.
-    half = 0. if len(values) == 1 else seeds.mean - seeds.low
-    low, high = (math.hypot(half, max(end, least)) for end in (rows.mean - rows.low, rows.high - rows.mean))
-    return Interval(rows.mean, rows.mean - low, rows.mean + high)
+    if share:
+        units = values.shape[1] if groups is None else len(np.unique(groups))
+        least = float(stats.norm.ppf((1 + level)/2)*sampling_deviation(rows.mean, units))
+        rows = Interval(rows.mean, min(rows.low, rows.mean - least), max(rows.high, rows.mean + least))
+    return rows if len(values) == 1 else widened(corrected_interval(values.mean(1), 0., level), rows)
 
 def one_split_intervals(
     values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> score of each test row, (N,)
@@ -369,10 +379,10 @@ def one_split_intervals(
     "What `paired_intervals` is for many splits, for runs on one: paired by seed and by test row."
     share, (low, high) = score == "accuracy", _ends(score)
     def interval(rows, low, high): return _clipped(one_split_interval(rows, groups, share), low, high)
+    base = values.get(reference)
     def difference(method):
-        base = values.get(reference)
-        seeds = [] if base is None or method == reference else sorted(set(values[method]) & set(base))
         if base is None or method == reference: return None
+        seeds = sorted(set(values[method]) & set(base))
         if not seeds: return Interval(*[math.nan]*3)
         return interval([values[method][s] - base[s] for s in seeds], low - high, high - low)
     return {m: (interval(list(by.values()), low, high), difference(m)) for m, by in values.items()}

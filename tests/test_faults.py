@@ -90,7 +90,8 @@ def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
             own = children(process.pid)
             process.kill()
             process.wait()
-            for pid in [] if gone(own) else filter(alive, own):
+            gone(own)
+            for pid in filter(alive, own):
                 os.kill(pid, signal.SIGKILL)  # a worker that had no run yet waits for one that never comes
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.npz")}
     said = start(command, tmp_path / "killed", workers).communicate()[1]

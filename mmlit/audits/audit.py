@@ -171,7 +171,9 @@ class _Subject:
     effects:dict[str, float]     # what counts as no difference
 
     @property
-    def fixed(self)->bool: return getattr(self.source, "parts", self) is not None      # is there one split only?
+    def fixed(self)->bool:
+        "Is there one split only?"
+        return not isinstance(self.source, MultimodalData) or self.source.parts is not None
     @property
     def modalities(self)->list[str]: return list(self.dls.modalities)
     @property

@@ -7,7 +7,6 @@ __all__ = ['LEVEL', 'Measured', 'measure', 'repeated_rows', 'tabulate']
 
 # %% ../../nbs/35_measure.ipynb #0680b11d
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ from ..fusion.models import EarlyFusion, Fusion
 from ..methods.baselines import ensemble_log_probabilities
 from ..methods.shapley import combine_coalitions
 from ..permutation import js_divergence_with_logits
-from ..scores import Interval, bootstrap_interval, corrected_interval, gains, headline
+from ..scores import Interval, bootstrap_interval, corrected_interval, gains, headline, widened
 
 # %% ../../nbs/35_measure.ipynb #e24199f3
 @dataclass
@@ -314,13 +313,6 @@ def _bootstrapped(quantities, groups, draws):
     units = len(quantities[0].values) if groups is None else len(np.unique(groups))
     return [_at_least(intervals[i], q.step, units) for i, q in enumerate(quantities)]
 
-def _widened(over_seeds, *over_samples):
-    "The half-widths over seeds and over samples, added as independent ones."
-    mean, seeds = over_seeds.mean, over_seeds.mean - over_seeds.low
-    low = np.mean([i.mean - i.low for i in over_samples])
-    high = np.mean([i.high - i.mean for i in over_samples])
-    return Interval(mean, mean - math.hypot(seeds, low), mean + math.hypot(seeds, high))
-
 def _over_splits(splits, test_to_train):
     "The corrected interval of each quantity of the first split, over those splits that have it."
     values = [{q[:3]: _value(q) for q in split} for split in splits]
@@ -339,7 +331,7 @@ def tabulate(
     if len(splits) == 1: intervals = _bootstrapped(splits[0], groups, draws)
     elif fixed:
         over_samples = [_bootstrapped(split, groups, draws) for split in splits]
-        intervals = [_widened(*i) for i in zip(_over_splits(splits, 0.), *over_samples)]
+        intervals = [widened(*i) for i in zip(_over_splits(splits, 0.), *over_samples)]
     else: intervals = _over_splits(splits, test_to_train)
 
     keys = ["section", "quantity", "of"]

@@ -50,23 +50,24 @@ def _check_reference(reference, registry, sets):
 
 # %% ../../nbs/40_comparison.ipynb #df01d018
 def _told(store, data, seed, method, runs, budget, reasons):
-    "The rows of the table that one method makes on one split; or why it makes none; and its scores of each test row."
+    """The rows of the table that one method makes on one split; or why it makes none; and, of data with a split of
+    their own, its scores of each test row."""
     lost = {run.name: reasons[path] for run in runs if (path := store.path(data, run, seed, budget)) in reasons}
     if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items()), {}
     try:
         answers = method.combine([store.answer(data, run, seed, budget) for run in runs], data)
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"},
                      **answer.scores("test", data.task)) for name, answer in answers.items()]
+        if data.parts is None: return rows, None, {}
         return rows, None, {name: _by_row(answer) for name, answer in answers.items()}
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}
 
 def _by_row(answer): return gains(torch.as_tensor(answer.test), torch.as_tensor(answer.y_test)).numpy()
 
-def _rows(cells, sets):
+def _rows(cells):
     "Of data with a split of their own: method -> seed -> score of each test row."
     found = {}
     for (data, seed, _), (_, _, by_row) in cells.items():
-        if sets[data].parts is None: continue
         for method, values in by_row.items(): found.setdefault(data, {}).setdefault(method, {})[seed] = values
     return found
 
@@ -83,7 +84,7 @@ def _tables(cells):
 _BUDGET = Budget()
 
 def compare(
-    datasets:Sequence[str|MultimodalData],   # data sets, or names as `parse_dataset` reads them; or one of these
+    datasets:str|MultimodalData|Sequence[str|MultimodalData], # data sets, or names as `parse_dataset` reads them
     methods:Sequence[str]=("unimodal", "ensemble", "joint"), # names in `registry`, or one
     seeds:int|Sequence[int]=5,               # how many, or which: splits, or initialisations where data have a split
     budget:Budget=_BUDGET,                   # the same for every run
@@ -116,4 +117,4 @@ def compare(
              for data in sets for seed in which for name, method in used.items()}
     table, failed = _tables(cells)
     if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")
-    return Comparison(table, reference, budget, sets, failed, _rows(cells, sets))
+    return Comparison(table, reference, budget, sets, failed, _rows(cells))

@@ -76,9 +76,7 @@ class Comparison:
     def intervals(self, data:str, score:str|None=None)->dict[str, tuple[Interval, Interval|None]]:
         "Of each method: the interval of its score, and of its paired difference to the reference (which has none)."
         cells, score = self.cells(data), score or self.score(data)
-        if not (self.runs.data == data).any():
-            nothing = Interval(*[math.nan]*3)
-            return {m: (nothing, None if m == self.reference else nothing) for m in dict.fromkeys(cells.method)}
+        if not (self.runs.data == data).any(): return self._in_order(cells, {})
         if data in self.rows and score == self.score(data):
             found = self.datasets[data]
             groups = None if found.groups is None else found.groups[found.parts == "test"]

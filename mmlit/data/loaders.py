@@ -24,9 +24,18 @@ from torch import Tensor
 from ..core import map_tensors, n_rows, one_of
 from .columns import MultimodalData, NamedArrays, as_column
 from .labels import name_of
-from .mixed import FittedTransform, MixedTable, TableEncoder
+from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
-from .splits import Split, TokenIds, Vocabulary, check_split, fit_encoder, given_split, grouped_split
+from mmlit.data.splits import (
+    FittedTransform,
+    Split,
+    TokenIds,
+    Vocabulary,
+    check_split,
+    fit_encoder,
+    given_split,
+    grouped_split,
+)
 from .tables import align_rows, check_whole
 
 # %% ../../nbs/15_loaders.ipynb #757814eb
@@ -182,10 +191,7 @@ class Rows(GetAttr):
 
     def _table(self, m, values):
         "Rows of a table with the columns that were fitted, each of its sort."
-        table = values.frame if isinstance(values, MixedTable) else pd.DataFrame(values)
-        missing = [c for c in self.sorts[m] if c not in table]
-        if missing: raise ValueError(f"modality {m!r} has no column {missing[0]!r}; got {list(table)}")
-        return MixedTable(table[list(self.sorts[m])], m, self.sorts[m])
+        return MixedTable(values.frame if isinstance(values, MixedTable) else values, m, self.sorts[m])
 
 def _transpose(items):
     "Columns of a list of items. ValueError where they have not the same modalities."
@@ -395,15 +401,16 @@ def multimodal_dls(
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
     check_whole("seed", seed)
-    own = split is None or _belongs_to_rows(split)
-    if isinstance(data, MultimodalData) and own and split is not None: data, split = data.with_split(split), None
-    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split if own else None)
+    rows:Any = None
+    if split is not None and not _belongs_to_rows(split): rows, split = split, None
+    if split is not None and isinstance(data, MultimodalData): data, split = data.with_split(split), None
+    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split)
     if transform is not None: data = data.with_transform(transform)
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
-    parts:Any = split
-    if own and data.parts is None: parts = grouped_split(data.y, data.groups, test, valid, seed)
-    elif own: parts = given_split(data.parts, data.y, data.groups, valid, seed)
+    if rows is not None: parts = rows
+    elif data.parts is not None: parts = given_split(data.parts, data.y, data.groups, valid, seed)
+    else: parts = grouped_split(data.y, data.groups, test, valid, seed)
     check_split(parts, data.y, data.groups)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
     _check_classes(data, parts.train)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Split', 'split_hash', 'grouped_split', 'given_split', 'check_split', 'Standardize', 'moments', 'Vocabulary',
-           'TokenIds', 'AsTensors', 'fit_encoder']
+           'TokenIds', 'AsTensors', 'fit_encoder', 'FittedTransform']
 
 # %% ../../nbs/13_splits.ipynb #679f9c4b
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
@@ -343,3 +344,43 @@ def fit_encoder(
     return Standardize.fit(column[rows])
 
 _FIT_FILES = 512  # at most so many files are opened for the statistics of three channels
+
+# %% ../../nbs/13_splits.ipynb #635abeaf
+class FittedTransform:
+    "A transformer of scikit-learn, cloned and fitted on training rows; its output is scaled."
+    def __init__(self,
+        transform:Any, # with `fit(rows, y)` and `transform(rows)`
+        column,        # what `as_column` returns
+        rows,          # training rows
+        y,             # labels of the training rows
+        name:str="x",  # modality's name, for messages
+    ):
+        for method in ("fit", "transform"):
+            if isinstance(transform, type) or not hasattr(transform, method):
+                raise TypeError(f"the transform of modality {name!r} is {transform!r}, expected an object of "
+                                "scikit-learn with fit and transform, such as SelectKBest(k=100)")
+        self.name = name
+        self.transform:Any = clone(transform)
+        try: self.transform.fit(self._flat(column[rows]), y)
+        except Exception as e:
+            raise ValueError(f"the transform of modality {name!r}, {transform!r}, cannot be fitted: {e}") from e
+        self.scale = Standardize.fit(self._numbers(column[rows]))
+
+    @staticmethod
+    def _flat(x): return x.reshape(len(x), -1) if isinstance(x, np.ndarray) and x.ndim > 2 else x
+
+    def _numbers(self, raw):
+        x = self.transform.transform(self._flat(raw))
+        x = np.asarray(x.toarray() if hasattr(x, "toarray") else x, dtype=np.float64)
+        if x.ndim == 2 and x.shape[0] == len(raw) and x.shape[1] and np.isfinite(x).all(): return x
+        raise ValueError(f"the transform of modality {self.name!r} made {x.shape} of {len(raw)} rows, or numbers that "
+                         "are not finite; expected finite numbers (rows, features)")
+
+    def encode(self,
+        raw,   # B rows of the column
+    )->Tensor: # (B, D), float32
+        "Transformed and scaled rows."
+        return self.scale.encode(self._numbers(raw))
+
+    def decode(self, x): return x
+    def check(self, x, name): self.encode(x[:1] if isinstance(x, np.ndarray) else x[[0]])
