@@ -371,6 +371,9 @@ class MultimodalData:
             raise ValueError("pictures in files cannot be saved in an npz file; read them first: xs['picture'][:]")
         named = [m for m, x in self.xs.items() if isinstance(x, (NamedArrays, MixedTable))]
         if named: raise ValueError(f"modality {named[0]!r} is a {self.kinds[named[0]]}: an npz file does not keep it")
+        if self.transform:
+            raise ValueError(f"modality {next(iter(self.transform))!r} has a transformer, which an npz file does not "
+                             "keep: save .with_transform({}), and give it again after loading")
         taken = [m for m in self.xs if m in _NPZ_OWN]
         if taken: raise ValueError(f"an npz file keeps its own things under the name {taken[0]!r}: rename the modality")
 

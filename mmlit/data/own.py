@@ -90,7 +90,8 @@ def joined_parts(
     name:str|None=None,              # what tables call it; None: as the training part
 )->MultimodalData:
     """One data set out of the files of an official split, which it keeps. ValueError where they do not fit together.
-    Groups of different files are different: their ids are not known to mean the same."""
+    Groups of different files are different: their ids are not known to mean the same. Transformers are those of the
+    training file."""
     parts = dict(train=train) | ({} if valid is None else dict(valid=valid)) | dict(test=test)
     for part, data in parts.items(): _check_fits(part, data, train)
     xs = {m: _joined([data.xs[m] for data in parts.values()]) for m in train.modalities}
@@ -105,7 +106,7 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
-    return made
+    return made.with_transform(train.transform)
 
 def _joined(columns):
     "The rows of several columns, one below the other."

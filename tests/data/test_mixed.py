@@ -13,7 +13,7 @@ from sklearn.preprocessing import QuantileTransformer
 
 from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
-from mmlit.data.files import data_digest
+from mmlit.data.files import data_digest, load_npz
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.mixed import MixedTable, TableEncoder
 from mmlit.data.own import joined_parts, multimodal_data
@@ -144,6 +144,7 @@ def test_tables_go_through_a_comparison_and_official_files(data, tmp_path):
     assert found.table["mean"].between(0.3, 1).all()
     rows = np.arange(N)
     joined = joined_parts(data.subset(rows[:180]), data.subset(rows[180:]))
+    assert joined.transform == data.transform
     assert (
         joined.xs["clinic"].frame.equals(data.xs["clinic"].frame)
         and joined.xs["clinic"].sorts == data.xs["clinic"].sorts
@@ -165,7 +166,7 @@ def test_encoders_of_tables_are_scikit_learns():
     torch.testing.assert_close(own.encode(rna).double(), torch.tensor(want), atol=1e-5, rtol=1e-5)
 
 
-def test_transforms_that_do_not_fit_are_refused_before_training(data):
+def test_transforms_that_do_not_fit_are_refused_before_training(data, tmp_path):
     with pytest.raises(ValueError, match="unknown modality of data: 'dna'"):
         data.with_transform(dict(dna=SelectKBest()))
     with pytest.raises(TypeError, match="expected an object of scikit-learn"):
@@ -174,3 +175,8 @@ def test_transforms_that_do_not_fit_are_refused_before_training(data):
         multimodal_dls(data, transform=dict(rna=TfidfVectorizer()), device="cpu")
     with pytest.raises(ValueError, match="modality 'clinic' is a table: an npz file does not keep it"):
         data.save("never.npz")
+    numbers = data.select(["rna", "note"])
+    with pytest.raises(ValueError, match="modality 'rna' has a transformer, which an npz file does not keep"):
+        numbers.save("never.npz")
+    numbers.with_transform({}).save(tmp_path / "plain.npz")
+    assert load_npz(tmp_path / "plain.npz").modalities == ["rna", "note"]
