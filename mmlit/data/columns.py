@@ -353,13 +353,18 @@ class MultimodalData:
     def with_split(self,
         split, # see `encode_split`
     )->"MultimodalData":
-        "The same rows with this split."
+        "The same rows with this split. ValueError for a Series with names of rows: rows have no names here."
+        if isinstance(split, pd.Series) and not split.index.equals(pd.RangeIndex(len(split))):
+            raise ValueError("the split has an index, and the rows of these data are known by position only: give "
+                             "split= to multimodal_data, beside the table, or split.to_numpy() if the order is theirs")
         return self._with(parts=encode_split(split, len(self)))
 
     def with_transform(self,
         transform:dict, # modality's name -> transformer of scikit-learn, fitted on the training rows
     )->"MultimodalData":
         "The same rows; these modalities are transformed."
+        if not isinstance(transform, Mapping):
+            raise TypeError(f"transform is {transform!r}, expected a dict: modality's name -> transformer")
         for m in transform: one_of(f"modality of {self.name}:", m, self.modalities)
         return self._with(transform=dict(transform))
 

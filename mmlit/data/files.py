@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core import one_of
 from .columns import MultimodalData, PictureFiles
+from .mixed import MixedTable
 from .own import multimodal_data
 
 # %% ../../nbs/02c_files.ipynb #d637d9ba
@@ -61,6 +62,7 @@ def data_digest(
 
     digest = hashlib.sha256()
     for name, column in parts:
+        if isinstance(column, MixedTable): digest.update(f"{column.sorts} {column.indicator}".encode())
         inside = getattr(column, "arrays", {"": column})
         for key, array in inside.items(): _add(digest, f"{name}{key} {data.kinds.get(name)}", array)
     return digest.hexdigest()[:10]

@@ -17,6 +17,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
 from ..core import TASKS, one_of
+from .tables import check_positions
 
 # %% ../../nbs/01c_labels.ipynb #f0723ef4
 class Labels(NamedTuple):
@@ -249,6 +250,7 @@ def _is_row_numbers(split):
 
 def _by_rows(split, n):
     parts = split if isinstance(split, dict) else dict(zip(PARTS, split))
+    check_positions(parts.values())
     words = np.full(n, "", dtype="<U5")
     for name, rows in parts.items():
         rows = np.asarray(rows) if len(rows) else np.zeros(0, dtype=int)

@@ -65,8 +65,8 @@ class Coding:
         self.classes, self.task = data.classes, data.task
         fit = partial(fit_encoder, rows=split.train, standardize=standardize, min_count=min_count, max_words=max_words)
         y, own = data.y[split.train], data.transform
-        self.encoders = {m: FittedTransform(own[m], x, split.train, y, m) if m in own else fit(x, data.kinds[m])
-                         for m, x in data.xs.items()}
+        transformed = lambda m, x: FittedTransform(own[m], x, split.train, y, m, standardize)
+        self.encoders = {m: transformed(m, x) if m in own else fit(x, data.kinds[m]) for m, x in data.xs.items()}
         vectors = FittedTransform, TableEncoder
         self.input_kinds = {m: "vector" if isinstance(e, vectors) else self.kinds[m] for m, e in self.encoders.items()}
         self.sorts = {m: x.sorts for m, x in data.xs.items() if isinstance(x, MixedTable)}
@@ -405,7 +405,7 @@ def multimodal_dls(
     if split is not None and not _belongs_to_rows(split): rows, split = split, None
     if split is not None and isinstance(data, MultimodalData): data, split = data.with_split(split), None
     data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split)
-    if transform is not None: data = data.with_transform(transform)
+    if transform is not None: data = data.with_transform(dict(data.transform, **transform))
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
     if rows is not None: parts = rows

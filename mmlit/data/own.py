@@ -94,7 +94,7 @@ def joined_parts(
     training file."""
     parts = dict(train=train) | ({} if valid is None else dict(valid=valid)) | dict(test=test)
     for part, data in parts.items(): _check_fits(part, data, train)
-    xs = {m: _joined([data.xs[m] for data in parts.values()]) for m in train.modalities}
+    xs = {m: _joined(m, [data.xs[m] for data in parts.values()]) for m in train.modalities}
     y = np.concatenate([_in_classes_of(train, data) for data in parts.values()])
     ids, groups = 0, []
     for data in parts.values():
@@ -108,19 +108,23 @@ def joined_parts(
     _say_leaks(made)
     return made.with_transform(train.transform)
 
-def _joined(columns):
-    "The rows of several columns, one below the other."
+def _joined(name, columns):
+    "The rows of several columns of a modality, one below the other."
     first = columns[0]
     if isinstance(first, PictureFiles): return PictureFiles(np.concatenate([c.paths for c in columns]), first.size)
     if isinstance(first, MixedTable):
-        return MixedTable(pd.concat([c.frame for c in columns]), "joined", first.sorts, first.indicator)
+        return MixedTable(pd.concat([c.frame for c in columns]), name, first.sorts, first.indicator)
     if isinstance(first, NamedArrays):
         return NamedArrays({k: np.concatenate([c.arrays[k] for c in columns]) for k in first.arrays})
     return np.concatenate(columns)
 
 def _check_fits(part, data, train):
     "ValueError for a file of other modalities, kinds, shapes or another task than the training file."
-    shapes = lambda d: {m: (d.kinds[m], getattr(x, "shape", ())[1:]) for m, x in d.xs.items()}
+    if data.parts is not None and set(data.parts) != {part}:
+        raise ValueError(f"the {part} file has a split of its own ({', '.join(sorted(set(data.parts)))}): give its "
+                         f"{part} rows only, data.subset(data.parts == {part!r})")
+    sizes = lambda x: {k: getattr(a, "shape", ())[1:] for k, a in getattr(x, "arrays", {"": x}).items()}
+    shapes = lambda d: {m: (d.kinds[m], sizes(x)) for m, x in d.xs.items()}
     if shapes(data) != shapes(train):
         raise ValueError(f"the {part} file has the modalities {shapes(data)}, the training file {shapes(train)}")
     new = sorted(set(data.classes) - set(train.classes))

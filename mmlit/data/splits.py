@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..core import map_tensors
 from .columns import NamedArrays, PictureFiles
-from .mixed import MixedTable, TableEncoder
-from .tables import align_rows, check_whole
+from .mixed import MixedTable, TableEncoder, check_encoded
+from .tables import align_rows, check_positions, check_whole
 
 # %% ../../nbs/13_splits.ipynb #b2fe22ea
 class Split(NamedTuple):
@@ -85,6 +85,9 @@ def given_split(
     "The split that the data came with. ValueError where it tears a group apart, or a class is not in training."
     y, groups = _rows(y, groups)
     train, val, test = (np.flatnonzero(np.asarray(parts) == part) for part in Split._fields)
+    if not len(train) or not len(test):
+        raise ValueError(f"of the split that the data come with, {len(train)} training and {len(test)} test rows are "
+                         "here: give another, data.with_split(...)")
     if len(val) == 0:
         check_whole("seed", seed)
         if not 0 < valid <= .5: raise ValueError(f"valid must lie in (0, 0.5], of the training rows, got {valid!r}")
@@ -156,10 +159,7 @@ def check_split(
     if not isinstance(split, (tuple, list)) or len(split) != 3:
         raise ValueError(f"split has {len(split)} parts, expected train, valid and test" if hasattr(split, "__len__")
                          else f"split is {type(split).__name__}, expected row numbers of train, valid and test")
-    named = [part for part in split if isinstance(part, pd.Index)]
-    if named:
-        raise ValueError("a split holds row numbers, 0 to N - 1, and a pandas Index holds names of rows: give "
-                         "table.index.get_indexer(part) for each part")
+    check_positions(split)
     (y, groups), parts = _rows(y, groups), dict(zip(Split._fields, map(np.asarray, split)))
     for name, part in parts.items(): _check_part(name, part, len(y))
     _check_disjoint("row", np.arange(len(y)), parts)
@@ -334,7 +334,7 @@ def fit_encoder(
 )->Standardize|Vocabulary|TokenIds|AsTensors|TableEncoder: # has `encode`, `decode` and `check(rows, name)`
     "The transformation of one modality, fitted on the training rows."
     if isinstance(column, NamedArrays): return AsTensors()
-    if isinstance(column, MixedTable): return TableEncoder(column, rows, min_count)
+    if isinstance(column, MixedTable): return TableEncoder(column, rows, min_count, standardize)
     if kind == "tokens":
         return Vocabulary(column[rows], min_count, max_words) if column.dtype == object else TokenIds(column)
     if not standardize:
@@ -349,13 +349,14 @@ _FIT_FILES = 512  # at most so many files are opened for the statistics of three
 class FittedTransform:
     "A transformer of scikit-learn, cloned and fitted on training rows; its output is scaled."
     def __init__(self,
-        transform:Any, # with `fit(rows, y)` and `transform(rows)`
+        transform:Any, # with `fit(rows, y)` and `transform(rows)`; cloned
         column,        # what `as_column` returns
         rows,          # training rows
         y,             # labels of the training rows
         name:str="x",  # modality's name, for messages
+        standardize:bool=True,
     ):
-        for method in ("fit", "transform"):
+        for method in ("fit", "transform", "get_params"):
             if isinstance(transform, type) or not hasattr(transform, method):
                 raise TypeError(f"the transform of modality {name!r} is {transform!r}, expected an object of "
                                 "scikit-learn with fit and transform, such as SelectKBest(k=100)")
@@ -364,17 +365,20 @@ class FittedTransform:
         try: self.transform.fit(self._flat(column[rows]), y)
         except Exception as e:
             raise ValueError(f"the transform of modality {name!r}, {transform!r}, cannot be fitted: {e}") from e
-        self.scale = Standardize.fit(self._numbers(column[rows]))
+        self.scale = Standardize.fit(self._numbers(column[rows])) if standardize else Standardize([0.], [1.])
 
     @staticmethod
     def _flat(x): return x.reshape(len(x), -1) if isinstance(x, np.ndarray) and x.ndim > 2 else x
 
     def _numbers(self, raw):
-        x = self.transform.transform(self._flat(raw))
-        x = np.asarray(x.toarray() if hasattr(x, "toarray") else x, dtype=np.float64)
-        if x.ndim == 2 and x.shape[0] == len(raw) and x.shape[1] and np.isfinite(x).all(): return x
-        raise ValueError(f"the transform of modality {self.name!r} made {x.shape} of {len(raw)} rows, or numbers that "
-                         "are not finite; expected finite numbers (rows, features)")
+        try:
+            x = self.transform.transform(self._flat(raw))
+            x = np.asarray(x.toarray() if hasattr(x, "toarray") else x, dtype=np.float64)
+        except Exception as e:
+            raise ValueError(f"the transform of modality {self.name!r} cannot take these {len(raw)} rows: {e}") from e
+        if x.ndim == 2 and x.shape[0] == len(raw) and x.shape[1]: return x
+        raise ValueError(f"the transform of modality {self.name!r} made {x.shape} of {len(raw)} rows, expected numbers "
+                         "(rows, features)")
 
     def encode(self,
         raw,   # B rows of the column
@@ -383,4 +387,9 @@ class FittedTransform:
         return self.scale.encode(self._numbers(raw))
 
     def decode(self, x): return x
-    def check(self, x, name): self.encode(x[:1] if isinstance(x, np.ndarray) else x[[0]])
+    def check(self,
+        x,        # a column
+        name:str, # modality's name
+    ):
+        "ValueError for rows that cannot be transformed, or not to finite numbers. All are tried, before training."
+        for at in np.array_split(np.arange(len(x)), -(-len(x)//1024)): check_encoded(self.encode(x[at]), at, name)

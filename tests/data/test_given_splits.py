@@ -53,6 +53,20 @@ def test_a_split_follows_its_index():
         MultimodalData("m", dict(a=frame[["a"]], b=frame[["b"]]), list(frame["y"]), split=moved)
 
 
+def test_names_of_rows_are_not_taken_for_positions(data):
+    xs, y = columns()
+    frame = pd.DataFrame(dict(y=y), index=np.arange(120)[::-1])
+    with pytest.raises(ValueError, match="a pandas Index holds names of rows: give table.index.get_indexer"):
+        multimodal_data(xs, y, split=dict(train=frame.index[:70], test=frame.index[80:]))
+    with pytest.raises(ValueError, match="the split has an index, and the rows of these data are known by position"):
+        data.with_split(pd.Series(data.parts, index=frame.index))
+
+
+def test_a_split_of_which_a_part_is_gone_is_no_split(data):
+    with pytest.raises(ValueError, match="60 training and 0 test rows are here: give another, data.with_split"):
+        multimodal_dls(data.subset(np.arange(60)), device="cpu")
+
+
 def test_loaders_keep_the_given_test_rows_and_cut_validation_rows_anew_for_each_seed(data):
     dls = [multimodal_dls(data, seed=seed, bs=16, device="cpu") for seed in range(5)]
     assert all(list(d.split.test) == list(range(80, 120)) for d in dls)
@@ -102,6 +116,12 @@ def test_official_files_are_joined_by_the_names_of_their_classes(tmp_path):
         joined_parts(part(slice(80, 120)), part(slice(80)))
     with pytest.raises(ValueError, match="the test file has the modalities"):
         joined_parts(part(slice(80)), part(slice(80, 120)).select(["a"]))
+    own = part(slice(80, 120)).with_split(["train"] * 30 + ["test"] * 10)
+    with pytest.raises(
+        ValueError, match=r"the test file has a split of its own .test, train.: give its test rows only"
+    ):
+        joined_parts(part(slice(80)), own)
+    assert len(joined_parts(part(slice(80)), own.subset(own.parts == "test"))) == 90
 
 
 def test_a_comparison_on_a_given_split_has_intervals_over_initialisations_and_test_rows(data, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import SelectKBest
-from sklearn.preprocessing import QuantileTransformer
+from sklearn.preprocessing import FunctionTransformer, QuantileTransformer
 
 from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
@@ -180,3 +180,65 @@ def test_transforms_that_do_not_fit_are_refused_before_training(data, tmp_path):
         numbers.save("never.npz")
     numbers.with_transform({}).save(tmp_path / "plain.npz")
     assert load_npz(tmp_path / "plain.npz").modalities == ["rna", "note"]
+
+
+def test_what_a_transform_makes_is_checked_in_all_rows_before_training():
+    x, y = np.ones((1300, 2)), np.arange(1300) % 2
+    x[:, 0] += np.linspace(0, 1, 1300)
+    x[1290, 1] = 0.0
+    data = MultimodalData("d", dict(a=x, b=x), y, split=["train"] * 1200 + ["test"] * 100)
+    inverse = FunctionTransformer(lambda v: np.divide(1.0, v, where=v != 0, out=np.full_like(v, np.inf)))
+    with pytest.raises(ValueError, match="modality 'a' becomes NaN, infinite or too large for float32 in row 1290 and"):
+        multimodal_dls(data, transform=dict(a=inverse), device="cpu")
+    huge = pd.DataFrame(dict(v=np.r_[x[:1299, 0], 1e300], c=pd.Categorical(["u", "v"] * 650)))
+    data = MultimodalData("d", dict(a=huge, b=x), y, split=["train"] * 1200 + ["test"] * 100)
+    with pytest.raises(ValueError, match="modality 'a' becomes NaN, infinite or too large for float32 in row 1299 and"):
+        multimodal_dls(data, device="cpu")
+
+    class Picky(SelectKBest):
+        def transform(self, x):
+            if len(x) < 50:
+                raise RuntimeError("too few")
+            return super().transform(x)
+
+    data = MultimodalData("d", dict(a=x[:120], b=x[:120]), y[:120], split=["train"] * 80 + ["test"] * 40)
+    with pytest.raises(ValueError, match="the transform of modality 'a' cannot take these 1 rows: too few"):
+        multimodal_dls(data, transform=dict(a=Picky(k=1)), device="cpu")
+    with pytest.raises(TypeError, match="expected a dict: modality's name -> transformer"):
+        data.with_transform(SelectKBest())
+
+
+def test_numbers_stay_as_they_are_where_that_was_asked_for(data):
+    table, rna, y = clinic()
+    dls = multimodal_dls(data, transform=dict(rna=SelectKBest(k=20)), standardize=False, device="cpu")
+    rows = torch.arange(N)
+    picked = SelectKBest(k=20).fit(rna[dls.split.train], y[dls.split.train]).transform(rna)
+    clinical, chosen, note = dls.train_ds.batch(rows)[:3]
+    assert torch.equal(chosen, torch.tensor(picked).float())
+    filled = table.age.fillna(table.age.iloc[dls.split.train].median())
+    assert torch.equal(clinical[:, 0], torch.tensor(filled.to_numpy()).float())
+    assert note.shape[1] > 1  # `transform=` adds to what the data have: the words of the note are still counted
+
+
+def test_numbers_of_categories_have_one_name(data):
+    grades = pd.DataFrame(dict(grade=pd.Categorical([1, 2, 3] * 20), v=np.arange(60.0)))
+    column = MixedTable(grades, "g")
+    encoder = TableEncoder(column, np.arange(60))
+    as_floats = MixedTable(grades.astype(dict(grade=float)), "g", encoder.sorts)
+    assert torch.equal(encoder.encode(column.frame), encoder.encode(as_floats.frame))
+
+
+def test_how_a_table_is_read_is_part_of_the_data():
+    table = pd.DataFrame(dict(v=[1.0, np.nan] * 30, grade=["1", "2", "3"] * 20))
+    as_text = dict(v="number", grade="text")
+    made = [
+        MultimodalData("d", dict(t=MixedTable(table, "t", *options), x=np.arange(60.0)), [0, 1] * 30)
+        for options in ((None, False), (None, True), (as_text, False))
+    ]
+    assert len(set(map(data_digest, made))) == 3
+
+
+def test_files_with_other_columns_in_a_table_are_not_joined(data):
+    other = data._with(xs=data.xs | dict(clinic=MixedTable(clinic()[0].drop(columns="age"), "clinic")))
+    with pytest.raises(ValueError, match="the test file has the modalities .*'smoker': .., 'stage': .., 'remark'"):
+        joined_parts(data, other)
