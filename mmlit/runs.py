@@ -190,29 +190,25 @@ def _train_and_store(missing, store, budget):
     return None
 
 # %% ../nbs/30_runs.ipynb #d98856a9
-_WATCH = "ends with its parent"
-
 def _end_with(parent):
-    "End this process when its parent is gone. Ctrl-C is the parent's to answer."
-    if any(thread.name == _WATCH for thread in threading.enumerate()): return
+    "End this process when its parent is gone, perhaps before its first run. Ctrl-C is the parent's to answer."
     def watch():
         while os.getppid() == parent: time.sleep(.25)
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
-def _in_worker(missing, store, budget, heads, parent):
+def _in_worker(missing, store, budget, heads):
     "The same in a process that knows only the heads of mmlit; `heads` are those of the caller."
-    _end_with(parent)
     HEADS.update(heads)
     return missing.path, _train_and_store(missing, store, budget)
 
 def _at_once(jobs, store, budget, workers):
     "Paths, and why each failed, as they come; TerminatedWorkerError, a BrokenProcessPool, where a process died."
-    heads, parent = dict(HEADS), os.getpid()
-    work = (joblib.delayed(_in_worker)(m, store, budget, heads, parent) for m in jobs)
-    done:Any = joblib.Parallel(workers, return_as="generator_unordered", batch_size=1)(work)  # type: ignore[arg-type]
-    return done
+    work = (joblib.delayed(_in_worker)(m, store, budget, dict(HEADS)) for m in jobs)
+    options:dict[str, Any] = dict(return_as="generator_unordered", batch_size=1)
+    options |= dict(initializer=_end_with, initargs=(os.getpid(),))
+    return joblib.Parallel(workers, **options)(work)
 
 def _in_processes(wave, store, budget, workers):
     "Jobs, and why each failed, as they come."
