@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
            'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'at_least_float32', 'log_likelihood',
-           'scale_grad', 'check_features', 'map_tensors', 'n_rows', 'batch_parts', 'eval_mode', 'keep_random_state',
+           'scale_grad', 'check_features', 'map_tensors', 'n_rows', 'with_presence', 'has_presence', 'presence_of',
+           'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode', 'keep_random_state',
            'device_of']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
@@ -214,6 +215,62 @@ def n_rows(
     if len(set(sizes)) != 1 or "a number" in sizes:
         raise ValueError(f"expected tensors of one number of rows in an input, got {sizes}")
     return sizes[0]
+
+# %% ../nbs/00_core.ipynb #1b452a98
+def with_presence(
+    values,          # an input, as in `map_tensors`; rows that are not there may hold anything
+    present:Tensor,  # bool (B,): which samples have it
+)->dict:             # `values` and `present`
+    "An input that some samples lack. ValueError where the mask does not fit."
+    if present.dtype != torch.bool or present.shape != (n_rows(values),):
+        raise ValueError(f"present must be bool of shape ({n_rows(values)},), got {present.dtype} "
+                         f"{tuple(present.shape)}")
+    return dict(values=values, present=present)
+
+def has_presence(
+    x, # an input
+)->bool:
+    "Does the input say which samples have it?"
+    return isinstance(x, Mapping) and set(x) == {"values", "present"}
+
+def presence_of(
+    xs:Sequence,     # M inputs
+)->Tensor|None:      # bool (B, M); None where every sample has every modality for all that is said
+    "Which sample has which modality."
+    masks = [x["present"] if has_presence(x) else None for x in xs]
+    known = next((mask for mask in masks if mask is not None), None)
+    if known is None: return None
+    return torch.stack([torch.ones_like(known) if mask is None else mask for mask in masks], 1)
+
+def filled(
+    x, # an input
+)->Any:
+    "The input itself, with zeros where a sample lacks it; what stood there has no part in it, NaN included."
+    if not has_presence(x): return x
+    def there(t): return x["present"].view(-1, *[1]*(t.ndim - 1))
+    return map_tensors(lambda t: torch.where(there(t), t, torch.zeros_like(t)), x["values"])
+
+# %% ../nbs/00_core.ipynb #bd4cf657
+def mean_over_present(
+    values:Tensor,                 # (M, B, ...), of each modality and sample
+    presence:Tensor|None=None,     # bool (B, M), see `presence_of`
+)->Tensor:                         # (M,); NaN for a modality that no sample has
+    "The mean of each modality over the samples that have it."
+    values = values.reshape(*values.shape[:2], -1).mean(2)
+    if presence is None: return values.mean(1)
+    there = presence.T
+    return values.where(there, 0).sum(1)/there.sum(1)
+
+def unimodal_losses(
+    loss:Callable,                 # (answers, *targets) -> one number, a mean over the samples
+    answers:Sequence[Tensor],      # M answers (B, C), of each modality alone
+    targets:Sequence[Tensor],      # as the loss takes them, (B, ...) each
+    presence:Tensor|None=None,     # bool (B, M), see `presence_of`
+)->Tensor:                         # (M,); 0 for a modality that no sample has
+    "The loss of each modality's own answers to the samples that have it."
+    if presence is None: return torch.stack([loss(answer, *targets) for answer in answers])
+    def of(answer, rows): return loss(answer[rows], *(t[rows] for t in targets)) if rows.any() else 0*answer.sum()
+    return torch.stack([of(answer, rows) for answer, rows in zip(answers, presence.T)])
 
 # %% ../nbs/00_core.ipynb #ce6040b8
 def batch_parts(

@@ -34,9 +34,11 @@ from mmlit.core import (
     check_number,
     device_of,
     eval_mode,
+    filled,
     keep_random_state,
     map_tensors,
     one_of,
+    presence_of,
 )
 from .data.loaders import MultimodalDataLoaders
 from .fusion.coalitions import unimodal_logits
@@ -76,10 +78,12 @@ def build_model(
     model:nn.Module|Sequence[nn.Module]|None=None,  # a whole model, or encoders, one per modality; None: default ones
     head:str|nn.Module|Callable="concat",           # a name in `HEADS`, a module, or `head(dims, n_classes)`
     width:int=64,                                   # D of the default encoders
+    learn_absent:bool=False,                        # learn what stands for a missing feature? Else zero does
 )->Fusion:
     "A model in two parts for these loaders. ValueError for an unknown head, or a wrong number of encoders."
     n_modalities = len(dls.modalities)
     if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList):
+        if learn_absent: raise ValueError("learn_absent is for a model that is built here: give it to FusionModel")
         fused = as_fusion(model, n_modalities)
         if fused.n_modalities == n_modalities: return fused
         raise ValueError(f"the model takes {fused.n_modalities} modalities, and the loaders have {n_modalities}: "
@@ -89,11 +93,11 @@ def build_model(
         raise ValueError(f"got {len(encoders)} encoders for the {n_modalities} modalities {list(dls.modalities)}")
 
     make:Any = HEADS[one_of("head", head, HEADS)] if isinstance(head, str) else head
-    if isinstance(make, nn.Module): return FusionModel(encoders, make)
+    if isinstance(make, nn.Module): return FusionModel(encoders, make, learn_absent)
 
     # a head that is made here answers in the units of the targets, where these are numbers
-    dims = feature_dims(encoders, [map_tensors(lambda t: t.cpu(), x) for x in next(iter(dls.valid))[:n_modalities]])
-    return FusionModel(encoders, in_units(make(dims, dls.c), dls))
+    dims = feature_dims(encoders, [map_tensors(Tensor.cpu, filled(x)) for x in next(iter(dls.valid))[:n_modalities]])
+    return FusionModel(encoders, in_units(make(dims, dls.c), dls), learn_absent)
 
 # %% ../nbs/16_learner.ipynb #c7d636a2
 def _check_method(method):
@@ -117,6 +121,7 @@ def multimodal_learner(
     width:int=64,                                   # D of the default encoders
     metrics=None,                                   # default: accuracy, of each label for several, none for numbers
     cbs=(),                                         # further fastai callbacks
+    learn_absent:bool=False,                        # learn what stands for a missing feature? Else zero does
     **kwargs,
 )->Learner:
     "A fastai `Learner` of a multimodal model; further options are those of `Learner`. ValueError for misfits."
@@ -125,7 +130,7 @@ def multimodal_learner(
     always = [TrainedParameters(), CountedEpochs()]
     options:dict[str, Any] = {"loss_func": dls.loss_func, "metrics": metrics} | kwargs
 
-    fused = build_model(dls, model, head, width)
+    fused = build_model(dls, model, head, width, learn_absent)
     if "loss_func" not in kwargs: check_answers(fused, dls)        # whoever brings a loss knows what it takes
     learn = Learner(dls, fused, cbs=always, **options)
     learn.add_cbs([*L(cbs), *L(method)])
@@ -196,7 +201,8 @@ class FusionMethod(Callback):
 
     def _of_two_samples(self, ask):
         device, batch = device_of(self.model), self.dls.valid.one_batch()[:self.model.n_modalities]
-        with torch.no_grad(), eval_mode(self.model): return ask(*(x[:2].to(device) for x in batch))
+        two = (map_tensors(lambda t: t[:2].to(device), x) for x in batch)
+        with torch.no_grad(), eval_mode(self.model): return ask(*two)
 
     def add_part(self, name:str, make:Callable[[], nn.Module])->nn.Module:
         """`model.parts[name]`, made once by `make()`; the optimiser is made anew, and has it in its last group.
@@ -226,6 +232,9 @@ class FusionMethod(Callback):
         return edited
 
     def after_batch(self): self.zs = ()
+
+    @property
+    def presence(self)->Tensor|None: return presence_of(self.xb)          # which sample of the batch has which modality
 
     # ---- the epochs in which the method acts
 
@@ -323,16 +332,18 @@ class ModalityMonitor(FusionMethod):
         if not self.training: self.zs = zs
 
     def right(self, alone:Tensor)->Tensor:
-        "Of answers (M, B, C) the share that is right (M,): of samples, of all labels, or of the targets' variance."
-        if self.task == "classification": return (alone.argmax(-1) == self.y).float().mean(1)
-        if self.task == "multi-label": return ((alone > 0) == (self.y > .5)).float().flatten(1).mean(1)
-        error = (alone.flatten(1) - self.y.flatten())/self.dls.units[1]
-        return 1 - error.square().mean(1)
+        "Of answers (M, B, C) what is right (M, B): the answer, the share of labels, or of the targets' variance."
+        if self.task == "classification": return (alone.argmax(-1) == self.y).float()
+        if self.task == "multi-label": return ((alone > 0) == (self.y > .5)).float().mean(2)
+        return 1 - ((alone.flatten(1) - self.y.flatten())/self.dls.units[1]).square()
 
     def after_pred(self):
         if self._handle is None: return            # outside of training
         alone = unimodal_logits(self.model, self.zs, self.strategy)
-        self.record(**dict(zip(self.columns, self.right(alone))), n=len(self.y))
+        right, presence = self.right(alone), self.presence
+        if presence is None: return self.record(**dict(zip(self.columns, right.mean(1))), n=len(self.y))
+        for column, values, there in zip(self.columns, right, presence.T):
+            if there.any(): self.record(**{column: values[there].mean()}, n=int(there.sum()))
 
     # the epoch of this method ends with its validation
     def after_train(self): pass

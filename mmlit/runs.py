@@ -87,7 +87,10 @@ def _info(learn, dls, seed, start):
     curves = [cb.history for cb in learn.cbs if type(cb).__name__ == "ModalityMonitor"]
     info = dict(seed=seed, split=split_hash(dls.split), n_train=len(dls.split.train), n_test=len(dls.split.test))
     info |= dict(seconds=time.perf_counter() - start, parameters=sum(p.numel() for p in learn.model.parameters()))
-    return info | dict(curves=curves)
+    there = {part: dls[i].dataset.presence for part, i in (("valid", 1), ("test", 2))}
+    gone = {part: [(~p).nonzero()[:, 0].tolist() for p in mask.T] for part, mask in there.items() if mask is not None}
+    return info | dict(curves=curves) | (dict(lacking=gone) if gone else {})
+
 
 def train_run(
     run:Run,              # what to train
@@ -208,7 +211,8 @@ def _at_once(jobs, store, budget, workers):
     work = (joblib.delayed(_in_worker)(m, store, budget, dict(HEADS)) for m in jobs)
     options:dict[str, Any] = dict(return_as="generator_unordered", batch_size=1)
     options |= dict(initializer=_end_with, initargs=(os.getpid(),))
-    return joblib.Parallel(workers, **options)(work)
+    done:Any = joblib.Parallel(workers, **options)(work)
+    return done
 
 def _in_processes(wave, store, budget, workers):
     "Jobs, and why each failed, as they come."

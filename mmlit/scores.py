@@ -164,7 +164,7 @@ class Answer:
     test:np.ndarray
     y_valid:np.ndarray       # class labels (N,), zeros and ones (N, C) for multi-label, numbers (N,)
     y_test:np.ndarray
-    info:dict                # seed, split, sizes, seconds, parameters
+    info:dict                # seed, split, sizes, seconds, parameters, and which samples lack which modality
 
     def scores(self, part, task):
         "Scores on `part`, \"valid\" or \"test\", of a `task` as `headline` takes it."
@@ -175,6 +175,14 @@ class Answer:
         if task == "multi-label": return multilabel_scores(out, y)
         _check_finite(part, out)
         return classification_scores(torch.as_tensor(out).double().log_softmax(-1), y)
+
+    def presence(self, part)->Tensor|None:
+        "Which sample of a part has which modality, bool (N, M); None where every sample has all."
+        lacking = self.info.get("lacking")
+        if lacking is None: return None
+        there = torch.ones(len(getattr(self, part)), len(lacking[part]), dtype=torch.bool)
+        for m, rows in enumerate(lacking[part]): there[rows, m] = False
+        return there
 
 def _task(task, y):
     "The name of the task; of classes alone, the targets say whether a sample has one or several."

@@ -119,6 +119,7 @@ def test_ten_kills_change_no_bit(tmp_path, record_property, command, workers):
 
 TRAINING = """
 import sys, numpy as np, torch
+from pathlib import Path
 from fastai.callback.all import *
 from mmlit.data.loaders import multimodal_dls
 from mmlit.learner import multimodal_learner

@@ -31,6 +31,7 @@ from mmlit.audits.quantities import (
     hold,
     last_features,
     linear_answers,
+    missing_quantities,
     model_quantities,
     probe,
     robustness_quantities,
@@ -38,10 +39,10 @@ from mmlit.audits.quantities import (
     training_part,
 )
 from .sample_scores import sample_scores, step_of
-from ..core import batch_parts, map_tensors
+from ..core import batch_parts, filled, map_tensors
 from ..data.loaders import MultimodalDataLoaders
 from ..fusion.models import EarlyFusion, Fusion
-from ..methods.baselines import ensemble_log_probabilities
+from ..methods.baselines import ensemble_log_probabilities, ensemble_mean
 from ..methods.shapley import combine_coalitions
 from ..permutation import js_divergence_with_logits
 from ..scores import Interval, bootstrap_interval, corrected_interval, gains, headline, widened
@@ -77,9 +78,9 @@ class _Asked:
     def labels(self, part)->np.ndarray: return self.held[part].y.numpy()
     def unimodal(self, part)->list[Tensor]: return [self.logits[part][f"unimodal {m}"] for m in self.modalities]
 
-def _ensemble(logits, classes):
+def _ensemble(logits, classes, presence):
     logits = torch.stack(logits)
-    return ensemble_log_probabilities(logits) if classes else logits.mean(0)
+    return ensemble_log_probabilities(logits, presence=presence) if classes else ensemble_mean(logits, presence)
 
 def _ask(joint, alone, dls, others, absent, seed):
     "Ask every model about the validation and the test part."
@@ -94,7 +95,7 @@ def _ask(joint, alone, dls, others, absent, seed):
     for i, part in enumerate(parts):
         logits[part] = {f"unimodal {m}": answer for m, answer in zip(dls.modalities, said[part])}
         logits[part]["best unimodal"] = said[part][best]
-        logits[part]["ensemble"] = _ensemble(said[part], classes)
+        logits[part]["ensemble"] = _ensemble(said[part], classes, held[part].presence)
         logits[part]["joint"] = answers(joint, held[part].zs)
         logits[part] |= {name: pair[i] for name, pair in others.items()}
     return _Asked(joint, alone, dls, held, own, logits, absent, seed)
@@ -132,6 +133,10 @@ def _scores_without(asked):
     if None in rows: outcomes = coalition_outcomes(asked.joint, asked.held["test"], rest, asked.absent)[asked.score]
     else: outcomes = asked.outcomes[asked.score][rows]
     return dict(zip(asked.modalities, outcomes))
+
+def _missing(asked):
+    held = asked.held["test"]
+    return missing_quantities(asked.logits["test"], held.y, held.presence, asked.modalities)
 
 def _robustness(asked):
     return robustness_quantities(asked.joint, asked.held["test"], asked.modalities, _scores_without(asked), asked.seed)
@@ -200,7 +205,7 @@ def _as_table(x, words)->Any:
 def _tables(asked, part):
     held = asked.train if part == "train" else asked.held[part]
     sizes = [len(asked.dls.vocab.get(m, ())) for m in asked.modalities]
-    return [_as_table(x, words) for x, words in zip(held.xs, sizes)]
+    return [_as_table(filled(x), words) for x, words in zip(held.xs, sizes)]
 
 def _linear(asked):
     "What linear models gain over each model that sees the same inputs."
@@ -247,7 +252,7 @@ def measure(
     "Measure a trained joint model beside trained unimodal models on one split."
     asked = _ask(joint, alone, dls, others or {}, absent, seed)
     found, notes = [], []
-    for section in (_models, _linear, _coalitions, _robustness, _probes, _features, _answers, _strength):
+    for section in (_models, _linear, _coalitions, _missing, _robustness, _probes, _features, _answers, _strength):
         try: found += section(asked)
         except _LeftOut as note: notes.append(str(note))
 
@@ -267,7 +272,7 @@ def _row_digests(batches, M):
     for batch in batches:
         tensors:list[Tensor] = []
         for x in batch_parts(batch, M)[0]: map_tensors(tensors.append, x)
-        rows = [t.cpu().flatten(1).numpy() for t in tensors]
+        rows = [t.cpu().view(len(t), -1).numpy() for t in tensors]
         out += [hashlib.blake2b(b"".join(r[i].tobytes() for r in rows)).digest() for i in range(len(rows[0]))]
     return out
 
@@ -309,7 +314,8 @@ def _bootstrapped(quantities, groups, draws):
     for i, q in enumerate(quantities):
         if q.given is not None: intervals[i] = q.given
         elif q.statistic is not None:
-            intervals[i] = _basic(bootstrap_interval(q.values, groups, q.statistic, draws, LEVEL)[0])
+            drawn = bootstrap_interval(q.values, groups, q.statistic, draws, LEVEL)[0]
+            intervals[i] = _basic(drawn) if q.biased else drawn
     units = len(quantities[0].values) if groups is None else len(np.unique(groups))
     return [_at_least(intervals[i], q.step, units) for i, q in enumerate(quantities)]
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Quantity', 'Held', 'hold', 'training_part', 'answers', 'model_quantities', 'coalition_plan', 'coalition_outcomes',
-           'coalition_quantities', 'linear_answers', 'probe', 'answer_information', 'feature_information',
-           'permuted_name', 'robustness_quantities', 'last_features', 'strength_quantities']
+           'missing_quantities', 'coalition_quantities', 'linear_answers', 'probe', 'answer_information',
+           'feature_information', 'permuted_name', 'robustness_quantities', 'last_features', 'strength_quantities']
 
 # %% ../../nbs/34_quantities.ipynb #e404404c
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,17 @@ from torch import Tensor
 
 from .sample_scores import sample_scores, step_of
 from .strength import competition_strength, penultimate_features
-from ..core import batch_parts, device_of, eval_mode, log_likelihood, map_tensors, n_rows
+from mmlit.core import (
+    batch_parts,
+    device_of,
+    eval_mode,
+    has_presence,
+    log_likelihood,
+    map_tensors,
+    n_rows,
+    presence_of,
+    with_presence,
+)
 from ..data.loaders import MultimodalDataLoaders
 from ..estimators.learned import classifier_log_likelihood
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions
@@ -42,6 +52,7 @@ class Quantity(NamedTuple):
     given:Interval|None=None       # an interval that an estimator of its own gives, instead of the bootstrap's
     note:str=""                    # why not to trust it
     step:float=0.                  # of a difference of counts: the most by which one sample's answer changes its value
+    biased:bool=False              # is the statistic biased upwards, as a sum of absolute values is?
 
 # %% ../../nbs/34_quantities.ipynb #cbfc10d4
 _PROBED = 5000      # training samples that are looked at, at most
@@ -51,6 +62,12 @@ class Held(NamedTuple):
     xs:tuple                 # of tensors, or of what a tokenizer returns, see `map_tensors`
     zs:tuple[Tensor, ...]
     y:Tensor
+
+    @property
+    def presence(self)->Tensor:
+        "Which sample has which modality, bool (N, M)."
+        said = presence_of(self.xs)
+        return torch.ones(len(self.y), len(self.xs), dtype=torch.bool) if said is None else said
 
     def vectors(self)->list[np.ndarray]:
         "The features of each modality as vectors, (N, D_m): tokens are averaged."
@@ -142,7 +159,8 @@ def model_quantities(
         errors = {model: (answer[:, 0].double() - y).abs().numpy() for model, answer in logits.items()}
         return out + [Quantity("models", "absolute error", model, v) for model, v in errors.items()]
     log_p = {model: answer.double().log_softmax(-1) for model, answer in logits.items()}
-    out += [Quantity("models", "ECE", model, confidence_gaps(answer, y), _ece) for model, answer in log_p.items()]
+    gaps = {model: confidence_gaps(answer, y) for model, answer in log_p.items()}
+    out += [Quantity("models", "ECE", model, v, _ece, biased=True) for model, v in gaps.items()]
     return out + _oracle(g["accuracy"], modalities)
 
 # %% ../../nbs/34_quantities.ipynb #f3d20d24
@@ -170,11 +188,32 @@ def coalition_outcomes(
         features = [z.to(device) for z in held.zs]
         stand_in = absent_features(model, first, absent, features)
 
-    def asked(*zs): return (coalition_logits(model, zs, present, stand_in).transpose(0, 1),)
-    logits = _in_batches(model, asked, held.zs)[0].transpose(0, 1)
+    def asked(there, *zs): return (coalition_logits(model, zs, present, stand_in, presence=there).transpose(0, 1),)
+    logits = _in_batches(model, asked, (held.presence, *held.zs))[0].transpose(0, 1)
     outcomes = {headline(classes): gains(logits, held.y)}
     if classes: outcomes["log likelihood"] = log_likelihood(logits.double(), held.y)
     return outcomes
+
+_LACKING = 10     # samples from which on a score is shown: in a bootstrap of fewer there may be none
+def _share_of(mean): return mean[..., :1]/mean[..., 1:]
+
+def missing_quantities(
+    logits:Mapping[str, Tensor], # (N, C) on the test part, by model
+    y:Tensor,                    # (N,)
+    presence:Tensor,             # bool (N, M), see `presence_of`
+    modalities:Sequence[str],
+)->list[Quantity]:
+    "The score of each model on the samples that lack a modality, and on those that have all; where there are a few."
+    rows = {"complete": presence.all(1)} | {f"without {m}": ~there for m, there in zip(modalities, presence.T)}
+    if rows["complete"].all(): return []
+    out = []
+    for model in ("joint", "ensemble"):
+        score, values = next(iter(sample_scores(logits[model], y).items()))
+        for of, which in rows.items():
+            if which.sum() < _LACKING: continue
+            where = which.double().numpy()
+            out.append(Quantity("missing", f"{score}, {model}", of, np.stack([values*where, where], 1), _share_of))
+    return out
 
 def _coalition_name(present, modalities): return " + ".join(m for m, p in zip(modalities, present) if p) or "nobody"
 
@@ -332,6 +371,7 @@ def _shake(
     generator:torch.Generator,
 ):
     "The inputs with noise; of integers a share `much/2` of entries from other samples, the same in tensors of a kind."
+    if has_presence(x): return with_presence(_shake(x["values"], much, generator), x["present"])
     order, seed = torch.randperm(n_rows(x), generator=generator), int(torch.randint(2**31, (), generator=generator))
     def shaken(t):
         drawn = torch.Generator().manual_seed(seed)

@@ -19,7 +19,7 @@ from rich.console import Console
 from .advice import Advice, difference, interval_of
 from .measure import Measured
 from ..data.columns import MultimodalData
-from ..data.loaders import show_samples
+from ..data.show import show_samples
 from ..learner import Budget
 from mmlit.pages import (
     facts_html,
@@ -247,7 +247,8 @@ def figures(found:Audit)->dict[str, tuple]:
 _SECTIONS = {
     "models": "Models", "differences": "Differences", "linear model": "A linear model of the inputs, minus each model",
     "probes": "Linear probes of the encoders",
-    "shapley": "Shapley values", "coalitions": "Coalitions", "oracle": "Who is right",
+    "shapley": "Shapley values", "coalitions": "Coalitions", "missing": "When a modality is missing",
+    "oracle": "Who is right",
     "information": "Information (nats)", "robustness": "Score lost", "competition strength": "Competition strength",
 }
 _SHARES = "accuracy", "balanced accuracy", "only this one right", "any right minus ensemble right"     # in per cent
@@ -259,7 +260,7 @@ def _text(found, key, row):
     "The interval of a row as people read it."
     section, quantity, of = key
     of_score = section in ("probes", "robustness") and found.score == "accuracy" and "nats" not in quantity
-    share = quantity.partition(", linear")[0] in _SHARES or of_score and "AUC" not in quantity
+    share = quantity.partition(", ")[0] in _SHARES or of_score and "AUC" not in quantity
     return interval_text(Interval(row.value, row.low, row.high), share, "minus" in f"{quantity}{of}", unit=True)
 
 def _seeds(found):

@@ -20,9 +20,11 @@ from mmlit.core import (
     check_number,
     device_of,
     eval_mode,
+    filled,
     keep_random_state,
     map_tensors,
     n_rows,
+    presence_of,
 )
 from ..fusion.models import Fusion
 from ..learner import FusionMethod
@@ -188,7 +190,8 @@ def competition_strength_of(
     standardize:bool=False,              # features to unit variance (of the fitting samples) first?
     per_sample:bool=False,               # the N' terms whose mean is the strength
 )->Tensor:                               # (M,), or (M, N') with per_sample
-    "Competition strength of every modality in a trained joint model; models are used in evaluation mode."
+    """Competition strength of every modality in a trained joint model; models are used in evaluation mode.
+    Samples that lack a modality are left out."""
     if len(unimodal_models) != model.n_modalities:
         raise ValueError(f"got {len(unimodal_models)} unimodal models for {model.n_modalities} modalities")
     features = features or penultimate_features
@@ -196,6 +199,11 @@ def competition_strength_of(
     eval_h, eval_concepts = _features_and_concepts(model, unimodal_models, eval_batches, features)
     return torch.stack([competition_strength(h, c, eval_h, e, alpha, by_rank, standardize, per_sample)
                         for c, e in zip(concepts, eval_concepts)])
+
+def _complete(xs):
+    "The samples that have every modality."
+    presence = presence_of(xs)
+    return xs if presence is None else [_rows(filled(x), presence.all(1)) for x in xs]
 
 @torch.no_grad()
 def _features_and_concepts(model, unimodal_models, batches, features):
@@ -206,6 +214,7 @@ def _features_and_concepts(model, unimodal_models, batches, features):
     with keep_random_state(device), eval_mode(nn.ModuleList(modules)):
         for batch in batches:
             xs, _ = batch_parts(batch, model.n_modalities, device)
+            xs = _complete(xs)
             h.append(features(model, model.encode(*xs)).cpu())
             concepts.append([u(x).cpu() for u, x in zip(unimodal_models, xs)])
     if not h: raise ValueError("there were no batches to measure on: pass a loader, or a list of batches")

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core import one_of
 from .columns import MultimodalData, PictureFiles
+from .missing import rows_there
 from .mixed import MixedTable
 from .own import multimodal_data
 
@@ -28,7 +29,7 @@ def load_npz(
     path = Path(path)
     arrays = _read(path)
     if "y" not in arrays: raise ValueError(f"{path} has no array 'y', only {sorted(arrays)}")
-    y, groups, split, classes, own, said = (arrays.pop(k, None) for k in _OWN)
+    y, groups, split, presence, classes, own, said = (arrays.pop(k, None) for k in _OWN)
     if own is not None and np.shape(own) != (len(arrays),):
         raise ValueError(f"{path} has {np.size(own)} kinds for the modalities {list(arrays)}")
 
@@ -39,9 +40,10 @@ def load_npz(
     codes = y.dtype.kind in "iu" and y.ndim == 1 and y.size
     if classes is not None and codes and 0 <= y.min() and y.max() < len(classes): y = classes.astype(str)[y]
     classes = None if classes is None else classes.tolist()
-    return multimodal_data(arrays, y, None, groups, kinds, classes, name=path.stem, task=task, split=split)
+    return multimodal_data(arrays, y, None, groups, kinds, classes, name=path.stem, task=task, split=split,
+                           presence=presence)
 
-_OWN = ("y", "groups", "split", "classes", "kinds", "task")
+_OWN = ("y", "groups", "split", "presence", "classes", "kinds", "task")
 
 def _read(path):
     "The arrays of a file by name."
@@ -62,7 +64,8 @@ def data_digest(
 
     digest = hashlib.sha256()
     for name, column in parts:
-        if isinstance(column, MixedTable): digest.update(f"{column.sorts} {column.indicator}".encode())
+        table = rows_there(column)
+        if isinstance(table, MixedTable): digest.update(f"{table.sorts} {table.indicator}".encode())
         inside = getattr(column, "arrays", {"": column})
         for key, array in inside.items(): _add(digest, f"{name}{key} {data.kinds.get(name)}", array)
     return digest.hexdigest()[:10]

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core import one_of
 from .columns import MultimodalData, NamedArrays, PictureFiles, duplicate_groups
+from .missing import PartialColumn, rows_there
 from .mixed import MixedTable
 
 # %% ../../nbs/02b_own.ipynb #821c9d3d
@@ -28,10 +29,11 @@ def multimodal_data(
     name:str="data",             # what tables call it
     task:str|None=None,          # classification, multi-label or regression; None: guessed from the labels
     split=None,                  # the split of the data, see `encode_split`; for a DataFrame perhaps a column
+    presence=None,               # which sample has which modality, see `presence_columns`; None: empty rows lack it
 )->MultimodalData:
     "Your own arrays, tensors, strings, paths to pictures or DataFrame columns as a `MultimodalData`."
     if isinstance(data, MultimodalData):
-        options = dict(y=y, groups=groups, kinds=kinds, classes=classes, task=task, split=split)
+        options = dict(y=y, groups=groups, kinds=kinds, classes=classes, task=task, split=split, presence=presence)
         given = [k for k, v in options.items() if v is not None]
         if given: raise ValueError(f"{', '.join(given)} cannot be given beside a MultimodalData, which has its own")
         return data if modalities is None else data.select(modalities)
@@ -41,8 +43,10 @@ def multimodal_data(
         data, y, groups, modalities = _from_frame(data, y, modalities, groups)
     if y is None: raise ValueError("y is missing: give the labels")
     if not isinstance(data, dict): data, modalities = _by_place(data, modalities), None
-    made = MultimodalData(name, data, y, classes, groups, kinds, task=task, size=size, split=split)
-    for m, x in made.xs.items(): _say_gaps(m, x)
+    made = MultimodalData(
+        name, data, y, classes, groups, kinds, task=task, size=size, split=split, presence=presence)
+    _say_missing(made)
+    for m, x in made.xs.items(): _say_gaps(m, rows_there(x))
     if made.parts is not None: _say_leaks(made)
     elif groups is None: _say_repeats(made)
     return made if modalities is None else made.select(modalities)
@@ -63,6 +67,13 @@ def _say_repeats(data):
     warnings.warn(f"{repeats} of {len(data)} rows of {data.name} repeat an earlier row exactly, in every modality, so "
                   "that a split may put one sample on both sides. groups='duplicates' keeps equal rows together; "
                   "groups=range(n) says that they are different samples", stacklevel=3)
+
+def _say_missing(data):
+    "Warn of samples that lack a modality: whoever gave them may not know."
+    if not data.missing: return
+    shares = ", ".join(f"{m!r} in {share:.1%}" for m, share in data.missing.items())
+    warnings.warn(f"samples of {data.name} lack a modality: {shares}. They stay, and what is missing is masked; to "
+                  "leave them out, give the rows that are complete", stacklevel=3)
 
 def _say_gaps(m, column):
     "Warn of empty cells of a table, which are filled."
@@ -110,6 +121,9 @@ def joined_parts(
 
 def _joined(name, columns):
     "The rows of several columns of a modality, one below the other."
+    if any(isinstance(c, PartialColumn) for c in columns):
+        there = np.concatenate([getattr(c, "present", np.ones(len(c), dtype=bool)) for c in columns])
+        return PartialColumn(_joined(name, [rows_there(c) for c in columns]), there)
     first = columns[0]
     if isinstance(first, PictureFiles): return PictureFiles(np.concatenate([c.paths for c in columns]), first.size)
     if isinstance(first, MixedTable):
@@ -124,7 +138,7 @@ def _check_fits(part, data, train):
         raise ValueError(f"the {part} file has a split of its own ({', '.join(sorted(set(data.parts)))}): give its "
                          f"{part} rows only, data.subset(data.parts == {part!r})")
     sizes = lambda x: {k: getattr(a, "shape", ())[1:] for k, a in getattr(x, "arrays", {"": x}).items()}
-    shapes = lambda d: {m: (d.kinds[m], sizes(x)) for m, x in d.xs.items()}
+    shapes = lambda d: {m: (d.kinds[m], sizes(rows_there(x))) for m, x in d.xs.items()}
     if shapes(data) != shapes(train):
         raise ValueError(f"the {part} file has the modalities {shapes(data)}, the training file {shapes(train)}")
     new = sorted(set(data.classes) - set(train.classes))

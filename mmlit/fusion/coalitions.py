@@ -20,10 +20,12 @@ from mmlit.core import (
     check_count,
     check_features,
     eval_mode,
+    filled,
     is_additive,
     is_conditional,
     map_tensors,
     one_of,
+    presence_of,
 )
 from .models import Fusion
 
@@ -42,6 +44,7 @@ ABSENT = ("zero_feature", "zero_input", "mean_feature", "learned")
 
 def _zero_input(x):
     "One row that says nothing; ValueError where zero would say something."
+    x = filled(x)
     if isinstance(x, Mapping) and not any("mask" in str(name) for name in x):
         codes = [name for name, part in x.items() if torch.is_tensor(part) and not part.is_floating_point()]
         if codes: raise ValueError(f"a zero in {codes} is a code like others, and no mask says that it does not count: "
@@ -71,7 +74,9 @@ def absent_features(
 
     if any(not z.is_floating_point() for z in zs):
         raise ValueError("the mean of token ids has no meaning: use another stand-in than 'mean_feature'")
-    return tuple(z.mean(0, keepdim=True) for z in zs)
+    presence = presence_of(xs)
+    if presence is None: return tuple(z.mean(0, keepdim=True) for z in zs)
+    return tuple(z[there].sum(0, keepdim=True)/there.sum().clamp(min=1) for z, there in zip(zs, presence.T))
 
 # %% ../../nbs/06_coalitions.ipynb #9bb01317
 def _stand_ins(zs, absent):
@@ -141,6 +146,7 @@ def coalition_logits(
     present:Tensor|None=None,            # bool (S, M), the coalitions to evaluate; default: all 2**M by bit mask
     absent:Sequence[Tensor]|None=None,   # M stand-ins of one row for missing modalities (default: zero features)
     memory:int=MEMORY,                   # most bytes of stacked features per call of the head, and of the result
+    presence:Tensor|None=None,           # bool (B, M), see `presence_of`: a feature that is missing stays as it is
 )->Tensor:                               # logits, shape (S, B, C)
     "What the head answers when only the modalities of each coalition are present; what stands for others is not seen."
     zs = check_features(zs)
@@ -149,15 +155,17 @@ def coalition_logits(
     if present.ndim != 2 or present.shape[1] != n or present.dtype != torch.bool:
         raise ValueError(f"present must be bool of shape (S, M) with M={n}, got {present.dtype} {tuple(present.shape)}")
     present, absent = present.to(zs[0].device), _stand_ins(zs, absent)
+    lacking = torch.zeros(1, n, dtype=torch.bool, device=present.device) if presence is None else ~presence
 
     if is_additive(model):
         there, gone = _contributions(model, zs, absent), model.contributions(absent)
         _fits(len(present)*there[0].numel(), there, memory)
-        return reduce(add, (torch.where(here[:, None, None], t, g) for here, t, g in zip(present.T, there, gone)))
+        keep = (present[:, None] | lacking)[..., None]                   # (S, B or 1, M, 1)
+        return reduce(add, (torch.where(keep[:, :, m], there[m], gone[m]) for m in range(n)))
 
     def rows(index):
         s, b = index.to(present.device)//batch, index.to(present.device) % batch
-        return mask_features(tuple(z[b] for z in zs), present[s], absent)
+        return mask_features(tuple(z[b] for z in zs), present[s] | lacking[b % len(lacking)], absent)
     return _fuse_rows(model, rows, len(present)*batch, _row_bytes(zs), memory).unflatten(0, (len(present), batch))
 
 # %% ../../nbs/06_coalitions.ipynb #e00862ac

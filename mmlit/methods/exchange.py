@@ -26,6 +26,7 @@ from mmlit.core import (
     check_count,
     check_features,
     check_number,
+    filled,
     is_additive,
     is_conditional,
     one_of,
@@ -331,7 +332,7 @@ def stand_ins(
     generator:torch.Generator|None=None,   # of the noise; on the CPU
 )->tuple[Tensor, ...]:                     # M tensors: `values` themselves, one row of zeros, or B rows of noise
     "What to put in the place of a modality; the noise is normal with the batch's mean and deviation of each entry."
-    values = check_features(values)
+    values = check_features([filled(v) for v in values])
     one_of("stand-in", kind, _STAND_INS)
     if kind == "permutation": return values
     if kind == "zero": return tuple(torch.zeros_like(v[:1]) for v in values)

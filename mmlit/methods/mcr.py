@@ -25,6 +25,7 @@ from mmlit.core import (
     check_number,
     eval_mode,
     one_of,
+    unimodal_losses,
 )
 from ..fusion.heads import in_units
 from ..learner import FusionMethod, joint, register_method
@@ -36,6 +37,7 @@ def supervised_nt_xent(
     zs:Sequence[Tensor],    # M features of equal width, each (B, D)
     y:Tensor,               # class of each sample, (B,), integers
     temperature:float=0.5,  # tau
+    presence:Tensor|None=None, # bool (B, M), see `presence_of`: what a sample lacks makes no pair
 )->Tensor:                  # (), nats; a mean over pairs, which belong to no single sample
     "Supervised NT-Xent over the rows of all modalities (MCR, eq. 9, as in the public code); 0 for a single class."
     zs, y = check_features(zs), torch.as_tensor(y)
@@ -51,7 +53,9 @@ def supervised_nt_xent(
         length = z.norm(dim=1, keepdim=True)
         # a row of zeros (an absent modality) stays zero, with a bounded gradient
         z = z/torch.where(length > 0, length, 1.)
-        s, same = z @ z.T/temperature, torch.eq(*torch.meshgrid(y.repeat(len(zs)), y.repeat(len(zs)), indexing="ij"))
+        y = y.repeat(len(zs))
+        if presence is not None: z, y = z[presence.T.flatten()], y[presence.T.flatten()]
+        s, same = z @ z.T/temperature, y[:, None] == y
         negatives = s.masked_fill(same, torch.finfo(s.dtype).min).logsumexp(1, keepdim=True)
         pairs = same & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
         return torch.where(pairs, torch.logaddexp(s, negatives) - s, 0.).sum()/pairs.sum().clamp(min=1)
@@ -66,12 +70,16 @@ def _as_vectors(
 def conditional_entropy_bottleneck(
     zs:Sequence[Tensor],    # M features, (B, D_m) or (B, T_m, D_m)
     reconstruction:Tensor,  # h, (B, sum of D_m)
+    presence:Tensor|None=None, # bool (B, M), see `presence_of`: what a sample lacks is not reconstructed
 )->Tensor:                  # (B,), the features' unit squared
     "The mean squared error of reconstructing all features together, sample by sample (MCR, eq. 11, per entry)."
     z = at_least_float32(torch.cat(_as_vectors(zs), dim=1))
     if reconstruction.shape != z.shape:
         raise ValueError(f"features are {tuple(z.shape)} together, the reconstruction {tuple(reconstruction.shape)}")
-    return (z - at_least_float32(reconstruction)).square().mean(1)
+    error = (z - at_least_float32(reconstruction)).square()
+    if presence is None: return error.mean(1)
+    there = presence.repeat_interleave(torch.tensor([v.shape[-1] for v in zs], device=z.device), 1)
+    return (error*there).sum(1)/there.sum(1)
 
 # %% ../../nbs/20_mcr.ipynb #80db05b2
 class MCRHeads(nn.Module):
@@ -128,6 +136,7 @@ def mcr_loss(
     task_loss:Callable=F.cross_entropy, # (logits, y) -> (), for any task
     logits:Tensor|None=None,            # (B, C): `model.fuse(zs)`, where it is there already
     labels:Tensor|None=None,            # (B,), classes for the contrastive term; default: targets that agree
+    presence:Tensor|None=None,          # bool (B, M), see `presence_of`
     **kwargs,
 )->MCRTerms:
     "MCR: the task loss, each modality's own, the competition, the contrastive, the bottleneck term (MCR, algorithm 1)."
@@ -145,15 +154,16 @@ def mcr_loss(
 
     parts = {name: task.new_full((), math.nan) for name in weights}
     if heads is not None and unimodal_weight:
-        parts["unimodal"] = torch.stack([task_loss(at_least_float32(u), targets) for u in heads(zs)])
+        parts["unimodal"] = unimodal_losses(task_loss, list(at_least_float32(heads(zs))), [targets], presence)
     if mipd_weight:
         _warn_of_no_players(zs, model, strategy, kwargs.get("owned", "slices"))
         parts["mipd"] = mipd(model, zs, strategy=strategy, y=targets, **kwargs).mean(1)
     if contrastive_weight:
         vectors = _as_vectors(zs) if heads is None else heads.embed(zs)
-        parts["contrastive"] = supervised_nt_xent(vectors, _classes(targets) if labels is None else labels, temperature)
+        classes = _classes(targets) if labels is None else labels
+        parts["contrastive"] = supervised_nt_xent(vectors, classes, temperature, presence)
     if heads is not None and ceb_weight:
-        parts["ceb"] = conditional_entropy_bottleneck(zs, heads.reconstruct(logits)).mean()
+        parts["ceb"] = conditional_entropy_bottleneck(zs, heads.reconstruct(logits), presence).mean()
 
     signs = dict(unimodal=1, mipd=-1, contrastive=1, ceb=1)
     total = task + sum(signs[name]*weights[name]*part.sum() for name, part in parts.items() if weights[name])
@@ -248,14 +258,18 @@ class MCR(FusionMethod):
         # what nobody has seen must not enter running averages
         with eval_mode(self.model): return self.model.encode(*stand_ins(self.xb, kind, self.generator))
 
+    def _loss(self, out, y):
+        "The learner's loss, of the whole batch or of the samples that have a modality."
+        return self.loss_func(out, *(self.yb if len(y) == len(self.y) else (y,)))
+
     def after_loss(self):
         options:dict[str, Any] = self.options | dict(distance=self.distance)
         if not self.active(): options |= dict(mipd_weight=0., contrastive_weight=0.)
         terms = mcr_loss(
             self.model, self.zs, self.y, self.model.parts["mcr_heads"], logits=self.pred,
-            task_loss=lambda out, _: self.loss_func(out, *self.yb), generator=self.generator,
+            task_loss=self._loss, generator=self.generator,
             labels=torch.arange(len(self.y), device=self.y.device) if self.contrast == "sample" else None,
-            substitutes=self._substitutes() if options["mipd_weight"] else None, **options)
+            substitutes=self._substitutes() if options["mipd_weight"] else None, presence=self.presence, **options)
         self.record(**{c: getattr(terms, c).mean() for c in self.columns if options[f"{c}_weight"]})
         self.add_loss(terms.total - terms.task)                          # the task loss is on loss_grad already
 

@@ -29,7 +29,9 @@ from mmlit.core import (
     check_number,
     eval_mode,
     log_likelihood,
+    mean_over_present,
     one_of,
+    presence_of,
     scale_grad,
 )
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions
@@ -102,7 +104,7 @@ def muted_logits(
     with eval_mode(model), cudnn.flags(enabled=False) if recurrent else nullcontext():
         features = current if reuse else model.encode(*xs)
         gone = absent_features(model, xs, absent, features)
-        if len(muted): parts.append(coalition_logits(model, features, muted, gone, memory))
+        if len(muted): parts.append(coalition_logits(model, features, muted, gone, memory, presence_of(xs)))
     return torch.cat([*parts, full[None]])
 
 # %% ../../nbs/22_modulation.ipynb #bcc36c9e
@@ -112,6 +114,7 @@ _SCORE_FLOOR = math.log(1e-8)      # published: a probability counts as at least
 def response_scores(
     responses:Tensor, # (M, B, ..., C)
     y:Tensor,         # (B, ...) class labels; of several labels zeros and ones (B, ..., C)
+    presence:Tensor|None=None, # bool (B, M), see `presence_of`: a modality is judged by the samples that have it
 )->Tensor:            # (M,) nats per answer, no gradient
     "Mean log-likelihood of the labels under each response alone (AGM); each term is at least log 1e-8."
     several = responses.ndim > 2 and y.shape == responses.shape[1:] and ((y == 0) | (y == 1)).all()
@@ -120,7 +123,7 @@ def response_scores(
         got = f"{tuple(responses.shape)} and {y.dtype} {tuple(y.shape)}"
         raise ValueError("expected responses (M, B, ..., C) and integer labels (B, ...), or zeros and ones "
                          f"(B, ..., C) for several labels, got {got}")
-    return log_likelihood(responses, y).clamp(min=_SCORE_FLOOR).flatten(1).mean(1)
+    return mean_over_present(log_likelihood(responses, y).clamp(min=_SCORE_FLOOR), presence)
 
 # %% ../../nbs/22_modulation.ipynb #6e4bf692
 @torch.no_grad()
@@ -128,13 +131,14 @@ def regression_response_scores(
     alone:Tensor,        # (M, B, ...) predictions of each modality with all others muted: rows 1, 2, 4, ... of the game
     y:Tensor,            # (B, ...) targets
     scale:float|Tensor,  # b > 0, the mean absolute deviation of the targets, say; not the joint error, which shrinks
+    presence:Tensor|None=None, # bool (B, M), see `presence_of`
 )->Tensor:               # (M,), no gradient
     "Minus the mean absolute error of each modality alone, in units of `scale` (our extension; not in the paper)."
     if alone.shape[1:] != y.shape:
         got = f"{tuple(alone.shape)} and {tuple(y.shape)}"
         raise ValueError(f"expected predictions (M, B, ...) and targets (B, ...), got {got}")
     if not scale > 0: raise ValueError(f"scale must be positive, got {scale}")
-    return -(at_least_float32(alone - y).abs()/scale).flatten(1).mean(1)
+    return -mean_over_present(at_least_float32(alone - y).abs()/scale, presence)
 
 # %% ../../nbs/22_modulation.ipynb #84138f06
 @torch.no_grad()
@@ -301,10 +305,11 @@ class GradientModulation(FusionMethod):
 
     def _score(self, v, history):
         "How well each modality answers, (M,), from the logits v of all coalitions."
-        if self.task != "regression": return response_scores(modality_responses(v), self.y)
+        there = self.presence
+        if self.task != "regression": return response_scores(modality_responses(v), self.y, there)
         y = self.y.view(len(self.y), -1)
         alone = v[[2**m for m in range(len(history.mean))]]
-        return regression_response_scores(alone, y, history.unit(y))
+        return regression_response_scores(alone, y, history.unit(y), there)
 
     def after_pred(self):
         self.kappa, scaled = None, self.active()
@@ -312,7 +317,8 @@ class GradientModulation(FusionMethod):
             v = muted_logits(self.model, self.xb, self.zs, self.pred, absent=self.absent)
 
         history = self.model.parts["response_history"]
-        score = self._score(v.detach(), history)
+        score, there = self._score(v.detach(), history), self.presence
+        if there is not None: score = score.where(there.any(0), history.mean)      # of a modality that nobody has
         if not score.isfinite().all(): return      # one overflow of half precision would stay in the mean for ever
         kappa = modulation_coefficients(score, history.mean, self.alpha, self.cap)
         history.update(score)

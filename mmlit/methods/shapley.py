@@ -24,7 +24,9 @@ from mmlit.core import (
     device_of,
     eval_mode,
     keep_random_state,
+    mean_over_present,
     one_of,
+    presence_of,
 )
 from ..core import log_likelihood as log_likelihood_of
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions, mask_features
@@ -77,8 +79,9 @@ def shapley_values(
 _EXACT_MODALITIES = 17     # the largest M for which M!*(M+1)/2 < 2**53: the integers M!*phi are exact in float64
 
 def modality_valuation(
-    correct:Tensor, # (2**M, ...) bool or 0/1, by bit mask: is the answer of this coalition right?
-)->Tensor:          # float64 (M, ...); they sum to M where the full answer is right, else to 0
+    correct:Tensor,            # (2**M, ...) bool or 0/1, by bit mask: is the answer of this coalition right?
+    presence:Tensor|None=None, # bool (B, M), see `presence_of`: |S| counts the modalities that the sample has
+)->Tensor:                     # float64 (M, ...); they sum to M where the full answer is right, else to 0
     "Shapley values of the game `v(S) = |S|*correct(S)` of Wei et al. (CVPR 2024), sample by sample."
     n = _n_players(correct)
     if n > _EXACT_MODALITIES:
@@ -89,8 +92,13 @@ def modality_valuation(
                          f"got {correct.dtype} from {correct.min()} to {correct.max()}")
 
     units = math.factorial(n)
-    weights = (units*shapley_matrix(n)).round()*coalitions(n).sum(1)
-    return combine_coalitions(weights, correct.double())/units
+    return combine_coalitions((units*shapley_matrix(n)).round(), _sized(coalitions(n), correct, presence))/units
+
+def _sized(present, correct, presence):
+    "`|S|*correct(S)` of the coalitions `present`; |S| counts what each sample has."
+    everybody = torch.ones(1, present.shape[1]) if presence is None else presence.cpu()
+    size = present.double()@everybody.double().T                      # (S, B), or (S, 1)
+    return size.view(*size.shape, *[1]*(correct.ndim - 2))*correct.double() if correct.ndim > 1 else size[:, 0]*correct
 
 # %% ../../nbs/21_shapley.ipynb #d06aee62
 def permutation_coalitions(
@@ -174,6 +182,7 @@ class Valuation(NamedTuple):
     correct:Tensor         # bool (S, N): is the answer of this coalition right? (S, N, C) for several labels
     log_likelihood:Tensor  # float64 (S, N): log p(y) of this coalition, nats
     present:Tensor         # bool (S, M): the coalitions; all 2**M by bit mask, or those visited by sampled orders
+    presence:Tensor        # bool (N, M): which sample has which modality
 
     @property
     def accuracy(self)->Tensor: return self.correct.double().flatten(1).mean(1)     # (S,), share of right answers
@@ -196,18 +205,20 @@ def _right(logits, y):
     return logits.argmax(-1) == y
 
 def _outcomes(model, batches, present, absent, memory):
-    "`Valuation.correct` and `log_likelihood` of the coalitions `present`."
+    "`Valuation.correct` and `log_likelihood` of the coalitions `present`, and who has what."
     device = device_of(model)
-    correct, log_likelihood = [], []
+    correct, log_likelihood, presence = [], [], []
     with keep_random_state(device), eval_mode(model), torch.no_grad():
         for batch in batches:
             xs, y = batch_parts(batch, model.n_modalities, device)
             zs = model.encode(*xs)
-            logits = coalition_logits(model, zs, present, absent_features(model, xs, absent, zs), memory)
+            there = presence_of(xs)
+            logits = coalition_logits(model, zs, present, absent_features(model, xs, absent, zs), memory, there)
+            presence.append(torch.ones(len(y), len(xs), dtype=torch.bool) if there is None else there.cpu())
             correct.append(_right(logits, y).cpu())
             log_likelihood.append(log_likelihood_of(logits, y if correct[-1].ndim == 2 else y.float()).cpu().double())
     if not correct: raise ValueError("there were no batches to value: pass a loader, or a list of batches")
-    return torch.cat(correct, dim=1), torch.cat(log_likelihood, dim=1)
+    return torch.cat(correct, dim=1), torch.cat(log_likelihood, dim=1), torch.cat(presence)
 
 def _per_sample(phi): return phi.mean(2) if phi.ndim == 3 else phi     # (M, N), of several labels the mean
 
@@ -235,16 +246,17 @@ def valuate(
 
     if n_permutations is None:
         if n > _EXACT_MODALITIES: raise ValueError(f"{n} modalities have 2**{n} coalitions: pass n_permutations")
-        correct, log_likelihood = _outcomes(model, batches, coalitions(n), absent, memory)
-        return Valuation(_per_sample(modality_valuation(correct)), correct, log_likelihood, coalitions(n))
+        correct, log_likelihood, there = _outcomes(model, batches, coalitions(n), absent, memory)
+        phi = _per_sample(modality_valuation(correct, there))
+        return Valuation(phi, correct, log_likelihood, coalitions(n), there)
 
     outcomes = []
     def value_fn(present):
         outcomes.extend(_outcomes(model, batches, present, absent, memory))
-        return torch.einsum("s,s...->s...", present.sum(1).double(), outcomes[0].double())
+        return _sized(present, outcomes[0], outcomes[2])
     estimate = shapley_values_sampled(value_fn, n, n_permutations, generator=generator)
-    correct, log_likelihood = outcomes
-    return Valuation(_per_sample(estimate.values), correct, log_likelihood, estimate.present)
+    correct, log_likelihood, there = outcomes
+    return Valuation(_per_sample(estimate.values), correct, log_likelihood, estimate.present, there)
 
 # %% ../../nbs/21_shapley.ipynb #04db1380
 FREQUENCIES = dict(                               # f(x; alpha), all with f(0) = 0
@@ -266,6 +278,7 @@ def resampling_frequency(
     level:str="sample",        # "sample": `f(1 - phi)` copies of each; "modality": a share `f((max phi - phi)/1.5)`
     function:str="linear",     # f, a name in `FREQUENCIES`
     alpha:float|None=None,     # its slope; default as published: 2 for samples, 1 for modalities
+    presence:Tensor|None=None, # bool (B, M), see `presence_of`: a modality is judged by the samples that have it
 )->Tensor:                     # int64 (M, B) copies with only modality m, or float64 (M,) shares in [0, 1]
     "How often each modality is shown again alone (Wei et al., CVPR 2024): copies of each sample, or shares of all."
     if valuation.ndim != 2 or valuation.numel() == 0 or not valuation.is_floating_point():
@@ -277,7 +290,7 @@ def resampling_frequency(
     if alpha is None: alpha = 2. if level == "sample" else 1.
     if level == "sample":
         return (f((1 - valuation.double()).clamp(min=0), alpha) + .5 + _ROUNDING).floor().long()
-    mean = valuation.double().mean(1)
+    mean = mean_over_present(valuation.double(), presence).nan_to_num()
     return f((mean.max() - mean)/_GAP_SCALE, alpha).clamp(max=1)
 
 # %% ../../nbs/21_shapley.ipynb #3b65b037
@@ -313,6 +326,7 @@ def resampling_plan(
     max_copies:int|None=None,             # keep at most so many extra rows, chosen at random; None: all
     index:Tensor|None=None,               # (N,) names of the rows; None: 0 to N-1
     generator:torch.Generator|None=None,  # of the rows
+    presence:Tensor|None=None,            # bool (N, M), see `presence_of`: what a sample lacks is not shown again
 )->tuple[Tensor, Tensor]:                 # rows int64 (N',), keep bool (N', M)
     "The rows of one epoch: the N samples, complete, then extra showings of one modality alone. No data is copied."
     if max_copies is not None: check_count("max_copies", max_copies)
@@ -328,6 +342,9 @@ def resampling_plan(
         raise ValueError(f"expected integer copies (M, N) or float shares (M,), got {got}")
     if n_samples not in (None, n): raise ValueError(f"the frequencies are of {n} samples, n_samples is {n_samples}")
 
+    if presence is not None:
+        there = presence.cpu()[extra, modality]
+        extra, modality = extra[there], modality[there]
     if max_copies is not None and len(extra) > max_copies:
         chosen = torch.randperm(len(extra), generator=generator)[:max_copies].sort().values
         extra, modality = extra[chosen], modality[chosen]
@@ -388,10 +405,12 @@ class ModalityResampling(FusionMethod):
         loader = like.new(self.dls.train.dataset, shuffle=False, drop_last=False)
         loader.plan = chosen, torch.ones(len(chosen), self.model.n_modalities, dtype=torch.bool)
 
-        phi = valuate(self.model, loader, self.absent).phi.cpu()
-        self.record(1, **{f"phi {m}": p.mean() for m, p in zip(self.modalities, phi)})
-        frequency = resampling_frequency(phi, self.level, self.function, self.alpha)
-        return resampling_plan(frequency, len(index), self.replacement, self.max_copies, index, self.generator)
+        valued = valuate(self.model, loader, self.absent)
+        phi, there = valued.phi.cpu(), valued.presence
+        self.record(1, **{f"phi {m}": p for m, p in zip(self.modalities, mean_over_present(phi, there))})
+        frequency = resampling_frequency(phi, self.level, self.function, self.alpha, there)
+        return resampling_plan(frequency, len(index), self.replacement, self.max_copies, index, self.generator,
+                               self.dls.train.dataset.presence)
 
     def _without_plan(self):
         "Does this epoch go without a plan: warm-up, skipped by a training that is resumed, or `lr_find`?"
