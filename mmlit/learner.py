@@ -42,6 +42,7 @@ from .data.loaders import MultimodalDataLoaders
 from .fusion.coalitions import unimodal_logits
 from .fusion.heads import HEADS, encoder_for, feature_dims, in_units
 from .fusion.models import Fusion, FusionModel, as_fusion, unwrap
+from .fusion.padding import check_padding, with_mask
 from mmlit.training import (
     Budget,  # noqa: F401  what a run is given: known here too
     CountedEpochs,
@@ -64,7 +65,7 @@ def default_encoders(
     width:int=64,              # D, the feature width of each modality
 )->list[nn.Module]:
     "One small encoder per modality, chosen by its kind: vector, sequence, picture or tokens."
-    several = [m for m in dls.modalities if dls.input_kinds[m] == "dict"]
+    several = [m for m in dls.modalities if dls.input_kinds[m] in ("dict", "tuple")]
     if several: raise ValueError(f"{several} hold several arrays each, as from a tokenizer: no default encoder reads "
                                  "them, so pass model=[...], one encoder per modality")
     def words(m): return len(dls.vocab[m]) if m in dls.vocab else 0
@@ -81,7 +82,7 @@ def build_model(
     n_modalities = len(dls.modalities)
     if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList):
         fused = as_fusion(model, n_modalities)
-        if fused.n_modalities == n_modalities: return fused
+        if fused.n_modalities == n_modalities: return check_padding(fused, dls)
         raise ValueError(f"the model takes {fused.n_modalities} modalities, and the loaders have {n_modalities}: "
                          f"{list(dls.modalities)}")
     encoders = default_encoders(dls, width) if model is None else list(model)
@@ -89,11 +90,12 @@ def build_model(
         raise ValueError(f"got {len(encoders)} encoders for the {n_modalities} modalities {list(dls.modalities)}")
 
     make:Any = HEADS[one_of("head", head, HEADS)] if isinstance(head, str) else head
-    if isinstance(make, nn.Module): return FusionModel(encoders, make)
+    encoders = [with_mask(encoder, dls, m) for m, encoder in enumerate(encoders)]
+    if isinstance(make, nn.Module): return check_padding(FusionModel(encoders, make), dls)
 
     # a head that is made here answers in the units of the targets, where these are numbers
     dims = feature_dims(encoders, [map_tensors(lambda t: t.cpu(), x) for x in next(iter(dls.valid))[:n_modalities]])
-    return FusionModel(encoders, in_units(make(dims, dls.c), dls))
+    return check_padding(FusionModel(encoders, in_units(make(dims, dls.c), dls)), dls)
 
 # %% ../nbs/16_learner.ipynb #c7d636a2
 def _check_method(method):
@@ -196,7 +198,8 @@ class FusionMethod(Callback):
 
     def _of_two_samples(self, ask):
         device, batch = device_of(self.model), self.dls.valid.one_batch()[:self.model.n_modalities]
-        with torch.no_grad(), eval_mode(self.model): return ask(*(x[:2].to(device) for x in batch))
+        two = (map_tensors(lambda t: t[:2].to(device), x) for x in batch)
+        with torch.no_grad(), eval_mode(self.model): return ask(*two)
 
     def add_part(self, name:str, make:Callable[[], nn.Module])->nn.Module:
         """`model.parts[name]`, made once by `make()`; the optimiser is made anew, and has it in its last group.

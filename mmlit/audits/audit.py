@@ -33,7 +33,7 @@ from .measure import LEVEL, Measured, measure, repeated_rows, tabulate
 from .quantities import coalition_plan
 from .report import Audit
 from .sample_scores import deciding_score
-from ..core import batch_parts, device_of, eval_mode, keep_random_state
+from ..core import batch_parts, device_of, eval_mode, keep_random_state, map_tensors, n_rows
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import MultimodalDataLoaders
@@ -49,7 +49,7 @@ from ..store import RunStore, Source, loaders
 # %% ../../nbs/38_audit.ipynb #8e9236f4
 def _check_logits(logits, xs, dls):
     "ValueError where the answers of a model do not fit the targets of the loaders."
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(xs[0]):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n_rows(xs[0]):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"expected logits (B, C) from the model, got {got}")
     if logits.shape[1] != dls.c:
@@ -81,7 +81,7 @@ def _check_model(model, dls):
     with torch.no_grad(), eval_mode(model):
         try: logits = model(*xs)
         except Exception as error:
-            kind, shapes = type(model).__name__, [tuple(x.shape) for x in xs]
+            kind, shapes = type(model).__name__, [map_tensors(lambda t: tuple(t.shape), x) for x in xs]
             raise ValueError(f"{kind} does not take the inputs of the loaders, of shapes {shapes}: {error}") from error
         _check_logits(logits, xs, dls)
         _check_halves(model, logits, xs)

@@ -21,16 +21,18 @@ from fastcore.basics import GetAttr
 from fastcore.meta import delegates
 from torch import Tensor
 
-from ..core import map_tensors, n_rows, one_of
+from ..core import Several, map_tensors, n_rows, one_of
 from .columns import MultimodalData, NamedArrays, as_column
 from .labels import name_of
 from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
+from .ragged import RaggedArrays
 from mmlit.data.splits import (
     FittedTransform,
     Split,
     TokenIds,
     Vocabulary,
+    check_classes,
     check_split,
     fit_encoder,
     given_split,
@@ -53,6 +55,7 @@ class RelativeSquaredError(torch.nn.MSELoss):
 class Coding:
     "How rows become tensors: the fitted encoders and the names."
     units:tuple[float, float]|None      # of a regression: mean and deviation of the training targets
+    padded:list[str]                    # modalities whose rows differ in length, and are padded in a batch
 
     def __init__(self,
         data:MultimodalData,    # all rows
@@ -61,13 +64,15 @@ class Coding:
         min_count:int=2,        # rarer words are not told apart
         max_words:int=32,       # longer texts are cut
     ):
-        self.modalities, self.kinds, self.split = data.modalities, data.kinds, split
+        self.modalities, self.kinds, self.split, self.layout = data.modalities, data.kinds, split, data.layout
         self.classes, self.task = data.classes, data.task
         fit = partial(fit_encoder, rows=split.train, standardize=standardize, min_count=min_count, max_words=max_words)
         y, own = data.y[split.train], data.transform
         transformed = lambda m, x: FittedTransform(own[m], x, split.train, y, m, standardize)
         self.encoders = {m: transformed(m, x) if m in own else fit(x, data.kinds[m]) for m, x in data.xs.items()}
         vectors = FittedTransform, TableEncoder
+        self.ragged = {m: x.layout for m, x in data.xs.items() if isinstance(x, RaggedArrays)}
+        self.padded = [m for m in self.ragged if m not in own]
         self.input_kinds = {m: "vector" if isinstance(e, vectors) else self.kinds[m] for m, e in self.encoders.items()}
         self.sorts = {m: x.sorts for m, x in data.xs.items() if isinstance(x, MixedTable)}
         self.words = {m: e.words for m, e in self.encoders.items() if isinstance(e, (Vocabulary, TokenIds))}
@@ -76,7 +81,7 @@ class Coding:
         first = {m: e.encode(data.xs[m][split.train[:1]]) for m, e in self.encoders.items()}
         self.raw_shapes = {m: _row_shape(x) for m, x in data.xs.items()}
         self.bytes = {m for m, x in data.xs.items() if getattr(x, "dtype", None) == np.uint8}
-        self.shapes = {m: _row_shape(x) for m, x in first.items()}
+        self.shapes = {m: self.raw_shapes[m] if m in self.padded else _row_shape(x) for m, x in first.items()}
         self.n_inp, self.c = len(data.xs), len(data.classes) or 1
         self.vocab = np.array(data.classes)                 # an array: fastai takes the last item of a list
 
@@ -97,6 +102,8 @@ def _first(rows):
 def _row_shape(x):
     "Shape of a row; of several arrays by name, a dict of such."
     if isinstance(x, MixedTable): return tuple(x.sorts)
+    if isinstance(x, RaggedArrays): return x.row_shape
+    if isinstance(x, Several): return tuple(tuple(part.shape[1:]) for part in x)
     if isinstance(x, NamedArrays): x = x.arrays
     return {k: tuple(v.shape[1:]) for k, v in x.items()} if isinstance(x, Mapping) else tuple(x.shape[1:])
 
@@ -148,7 +155,7 @@ class Rows(GetAttr):
             if (items.task, items.classes) != (self.task, self.classes):
                 given, expected = f"{items.task} of {items.classes}", f"{self.task} of {self.classes}"
                 raise ValueError(f"the new data have classes for {given}, expected {expected}")
-            return Rows(self.coding, self._columns(items.xs), torch.as_tensor(items.y), range(len(items)), items)
+            return Rows(self.coding, self._columns(items.xs, {}), torch.as_tensor(items.y), range(len(items)), items)
 
         if isinstance(items, list) and items and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
         if isinstance(items, (tuple, list)):
@@ -161,25 +168,28 @@ class Rows(GetAttr):
         xs = self._columns(items)
         return Rows(self.coding, xs, None, range(len(xs[self.modalities[0]])))
 
-    def _columns(self, given):
+    def _columns(self, given, layout=None):
         "Checked columns in the order and with the shapes of those that were fitted."
         missing = [m for m in self.modalities if m not in given]
         if missing:
             raise ValueError(f"modality {missing[0]!r} is missing; got {list(given)}, expected {self.modalities}")
 
         given = align_rows({m: given[m] for m in self.modalities})
-        xs = {m: self._column(m, x) for m, x in given.items()}
+        layout = self.layout if layout is None else layout         # a `MultimodalData` has its channels first
+        xs = {m: self._column(m, x, layout.get(m)) for m, x in given.items()}
         if len({len(x) for x in xs.values()}) > 1:
             found = ", ".join(f"{m!r} has {len(x)} rows" for m, x in xs.items())
             raise ValueError(f"modalities of different length: {found}")
         return xs
 
-    def _column(self, m, values):
+    def _column(self, m, values, layout):
         "A checked column of the modality m."
         if m in self.sorts: values = self._table(m, values)
+        if m in self.ragged and not isinstance(values, RaggedArrays):
+            values = RaggedArrays(values, m, self.kinds[m], self.ragged[m])
         expected = self.raw_shapes[m]
         size = expected[-1] if self.kinds[m] == "picture" else 64
-        x = as_column(values, m, self.kinds[m], size)
+        x = as_column(values, m, self.kinds[m], size, None if m in self.ragged else layout)
         if _row_shape(x) != expected:
             raise ValueError(f"modality {m!r} has rows of shape {_row_shape(x)}, expected {expected}")
 
@@ -330,8 +340,9 @@ def _draw(ax, kind, x):
         text = "\n".join(f"{name}: {'' if pd.isna(cell) else cell}" for name, cell in x.items())
         return ax.text(.5, .5, text, ha="center", va="center", fontsize=7, parse_math=False)
 
-    if kind == "dict":
-        text = "\n".join(f"{name} {tuple(np.shape(part))}" for name, part in x.items())
+    if kind in ("dict", "tuple"):
+        named = x.items() if isinstance(x, Mapping) else enumerate(x)
+        text = "\n".join(f"{name} {tuple(np.shape(part))}" for name, part in named)
         return ax.text(.5, .5, text, ha="center", va="center", fontsize=8, parse_math=False)
 
     x = np.asarray(x)
@@ -348,9 +359,10 @@ class MultimodalDataLoaders(DataLoaders):
     train_ds:Rows
     valid_ds:Rows
     modalities:list[str]                # names
-    kinds:dict[str, str]                # per modality: vector, sequence, picture, tokens, dict or table
+    kinds:dict[str, str]                # per modality: vector, sequence, picture, tokens, dict, tuple or table
     input_kinds:dict[str, str]          # the same of what a model gets: a table becomes a vector
-    shapes:dict[str, Any]               # per modality: of an encoded row; of a dict, name -> shape
+    shapes:dict[str, Any]               # per modality: of an encoded row; of a dict, name -> shape; None: differs
+    padded:list[str]                    # modalities whose rows differ in length, and are padded in a batch
     task:str                            # one of `TASKS`
     classes:list[str]                   # names of classes or labels; [] for a regression
     c:int                               # outputs of a model: classes, labels, or 1
@@ -397,6 +409,7 @@ def multimodal_dls(
     drop_last:bool=True,             # leave an incomplete training batch out, unless it is the only one
     path=".",                        # where `Learner` saves
     transform:dict|None=None,        # modality's name -> transformer of scikit-learn, fitted on the training part
+    layout:dict|None=None,           # modality's name -> channels_first or time_first, of sequences
 )->MultimodalDataLoaders:
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
@@ -404,7 +417,7 @@ def multimodal_dls(
     rows:Any = None
     if split is not None and not _belongs_to_rows(split): rows, split = split, None
     if split is not None and isinstance(data, MultimodalData): data, split = data.with_split(split), None
-    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split)
+    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split, layout=layout)
     if transform is not None: data = data.with_transform(dict(data.transform, **transform))
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
@@ -413,7 +426,7 @@ def multimodal_dls(
     else: parts = grouped_split(data.y, data.groups, test, valid, seed)
     check_split(parts, data.y, data.groups)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
-    _check_classes(data, parts.train)
+    check_classes(data, parts.train)
 
     coding = Coding(data, parts, standardize, min_count, max_words)
     labels = torch.as_tensor(data.y)
@@ -426,21 +439,3 @@ def multimodal_dls(
 def _belongs_to_rows(split):
     "Is it a word for each row, the name of a column of such, or a dict; and not three arrays of row numbers?"
     return isinstance(split, (str, Mapping)) or len(split) > 0 and np.ndim(next(iter(split))) == 0
-
-def _check_classes(data, train):
-    "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."
-    y = data.y[train]
-    if data.task == "multi-label":
-        same = np.flatnonzero(y.min(0) == y.max(0))
-        if len(same) == 0: return
-        held = f"label {data.classes[same[0]]!r} is in {'all' if y[0, same[0]] else 'no'} rows of the training part"
-        raise ValueError(f"{held} of {data.name}, so that it cannot be learnt: leave its column out")
-
-    if data.task == "regression":
-        if y.min() < y.max(): return
-        raise ValueError(f"y is {y[0]} in all training rows of {data.name}: nothing can be learnt")
-
-    absent = np.setdiff1d(np.arange(len(data.classes)), y)
-    if len(absent):
-        raise ValueError(f"class {data.classes[absent[0]]!r} is missing from the training part of {data.name}")
-    if len(data.classes) == 1: raise ValueError(f"{data.name} has one class only, {data.classes[0]!r}")

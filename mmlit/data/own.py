@@ -15,6 +15,7 @@ import pandas as pd
 from ..core import one_of
 from .columns import MultimodalData, NamedArrays, PictureFiles, duplicate_groups
 from .mixed import MixedTable
+from .ragged import RaggedArrays
 
 # %% ../../nbs/02b_own.ipynb #821c9d3d
 def multimodal_data(
@@ -28,10 +29,12 @@ def multimodal_data(
     name:str="data",             # what tables call it
     task:str|None=None,          # classification, multi-label or regression; None: guessed from the labels
     split=None,                  # the split of the data, see `encode_split`; for a DataFrame perhaps a column
+    layout:dict|None=None,       # modality's name -> channels_first or time_first, of sequences, see `as_column`
 )->MultimodalData:
     "Your own arrays, tensors, strings, paths to pictures or DataFrame columns as a `MultimodalData`."
     if isinstance(data, MultimodalData):
-        options = dict(y=y, groups=groups, kinds=kinds, classes=classes, task=task, split=split)
+        options = dict(y=y, groups=groups, kinds=kinds, classes=classes, task=task, split=split,
+                       layout=layout)
         given = [k for k, v in options.items() if v is not None]
         if given: raise ValueError(f"{', '.join(given)} cannot be given beside a MultimodalData, which has its own")
         return data if modalities is None else data.select(modalities)
@@ -41,7 +44,7 @@ def multimodal_data(
         data, y, groups, modalities = _from_frame(data, y, modalities, groups)
     if y is None: raise ValueError("y is missing: give the labels")
     if not isinstance(data, dict): data, modalities = _by_place(data, modalities), None
-    made = MultimodalData(name, data, y, classes, groups, kinds, task=task, size=size, split=split)
+    made = MultimodalData(name, data, y, classes, groups, kinds, task=task, size=size, split=split, layout=layout)
     for m, x in made.xs.items(): _say_gaps(m, x)
     if made.parts is not None: _say_leaks(made)
     elif groups is None: _say_repeats(made)
@@ -106,7 +109,7 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
-    return made.with_transform(train.transform)
+    return made._with(layout=train.layout).with_transform(train.transform)
 
 def _joined(name, columns):
     "The rows of several columns of a modality, one below the other."
@@ -114,8 +117,10 @@ def _joined(name, columns):
     if isinstance(first, PictureFiles): return PictureFiles(np.concatenate([c.paths for c in columns]), first.size)
     if isinstance(first, MixedTable):
         return MixedTable(pd.concat([c.frame for c in columns]), name, first.sorts, first.indicator)
+    if isinstance(first, RaggedArrays): return first.joined(*columns[1:])
     if isinstance(first, NamedArrays):
-        return NamedArrays({k: np.concatenate([c.arrays[k] for c in columns]) for k in first.arrays})
+        joined = {k: np.concatenate([c.arrays[k] for c in columns]) for k in first.arrays}
+        return NamedArrays(tuple(joined.values()) if first.kind == "tuple" else joined, name, first.kind)
     return np.concatenate(columns)
 
 def _check_fits(part, data, train):

@@ -19,11 +19,12 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ..core import at_least_float32, check_count, check_number, eval_mode, one_of
+from ..core import at_least_float32, check_count, check_number, eval_mode, map_tensors, one_of
 from ..data.loaders import MultimodalDataLoaders
 from ..fusion.coalitions import mask_features
 from ..fusion.heads import AttentionHead, SumHead, feature_dims, in_units
 from ..fusion.models import FusionModel, SelectModalities
+from ..fusion.padding import with_mask
 from mmlit.learner import (
     FusionMethod,
     Method,
@@ -51,9 +52,9 @@ def unimodal_learner(
     m = places[one_of("modality", modality, places)]
 
     encoder = default_encoders(dls, width)[m] if encoder is None else encoder
-    x = next(iter(dls.valid))[m].cpu()
+    encoder, x = with_mask(encoder, dls, m), map_tensors(lambda t: t[:2].cpu(), next(iter(dls.valid))[m])
     dims = feature_dims([encoder], [x])
-    with torch.no_grad(), eval_mode(encoder): tokens = encoder(x[:2]).ndim == 3
+    with torch.no_grad(), eval_mode(encoder): tokens = encoder(x).ndim == 3
 
     head = in_units((AttentionHead if tokens else SumHead)(dims, dls.c), dls)
     return multimodal_learner(dls, SelectModalities(FusionModel([encoder], head), [m], len(names)), **kwargs)

@@ -386,10 +386,9 @@ BAD = {
         r"the test part must be row numbers",
     ),
     "five axes": (lambda: multimodal_dls((X, X.reshape(40, 1, 1, 1, 3)), Y), r"expected 1, 2 or 3 axes beside the row"),
-    "ragged": (lambda: multimodal_dls((X, [[1, 2], [3]] * 20), Y), r"modality 'x2' has rows of different shapes"),
-    "ragged arrays": (
-        lambda: multimodal_dls((X, [np.zeros(2), np.zeros(3)] * 20), Y),
-        r"modality 'x2' has rows of different shapes",
+    "ragged in both axes": (
+        lambda: multimodal_dls((X, [np.zeros((2, 3)), np.zeros((3, 2))] * 20), Y),
+        r"rows of modality 'x2' differ in both axes",
     ),
     "missing text": (lambda: multimodal_dls((X, ["a", float("nan")] * 20), Y), r"modality 'x2' holds float \(nan\)"),
     "missing cell": (
