@@ -169,7 +169,7 @@ def _check_values(rows, kind, name):
                          f"because 0 pads: add 1 to all ids, or say kinds={{{name!r}: 'sequence'}} where they are "
                          "measurements")
     for i, row in enumerate(rows):
-        with np.errstate(invalid="ignore"): fine = np.abs(row) < _HUGE
+        fine = np.abs(row) < (_HUGE if row.dtype == np.float64 else np.inf)
         if fine.all(): continue
         channel, step = np.argwhere(~fine)[0]
         what = f"a number beyond {_HUGE}" if np.isfinite(row[channel, step]) else "NaN or infinity"
