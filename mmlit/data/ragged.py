@@ -76,8 +76,8 @@ class RaggedArrays:
         return new
 
     def steps(self,
-        rows=slice(None), # positions
-    )->np.ndarray:        # (C, sum of T_i), or ids (sum of T_i,)
+        rows:Any=slice(None), # positions
+    )->np.ndarray:            # (C, sum of T_i), or ids (sum of T_i,)
         "All steps of these rows, one row after the other."
         return np.concatenate(self.rows[rows], axis=-1)
 
@@ -145,19 +145,19 @@ def _layout_of(rows, flat, name, layout):
         raise ValueError(f"modality {name!r} has rows with one axis, which is time: layout={layout!r} says nothing")
     if flat: return None
     shapes = [r.shape for r in rows]
-    odd = [next((i for i, s in enumerate(shapes) if s[axis] != shapes[0][axis]), None) for axis in (0, 1)]
-    if None not in odd:
-        shown = ", ".join(f"row {i} {shapes[i]}" for i in sorted({0, *odd}))
+    odd = [[i for i, s in enumerate(shapes) if s[axis] != shapes[0][axis]][:1] for axis in (0, 1)]
+    if all(odd):
+        shown = ", ".join(f"row {i} {shapes[i]}" for i in sorted({0, *odd[0], *odd[1]}))
         raise ValueError(f"the rows of modality {name!r} differ in both axes ({shown}): one axis is time, and in the "
                          "other, the channels, all rows have to be the same")
-    if odd == [None, None]:
+    if not any(odd):
         if layout is not None: return layout
         rows_have = "its only row has" if len(rows) == 1 else "all of its rows have"
         raise ValueError(f"which axis of modality {name!r} is time? {rows_have} the shape {shapes[0]}, which does not "
                          f"tell: say layout={{{name!r}: 'time_first'}} or 'channels_first'")
-    seen = LAYOUTS[odd[0] is not None]
+    seen = LAYOUTS[bool(odd[0])]
     if layout in (None, seen): return seen
-    raise ValueError(f"layout of modality {name!r} is {layout!r}, but its rows differ in axis {int(odd[0] is None)}, "
+    raise ValueError(f"layout of modality {name!r} is {layout!r}, but its rows differ in axis {int(not odd[0])}, "
                      f"which then is channels: {seen!r} is the layout in which that axis is time")
 
 def _check_values(rows, kind, name):

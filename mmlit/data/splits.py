@@ -291,7 +291,8 @@ class TokenIds:
         ids,   # (B, T), or an object array of B rows (T_i,)
     )->Tensor: # (B, T), padded to the longest row
         "The ids as int64. ValueError for one that was never seen, or is no whole number."
-        ids = pad_rows(ids) if getattr(ids, "dtype", None) == object else torch.as_tensor(ids)
+        rows = isinstance(ids, np.ndarray) and ids.dtype == object
+        ids = pad_rows(ids) if rows else torch.as_tensor(ids)
         if ids.is_floating_point(): raise ValueError(f"word ids are whole numbers, got {ids.dtype}")
         if ids.numel() and not 0 <= ids.min() <= ids.max() < len(self.words):
             raise ValueError(f"word ids run from {ids.min()} to {ids.max()}, outside 0..{len(self.words) - 1}")
@@ -343,12 +344,12 @@ def fit_encoder(
     "The transformation of one modality, fitted on the training rows."
     if isinstance(column, NamedArrays): return AsTensors(column.kind)
     if isinstance(column, MixedTable): return TableEncoder(column, rows, min_count, standardize)
-    if kind == "tokens":
-        text = getattr(column, "dtype", None) == object
-        return Vocabulary(column[rows], min_count, max_words) if text else TokenIds(column)
     if isinstance(column, RaggedArrays):
+        if kind == "tokens": return TokenIds(column)
         steps = column.steps(rows)[None]
         return PaddedSteps(Standardize.fit(steps) if standardize else Standardize([0.], [1.], 1))
+    if kind == "tokens":
+        return Vocabulary(column[rows], min_count, max_words) if column.dtype == object else TokenIds(column)
     if not standardize:
         scale = 255. if kind == "picture" and column.dtype == np.uint8 else 1.
         return Standardize([0.], [scale], column.ndim - 2)

@@ -340,8 +340,9 @@ class SequenceEncoder(nn.Module):
         return h.mean(-1) if self.pool else h.transpose(1, 2)
 
     def _of_steps(self, h, mask):
-        if not self.pool: raise ValueError("pool=False gives a feature per step, and a head does not know which of them "
-                                           "are padding: sequences of different length need pool=True")
+        if not self.pool:
+            raise ValueError("pool=False gives a feature per step, and a head does not know which of them are padding: "
+                             "sequences of different length need pool=True")
         for layer in self.layers:
             h = h.masked_fill(~mask[:, None], 0.)           # what a convolution finds behind a row that is alone
             h = _norm_of_steps(layer, h, mask) if isinstance(layer, nn.GroupNorm) else layer(h)

@@ -35,8 +35,9 @@ def takes_mask(
     needed = [p for p in parameters.values() if p.default is p.empty and p.kind in places]
     return "mask" in parameters or len(needed) == 2
 
-_HOW = ("take the mask, def forward(self, values, mask), with values (B, channels, T) and mask (B, T) that is true where "
-        "a step is there, and leave the others out; masked_mean(values, mask) of mmlit.fusion.heads is their mean")
+_HOW = ("take the mask, def forward(self, values, mask), with values (B, channels, T) and mask (B, T) that is true "
+        "where a step is there, and leave the others out; masked_mean(values, mask) of mmlit.fusion.heads is the mean "
+        "over steps that are there")
 
 def with_mask(
     encoder:nn.Module, # of one modality
@@ -51,8 +52,8 @@ def with_mask(
     try: _ask(encoder, x)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the encoder of modality {name!r} ({type(given).__name__}) does not take its rows of different "
-                         f"length: {_HOW}. Called with a dict of the two it said: {first}") from error
+        raise ValueError(f"the encoder of modality {name!r} ({type(given).__name__}) does not take its rows of "
+                         f"different length: {_HOW}. Called with a dict of the two it said: {first}") from error
     return encoder
 
 def _inputs(dls, rows): return dls.train_ds.batch(torch.as_tensor(rows))[:len(dls.modalities)]
@@ -82,7 +83,7 @@ def check_padding(
     for m in getattr(dls, "padded", ()):
         index = dls.train_ds.index
         lengths = torch.as_tensor(dls.train_ds.xs[m].lengths)[index]
-        at = lengths.argsort(stable=True)[[*range(min(_TRIED, len(index) - 1)), -1]]        # short ones, and the longest
+        at = lengths.argsort(stable=True)[[*range(min(_TRIED, len(index) - 1)), -1]]     # short ones, and the longest
         together = _ask(_Encode(model), *_inputs(dls, index[at]))
         each = len(together) == len(dls.modalities)
         which = [dls.modalities.index(m)] if each else range(len(together))
