@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
            'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'at_least_float32', 'log_likelihood',
-           'scale_grad', 'check_features', 'map_tensors', 'n_rows', 'with_presence', 'has_presence', 'presence_of',
-           'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode', 'keep_random_state',
-           'device_of']
+           'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows', 'with_presence', 'has_presence',
+           'presence_of', 'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode',
+           'keep_random_state', 'device_of']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
@@ -196,6 +196,9 @@ def check_features(
     return zs
 
 # %% ../nbs/00_core.ipynb #dbb14bb9
+class Several(tuple):
+    "Tensors by place that are one input; a plain tuple in front of a batch may be its M inputs, see `batch_parts`."
+
 def map_tensors(
     f:Callable,  # of a tensor
     x,           # a tensor, or a dict, list or tuple of such: what a tokenizer returns is one input
@@ -203,7 +206,7 @@ def map_tensors(
     "`f` of every tensor of an input; what is no tensor stays as it is."
     if torch.is_tensor(x): return f(x)
     if isinstance(x, Mapping): return {name: map_tensors(f, part) for name, part in x.items()}
-    if isinstance(x, (list, tuple)): return tuple(map_tensors(f, part) for part in x)
+    if isinstance(x, (list, tuple)): return (Several if isinstance(x, Several) else tuple)(map_tensors(f, p) for p in x)
     return x
 
 def n_rows(
@@ -281,7 +284,8 @@ def batch_parts(
     "The inputs and labels of a batch, whichever of the two usual forms it has."
     batch = tuple(batch)
     flat = len(batch) > n_modalities       # then a tuple in front may be one input of several tensors
-    paired = batch and isinstance(batch[0], (tuple, list)) and not (flat and len(batch[0]) != n_modalities)
+    several = batch and isinstance(batch[0], (tuple, list)) and not isinstance(batch[0], Several)
+    paired = several and not (flat and len(batch[0]) != n_modalities)
     xs, rest = (tuple(batch[0]), batch[1:]) if paired else (batch[:n_modalities], batch[n_modalities:])
 
     if len(xs) != n_modalities or not rest or not torch.is_tensor(rest[0]):

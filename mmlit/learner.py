@@ -44,6 +44,7 @@ from .data.loaders import MultimodalDataLoaders
 from .fusion.coalitions import unimodal_logits
 from .fusion.heads import HEADS, encoder_for, feature_dims, in_units
 from .fusion.models import Fusion, FusionModel, as_fusion, unwrap
+from .fusion.padding import check_padding, with_mask
 from mmlit.training import (
     Budget,  # noqa: F401  what a run is given: known here too
     CountedEpochs,
@@ -66,7 +67,7 @@ def default_encoders(
     width:int=64,              # D, the feature width of each modality
 )->list[nn.Module]:
     "One small encoder per modality, chosen by its kind: vector, sequence, picture or tokens."
-    several = [m for m in dls.modalities if dls.input_kinds[m] == "dict"]
+    several = [m for m in dls.modalities if dls.input_kinds[m] in ("dict", "tuple")]
     if several: raise ValueError(f"{several} hold several arrays each, as from a tokenizer: no default encoder reads "
                                  "them, so pass model=[...], one encoder per modality")
     def words(m): return len(dls.vocab[m]) if m in dls.vocab else 0
@@ -85,7 +86,7 @@ def build_model(
     if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList):
         if learn_absent: raise ValueError("learn_absent is for a model that is built here: give it to FusionModel")
         fused = as_fusion(model, n_modalities)
-        if fused.n_modalities == n_modalities: return fused
+        if fused.n_modalities == n_modalities: return check_padding(fused, dls)
         raise ValueError(f"the model takes {fused.n_modalities} modalities, and the loaders have {n_modalities}: "
                          f"{list(dls.modalities)}")
     encoders = default_encoders(dls, width) if model is None else list(model)
@@ -93,11 +94,12 @@ def build_model(
         raise ValueError(f"got {len(encoders)} encoders for the {n_modalities} modalities {list(dls.modalities)}")
 
     make:Any = HEADS[one_of("head", head, HEADS)] if isinstance(head, str) else head
-    if isinstance(make, nn.Module): return FusionModel(encoders, make, learn_absent)
+    encoders = [with_mask(encoder, dls, m) for m, encoder in enumerate(encoders)]
+    if isinstance(make, nn.Module): return check_padding(FusionModel(encoders, make, learn_absent), dls)
 
     # a head that is made here answers in the units of the targets, where these are numbers
     dims = feature_dims(encoders, [map_tensors(Tensor.cpu, filled(x)) for x in next(iter(dls.valid))[:n_modalities]])
-    return FusionModel(encoders, in_units(make(dims, dls.c), dls), learn_absent)
+    return check_padding(FusionModel(encoders, in_units(make(dims, dls.c), dls), learn_absent), dls)
 
 # %% ../nbs/16_learner.ipynb #c7d636a2
 def _check_method(method):

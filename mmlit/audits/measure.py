@@ -39,8 +39,9 @@ from mmlit.audits.quantities import (
     training_part,
 )
 from .sample_scores import sample_scores, step_of
-from ..core import batch_parts, filled, map_tensors
+from ..core import batch_parts, filled, map_tensors, presence_of
 from ..data.loaders import MultimodalDataLoaders
+from ..data.ragged import without_padding
 from ..fusion.models import EarlyFusion, Fusion
 from ..methods.baselines import ensemble_log_probabilities, ensemble_mean
 from ..methods.shapley import combine_coalitions
@@ -194,18 +195,20 @@ def _strength(asked):
 # %% ../../nbs/35_measure.ipynb #350fccf7
 _COLUMNS = 4096     # inputs of more numbers, and what a tokenizer returns, have no linear model beside them
 
-def _as_table(x, words)->Any:
+def _as_table(x, words, padded=False)->Any:
     "Inputs of one modality as the columns of a linear model, (N, D); None where there are too many of them."
     if not torch.is_tensor(x): return None
     if x.is_floating_point(): return x.flatten(1).double().numpy() if x[0].numel() <= _COLUMNS else None
     ids, size = x.flatten(1).long(), max(words, int(x.max()) + 1)
     if size > _COLUMNS or ids.min() < 0: return None
-    return torch.zeros(len(ids), size).scatter_add_(1, ids, torch.ones(ids.shape)).double().numpy()
+    counts = torch.zeros(len(ids), size).scatter_add_(1, ids, torch.ones(ids.shape))
+    if padded: counts[:, 0] = 0.         # how much padding there is depends on the longest row of the part
+    return counts.double().numpy()
 
 def _tables(asked, part):
     held = asked.train if part == "train" else asked.held[part]
-    sizes = [len(asked.dls.vocab.get(m, ())) for m in asked.modalities]
-    return [_as_table(filled(x), words) for x, words in zip(held.xs, sizes)]
+    def table(m, x): return _as_table(filled(x), len(asked.dls.vocab.get(m, ())), m in asked.dls.padded)
+    return list(map(table, asked.modalities, held.xs))
 
 def _linear(asked):
     "What linear models gain over each model that sees the same inputs."
@@ -267,13 +270,15 @@ def measure(
 
 # %% ../../nbs/35_measure.ipynb #34ac0403
 def _row_digests(batches, M):
-    "A digest of the inputs of each row."
+    "A digest of the inputs of each row, which does not depend on the batch that padded it."
     out = []
     for batch in batches:
-        tensors:list[Tensor] = []
-        for x in batch_parts(batch, M)[0]: map_tensors(tensors.append, x)
-        rows = [t.cpu().view(len(t), -1).numpy() for t in tensors]
-        out += [hashlib.blake2b(b"".join(r[i].tobytes() for r in rows)).digest() for i in range(len(rows[0]))]
+        xs = [map_tensors(Tensor.cpu, x) for x in batch_parts(batch, M)[0]]
+        columns, presence = [without_padding(filled(x)) for x in xs], presence_of(xs)
+        for i, row in enumerate(zip(*columns)):
+            parts = [f"{tuple(t.shape)}".encode() + t.numpy().tobytes() for tensors in row for t in tensors]
+            parts += [] if presence is None else [presence[i].numpy().tobytes()]
+            out.append(hashlib.blake2b(b"".join(parts)).digest())
     return out
 
 def repeated_rows(

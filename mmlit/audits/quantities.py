@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
@@ -34,6 +35,7 @@ from mmlit.core import (
     with_presence,
 )
 from ..data.loaders import MultimodalDataLoaders
+from ..data.ragged import is_padded
 from ..estimators.learned import classifier_log_likelihood
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions
 from ..fusion.models import Fusion
@@ -74,10 +76,12 @@ class Held(NamedTuple):
         return [(z.mean(1) if z.ndim == 3 else z.flatten(1)).float().numpy() for z in self.zs]
 
 def _cat(parts:Any)->Any:
-    "Parts of one input, or of features, one after the other."
+    "Parts of one input, or of features, one after the other; of different length: padded with zeros, as in a batch."
     if isinstance(parts[0], Mapping): return {name: _cat([part[name] for part in parts]) for name in parts[0]}
     if isinstance(parts[0], tuple): return tuple(map(_cat, zip(*parts)))
-    return torch.cat(parts)
+    if parts[0].ndim == 1 or parts[0].is_floating_point() and parts[0].ndim != 3: return torch.cat(parts)
+    length = max(part.shape[-1] for part in parts)                    # of steps: (B, C, T), or of masks and ids (B, T)
+    return torch.cat([F.pad(part, (0, length - part.shape[-1])) for part in parts])
 
 def _joined(parts)->tuple: return tuple(_cat(part) for part in zip(*parts))
 def _cpu(x): return map_tensors(Tensor.cpu, x)
@@ -373,11 +377,17 @@ def _shake(
     "The inputs with noise; of integers a share `much/2` of entries from other samples, the same in tensors of a kind."
     if has_presence(x): return with_presence(_shake(x["values"], much, generator), x["present"])
     order, seed = torch.randperm(n_rows(x), generator=generator), int(torch.randint(2**31, (), generator=generator))
+    if is_padded(x): return dict(x, values=_shake_steps(x["values"], x["mask"], much, seed))
     def shaken(t):
         drawn = torch.Generator().manual_seed(seed)
         if t.is_floating_point(): return t + much*t.std()*torch.randn(t.shape, generator=drawn, dtype=t.dtype)
         return torch.where(torch.rand(t.shape, generator=drawn) < much/2, t[order], t)
     return map_tensors(shaken, x)
+
+def _shake_steps(values, mask, much, seed):
+    "Noise on the steps that are there, by their deviation; the others stay zero."
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed), dtype=values.dtype)
+    return values + much*values.transpose(1, 2)[mask].std()*noise*mask[:, None]
 
 def permuted_name(
     score:str,  # as in `sample_scores`

@@ -8,6 +8,7 @@ __all__ = ['NamedArrays', 'as_column', 'duplicate_groups', 'MultimodalData']
 # %% ../../nbs/02_columns.ipynb #6b1b3ab0
 import copy
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -31,18 +32,23 @@ from mmlit.data.missing import (
 )
 from .mixed import MixedTable, is_mixed
 from .pictures import PictureFiles
+from .ragged import RaggedArrays, is_ragged, laid_out, say_guess
 from .tables import align_rows, check_whole, table_values
 
 # %% ../../nbs/02_columns.ipynb #964c2d89
 class NamedArrays:
     "A column of several arrays by name: `column[rows]` is a dict of arrays of B rows each."
     arrays:dict[str, np.ndarray]    # name -> N rows, of any shape
+    kind:str                        # dict; or tuple, where the names are "0", "1", ...
 
     def __init__(self,
-        values,        # dict of N rows each, or a list of N dicts
-        name:str="x",  # modality's name, for messages
+        values,          # dict of N rows each, or a list of N dicts; of a tuple, see `_by_place`
+        name:str="x",    # modality's name, for messages
+        kind:str="dict", # dict or tuple
     ):
-        if not isinstance(values, Mapping): values = _by_name(values, name)
+        self.kind = kind
+        if kind == "tuple": values = _by_place(values, name)
+        elif not isinstance(values, Mapping): values = _by_name(values, name)
         self.arrays = {k: _numbers(x, f"{name}[{k!r}]") for k, x in values.items()}
         sizes = {k: len(x) for k, x in self.arrays.items()}
         if len(set(sizes.values())) != 1:
@@ -66,26 +72,44 @@ def _by_name(rows, name):
     if odd is None: return {k: [row[k] for row in rows] for k in names}
     raise ValueError(f"row {odd} of modality {name!r} is no dict of {names}, as row 0 is")
 
+def _by_place(values, name):
+    "Columns by their place out of a tuple of arrays of N rows, or out of a list of N tuples."
+    if isinstance(values, list):
+        odd = next((i for i, v in enumerate(values) if not isinstance(v, tuple) or len(v) != len(values[0])), None)
+        if odd is not None: raise ValueError(f"row {odd} of modality {name!r} is no tuple of as many parts as row 0")
+        values = tuple(map(list, zip(*values)))
+    if isinstance(values, tuple) and values: return {str(i): part for i, part in enumerate(values)}
+    raise ValueError(f"modality {name!r} is of kind 'tuple', which is a tuple of arrays of N rows each, or a list of N "
+                     f"tuples; got {type(values).__name__}")
+
 # %% ../../nbs/02_columns.ipynb #623b6a2c
 def as_column(
-    values,             # array, tensor, list of numbers or strings, pandas column or table, paths, dict of arrays
-    name:str="x",       # modality's name, for messages
-    kind:str|None=None, # vector, sequence, picture, tokens, dict or table; None: from the values
-    size:int=64,        # height and width of pictures that are read from files
-    present=None,       # bool (N,): which samples have it; None: those whose row is not entirely empty
-):                      # numbers (2 to 4 axes), object array of strings, `PictureFiles`, `NamedArrays`, `MixedTable`;
-                        # a `PartialColumn` of such where rows are missing
-    "A checked column of rows. ValueError when it is empty, ragged, not finite, or neither numbers nor strings."
+    values,               # array, tensor, list of numbers or strings, pandas column or table, paths, dict of arrays
+    name:str="x",         # modality's name, for messages
+    kind:str|None=None,   # one of `_KINDS`; None: from the values
+    size:int=64,          # height and width of pictures that are read from files
+    layout:str|None=None, # of sequences: channels_first or time_first; None: as the values tell, else channels first
+    present=None,         # bool (N,): which samples have it; None: those whose row is not entirely empty
+):                        # numbers (2 to 4 axes), an object array of strings, or one of `_COLUMNS`
+    "A checked column of rows. ValueError when it is empty, not finite, or neither numbers nor strings."
     check_whole("size", size, 1)
     if isinstance(values, PartialColumn): return values
+    if kind == "tuple" and isinstance(values, tuple): values = NamedArrays(values, name, kind)
     there = _rows_present(values, name, kind, present)
-    if len(there) and not there.all():
-        if not there.any(): raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
-        return PartialColumn(as_column(pick_rows(values, there), name, kind, size), there)
+    if there.all(): return laid_out(_as_column(values, name, kind, size, layout), name, layout)
+    if there.any(): return PartialColumn(as_column(pick_rows(values, there), name, kind, size, layout), there)
+    raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
 
-    if kind == "table" and isinstance(values, list): return as_column(pd.DataFrame(values), name, kind, size)
-    if isinstance(values, (PictureFiles, NamedArrays, MixedTable)): x = values
+_COLUMNS = (PictureFiles, NamedArrays, MixedTable, RaggedArrays)
+
+def _as_column(values, name, kind, size, layout):
+    if kind == "table" and isinstance(values, list): return as_column(pd.DataFrame(values), name, kind)
+    if isinstance(values, _COLUMNS): x = values
     elif kind == "table" or kind is None and is_mixed(values): x = MixedTable(values, name)
+    elif kind == "tuple": x = NamedArrays(values, name, kind)
+    elif is_ragged(values):
+        x = RaggedArrays(values, name, kind, layout)
+        if kind is None and (said := say_guess(x, name)): warnings.warn(said, stacklevel=4)
     else: x = NamedArrays(values, name) if _are_dicts(values) else _as_array(values, name)
     if getattr(x, "ndim", 1) == 0 or len(x) == 0:
         raise ValueError(f"modality {name!r} has no rows: it is {type(values).__name__}")
@@ -247,6 +271,7 @@ class MultimodalData:
     parts:np.ndarray|None     # (N,) "train", "valid", "test" or "": the split that the data come with
     kinds:dict[str, str]
     transform:dict[str, Any]  # modality's name -> transformer of scikit-learn
+    layout:dict[str, Any]     # modality's name -> how its sequences came, see `as_column`; they are channels first here
     truth:dict[str, Any]
     row_truth:dict[str, np.ndarray]
 
@@ -256,19 +281,24 @@ class MultimodalData:
         y,                          # N labels or targets, see `encode_labels`
         classes:Sequence|None=None, # C names of classes or labels; [] for a regression
         groups=None,                # N group ids; "duplicates": equal rows are a group; or None
-        kinds:dict|None=None,       # modality's name -> vector, sequence, picture, tokens, dict or table; else guessed
+        kinds:dict|None=None,       # modality's name -> one of `_KINDS`; else guessed
         truth:dict|None=None,       # a task's own answers by coalition: `bayes`, `bayes_se`, `information` in nats
         row_truth:dict|None=None,   # what is true of each row: name -> N values
         task:str|None=None,         # one of `TASKS`; None: guessed from the values of `y`
         size:int=64,                # height and width of pictures that are read from files
         split=None,                 # the split that the data come with, see `encode_split`; None: there is none
         presence=None,              # which sample has which modality, see `presence_columns`; None: empty rows lack it
+        layout:dict|None=None,      # modality's name -> channels_first or time_first, see `as_column`
     ):
         given = _given_kinds(name, xs, kinds)
         xs, y, groups, split, presence, row_truth = _aligned(xs, y, groups, split, presence, row_truth or {})
         there = presence_columns(presence, list(xs))
         self.name = name
-        self.xs = {m: as_column(x, m, given[m], size, there.get(m)) for m, x in xs.items()}
+        for m in layout or {}: one_of(f"modality of {name} in layout:", m, xs)
+        self.layout = dict(layout or {})
+        self.xs = {m: as_column(x, m, given[m], size, self.layout.get(m), there.get(m)) for m, x in xs.items()}
+        inside = {m: rows_there(x) for m, x in self.xs.items()}
+        self.layout |= {m: x.layout for m, x in inside.items() if isinstance(x, RaggedArrays)}
         self.kinds = {m: _kind(x, m, given[m]) for m, x in self.xs.items()}
         self.y, self.classes, self.task = encode_labels(y, classes, task)
         self.groups = None if groups is None else _group_ids(groups, self.xs)
@@ -337,8 +367,8 @@ class MultimodalData:
         for m in modalities: one_of(f"modality of {self.name}:", m, self.modalities)
         xs = {m: self.xs[m] for m in modalities}
         kinds = {m: self.kinds[m] for m in modalities}
-        transform = {m: t for m, t in self.transform.items() if m in xs}
-        return self._with(xs=xs, kinds=kinds, transform=transform, truth={}, row_truth={})
+        transform, layout = ({m: v for m, v in of.items() if m in xs} for of in (self.transform, self.layout))
+        return self._with(xs=xs, kinds=kinds, transform=transform, layout=layout, truth={}, row_truth={})
 
     def with_split(self,
         split, # see `encode_split`
@@ -365,8 +395,10 @@ class MultimodalData:
         columns = {m: whole_column(x) for m, x in self.xs.items()}
         if any(isinstance(x, PictureFiles) for x in columns.values()):
             raise ValueError("pictures in files cannot be saved in an npz file; read them first: xs['picture'][:]")
-        named = [m for m, x in columns.items() if isinstance(x, (NamedArrays, MixedTable))]
-        if named: raise ValueError(f"modality {named[0]!r} is a {self.kinds[named[0]]}: an npz file does not keep it")
+        named = [m for m, x in columns.items() if isinstance(x, _COLUMNS)]
+        if named:
+            what = self.kinds[named[0]] + " of different length"*isinstance(columns[named[0]], RaggedArrays)
+            raise ValueError(f"modality {named[0]!r} is a {what}: an npz file does not keep it")
         if self.transform:
             raise ValueError(f"modality {next(iter(self.transform))!r} has a transformer, which an npz file does not "
                              "keep: save .with_transform({}), and give it again after loading")
@@ -383,7 +415,7 @@ class MultimodalData:
 
 # %% ../../nbs/02_columns.ipynb #46cfb9ed
 _MANY = {"classification": "classes", "multi-label": "labels"}
-_KINDS = ("vector", "sequence", "picture", "tokens", "dict", "table")
+_KINDS = ("vector", "sequence", "picture", "tokens", "dict", "tuple", "table")
 # `file` is a parameter of `savez_compressed`
 _NPZ_OWN = ("y", "groups", "split", "presence", "classes", "kinds", "task", "file")
 
@@ -409,8 +441,8 @@ def _given_kinds(name, xs, kinds):
 def _kind(column, name, given=None):
     "The kind of a modality: as given, if the column allows it, else from the shape of its rows."
     column = rows_there(column)
-    if isinstance(column, (NamedArrays, MixedTable)):
-        own = "dict" if isinstance(column, NamedArrays) else "table"
+    if isinstance(column, (NamedArrays, MixedTable, RaggedArrays)):
+        own = getattr(column, "kind", "table")
         if given in (None, own): return own
         raise ValueError(f"modality {name!r} cannot be of kind {given!r}: it is a {own} of {list(column.arrays)}")
     kind = "tokens" if column.dtype == object else dict(zip((2, 3, 4), _KINDS)).get(column.ndim)
@@ -444,4 +476,5 @@ def _size(column):
     column = rows_there(column)
     if isinstance(column, NamedArrays): return " of " + ", ".join(column.arrays)
     if isinstance(column, MixedTable): return f" of {column}"
+    if isinstance(column, RaggedArrays): return f" {column}"
     return " " + "x".join(map(str, column.shape[1:])) if column.ndim > 1 else ""

@@ -24,18 +24,20 @@ from fastcore.basics import GetAttr
 from fastcore.meta import delegates
 from torch import Tensor
 
-from ..core import has_presence, map_tensors, n_rows, one_of
+from ..core import Several, has_presence, map_tensors, n_rows, one_of
 from .columns import MultimodalData, NamedArrays, as_column
 from .labels import name_of
 from .missing import PartialColumn, check_presence, encode_some, missing_rows, pick_rows, rows_there
 from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
+from .ragged import RaggedArrays
 from .show import draw_samples, first_of
 from mmlit.data.splits import (
     FittedTransform,
     Split,
     TokenIds,
     Vocabulary,
+    check_classes,
     check_split,
     fit_encoder,
     given_split,
@@ -58,6 +60,7 @@ class RelativeSquaredError(torch.nn.MSELoss):
 class Coding:
     "How rows become tensors: the fitted encoders and the names."
     units:tuple[float, float]|None      # of a regression: mean and deviation of the training targets
+    padded:list[str]                    # modalities whose rows differ in length, and are padded in a batch
 
     def __init__(self,
         data:MultimodalData,    # all rows
@@ -66,7 +69,7 @@ class Coding:
         min_count:int=2,        # rarer words are not told apart
         max_words:int=32,       # longer texts are cut
     ):
-        self.modalities, self.kinds, self.split = data.modalities, data.kinds, split
+        self.modalities, self.kinds, self.split, self.layout = data.modalities, data.kinds, split, data.layout
         self.classes, self.task = data.classes, data.task
         fit = partial(fit_encoder, standardize=standardize, min_count=min_count, max_words=max_words)
         own, xs = data.transform, {m: rows_there(x) for m, x in data.xs.items()}
@@ -76,6 +79,8 @@ class Coding:
             return FittedTransform(own[m], xs[m], train[m], data.y[split.train][there], m, standardize)
         self.encoders = {m: transformed(m) if m in own else fit(x, data.kinds[m], train[m]) for m, x in xs.items()}
         vectors = FittedTransform, TableEncoder
+        self.ragged = {m: x.layout for m, x in xs.items() if isinstance(x, RaggedArrays)}
+        self.padded = [m for m in self.ragged if m not in own]
         self.input_kinds = {m: "vector" if isinstance(e, vectors) else self.kinds[m] for m, e in self.encoders.items()}
         self.sorts = {m: x.sorts for m, x in xs.items() if isinstance(x, MixedTable)}
         self.words = {m: e.words for m, e in self.encoders.items() if isinstance(e, (Vocabulary, TokenIds))}
@@ -85,7 +90,7 @@ class Coding:
         self.blank = {m: map_tensors(torch.zeros_like, x) for m, x in first.items()}      # of a row that is missing
         self.raw_shapes = {m: _row_shape(x) for m, x in xs.items()}
         self.bytes = {m for m, x in xs.items() if getattr(x, "dtype", None) == np.uint8}
-        self.shapes = {m: _row_shape(x) for m, x in first.items()}
+        self.shapes = {m: self.raw_shapes[m] if m in self.padded else _row_shape(x) for m, x in first.items()}
         self.missing = data.missing
         self.n_inp, self.c = len(data.xs), len(data.classes) or 1
         self.vocab = np.array(data.classes)                 # an array: fastai takes the last item of a list
@@ -114,6 +119,8 @@ def _in_raw_units(encoder, x):
 def _row_shape(x):
     "Shape of a row; of several arrays by name, a dict of such."
     if isinstance(x, MixedTable): return tuple(x.sorts)
+    if isinstance(x, RaggedArrays): return x.row_shape
+    if isinstance(x, Several): return tuple(tuple(part.shape[1:]) for part in x)
     if isinstance(x, NamedArrays): x = x.arrays
     return {k: tuple(v.shape[1:]) for k, v in x.items()} if isinstance(x, Mapping) else tuple(x.shape[1:])
 
@@ -172,7 +179,7 @@ class Rows(GetAttr):
             if (items.task, items.classes) != (self.task, self.classes):
                 given, expected = f"{items.task} of {items.classes}", f"{self.task} of {self.classes}"
                 raise ValueError(f"the new data have classes for {given}, expected {expected}")
-            return Rows(self.coding, self._columns(items.xs), torch.as_tensor(items.y), range(len(items)), items)
+            return Rows(self.coding, self._columns(items.xs, {}), torch.as_tensor(items.y), range(len(items)), items)
 
         if isinstance(items, list) and items and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
         if isinstance(items, (tuple, list)):
@@ -185,12 +192,13 @@ class Rows(GetAttr):
         xs = self._columns(items)
         return Rows(self.coding, xs, None, range(len(xs[self.modalities[0]])))
 
-    def _columns(self, given):
+    def _columns(self, given, layout=None):
         "Checked columns in the order and with the shapes of those that were fitted."
         lacking = [m for m in self.modalities if m not in given]
         if lacking: self._check_lacking(lacking, given)
         rows = align_rows({m: given[m] for m in self.modalities if m in given})
-        xs:dict[str, Any] = {m: self._column(m, x) for m, x in rows.items()}
+        layout = self.layout if layout is None else layout         # a `MultimodalData` has its channels first
+        xs:dict[str, Any] = {m: self._column(m, x, layout.get(m)) for m, x in rows.items()}
         n = len(next(iter(xs.values())))
         xs = {m: xs[m] if m in xs else PartialColumn(None, np.zeros(n, dtype=bool)) for m in self.modalities}
         if len({len(x) for x in xs.values()}) > 1:
@@ -210,17 +218,20 @@ class Rows(GetAttr):
         warnings.warn(f"{', '.join(map(repr, lacking))} of {self.modalities} is missing in all rows: the model answers "
                       "by the others" + ("" if seen else ", and never saw such a sample in training"), stacklevel=5)
 
-    def _column(self, m, values):
+    def _column(self, m, values, layout):
         "A checked column of the modality m, perhaps with gaps."
-        if isinstance(values, PartialColumn): return PartialColumn(self._column(m, values.values), values.present)
+        if isinstance(values, PartialColumn):
+            return PartialColumn(self._column(m, values.values, layout), values.present)
         gone = missing_rows(values)
         if len(gone) and gone.all(): return PartialColumn(None, ~gone)
-        if gone.any(): return PartialColumn(self._column(m, pick_rows(values, ~gone)), ~gone)
-        if m in self.sorts and isinstance(values, list): return self._column(m, pd.DataFrame(values))
+        if gone.any(): return PartialColumn(self._column(m, pick_rows(values, ~gone), layout), ~gone)
+        if m in self.sorts and isinstance(values, list): return self._column(m, pd.DataFrame(values), layout)
         if m in self.sorts: values = self._table(m, values)
+        if m in self.ragged and not isinstance(values, RaggedArrays):
+            values = RaggedArrays(values, m, self.kinds[m], self.ragged[m])
         expected = self.raw_shapes[m]
         size = expected[-1] if self.kinds[m] == "picture" else 64
-        x = as_column(values, m, self.kinds[m], size)
+        x = as_column(values, m, self.kinds[m], size, None if m in self.ragged else layout)
         if _row_shape(x) != expected:
             raise ValueError(f"modality {m!r} has rows of shape {_row_shape(x)}, expected {expected}")
 
@@ -344,9 +355,10 @@ class MultimodalDataLoaders(DataLoaders):
     train_ds:Rows
     valid_ds:Rows
     modalities:list[str]                # names
-    kinds:dict[str, str]                # per modality: vector, sequence, picture, tokens, dict or table
+    kinds:dict[str, str]                # per modality: vector, sequence, picture, tokens, dict, tuple or table
     input_kinds:dict[str, str]          # the same of what a model gets: a table becomes a vector
-    shapes:dict[str, Any]               # per modality: of an encoded row; of a dict, name -> shape
+    shapes:dict[str, Any]               # per modality: of an encoded row; of a dict, name -> shape; None: differs
+    padded:list[str]                    # modalities whose rows differ in length, and are padded in a batch
     task:str                            # one of `TASKS`
     classes:list[str]                   # names of classes or labels; [] for a regression
     c:int                               # outputs of a model: classes, labels, or 1
@@ -401,6 +413,7 @@ def multimodal_dls(
     path=".",                        # where `Learner` saves
     transform:dict|None=None,        # modality's name -> transformer of scikit-learn, fitted on the training part
     presence=None,                   # which sample has which modality, see `presence_columns`; None: empty rows lack it
+    layout:dict|None=None,           # modality's name -> channels_first or time_first, of sequences
 )->MultimodalDataLoaders:
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
@@ -408,8 +421,8 @@ def multimodal_dls(
     rows:Any = None
     if split is not None and not _belongs_to_rows(split): rows, split = split, None
     if split is not None and isinstance(data, MultimodalData): data, split = data.with_split(split), None
-    data = multimodal_data(
-        data, y, modalities, groups, kinds, classes, size, task=task, split=split, presence=presence)
+    data = multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split, layout=layout,
+                           presence=presence)
     if transform is not None: data = data.with_transform(dict(data.transform, **transform))
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
@@ -418,7 +431,7 @@ def multimodal_dls(
     else: parts = grouped_split(data.y, data.groups, test, valid, seed)
     check_split(parts, data.y, data.groups)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
-    _check_classes(data, parts.train)
+    check_classes(data, parts.train)
 
     coding = Coding(data, parts, standardize, min_count, max_words)
     labels = torch.as_tensor(data.y)
@@ -431,21 +444,3 @@ def multimodal_dls(
 def _belongs_to_rows(split):
     "Is it a word for each row, the name of a column of such, or a dict; and not three arrays of row numbers?"
     return isinstance(split, (str, Mapping)) or len(split) > 0 and np.ndim(next(iter(split))) == 0
-
-def _check_classes(data, train):
-    "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."
-    y = data.y[train]
-    if data.task == "multi-label":
-        same = np.flatnonzero(y.min(0) == y.max(0))
-        if len(same) == 0: return
-        held = f"label {data.classes[same[0]]!r} is in {'all' if y[0, same[0]] else 'no'} rows of the training part"
-        raise ValueError(f"{held} of {data.name}, so that it cannot be learnt: leave its column out")
-
-    if data.task == "regression":
-        if y.min() < y.max(): return
-        raise ValueError(f"y is {y[0]} in all training rows of {data.name}: nothing can be learnt")
-
-    absent = np.setdiff1d(np.arange(len(data.classes)), y)
-    if len(absent):
-        raise ValueError(f"class {data.classes[absent[0]]!r} is missing from the training part of {data.name}")
-    if len(data.classes) == 1: raise ValueError(f"{data.name} has one class only, {data.classes[0]!r}")

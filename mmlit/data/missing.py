@@ -22,10 +22,10 @@ def _is_nothing(row):
     "Is a row None, NaN, NA, or numbers that are all NaN?"
     if row is None or row is pd.NA or row is pd.NaT: return True
     if isinstance(row, (float, np.floating)): return bool(np.isnan(row))
-    if isinstance(row, (np.ndarray, Tensor, list, tuple)) and len(np.shape(row)):
-        x = np.asarray(row.detach().cpu().float() if isinstance(row, Tensor) else row)
-        return x.dtype.kind == "f" and x.size > 0 and bool(np.isnan(x).all())
-    return False
+    if not isinstance(row, (np.ndarray, Tensor, list, tuple)): return False
+    try: x = np.asarray(row.detach().cpu().float() if isinstance(row, Tensor) else row)
+    except ValueError: return False                      # lists of different length
+    return x.dtype.kind == "f" and x.ndim > 0 and x.size > 0 and bool(np.isnan(x).all())
 
 def missing_rows(
     values, # what was given for a modality, see `as_column`
@@ -34,7 +34,7 @@ def missing_rows(
     if isinstance(values, pd.DataFrame): return values.isna().all(axis=1).to_numpy()
     if isinstance(values, pd.Series) and values.dtype != object: return values.isna().to_numpy()
     if isinstance(values, Tensor): values = values.detach().to_dense().cpu().float().numpy()
-    n = len(values) if hasattr(values, "__len__") else 0
+    n = len(values) if hasattr(values, "__len__") and getattr(values, "ndim", 1) else 0
     if isinstance(values, np.ndarray) and values.dtype.kind != "O":
         if values.dtype.kind != "f" or values.size == 0: return np.zeros(n, dtype=bool)
         gone, flat = np.zeros(n, dtype=bool), values.reshape(n, -1)

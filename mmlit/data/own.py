@@ -16,6 +16,7 @@ from ..core import one_of
 from .columns import MultimodalData, NamedArrays, PictureFiles, duplicate_groups
 from .missing import PartialColumn, rows_there
 from .mixed import MixedTable
+from .ragged import RaggedArrays
 
 # %% ../../nbs/02b_own.ipynb #821c9d3d
 def multimodal_data(
@@ -29,11 +30,13 @@ def multimodal_data(
     name:str="data",             # what tables call it
     task:str|None=None,          # classification, multi-label or regression; None: guessed from the labels
     split=None,                  # the split of the data, see `encode_split`; for a DataFrame perhaps a column
+    layout:dict|None=None,       # modality's name -> channels_first or time_first, of sequences, see `as_column`
     presence=None,               # which sample has which modality, see `presence_columns`; None: empty rows lack it
 )->MultimodalData:
     "Your own arrays, tensors, strings, paths to pictures or DataFrame columns as a `MultimodalData`."
     if isinstance(data, MultimodalData):
-        options = dict(y=y, groups=groups, kinds=kinds, classes=classes, task=task, split=split, presence=presence)
+        options = dict(y=y, groups=groups, kinds=kinds, classes=classes, task=task, split=split, layout=layout,
+                       presence=presence)
         given = [k for k, v in options.items() if v is not None]
         if given: raise ValueError(f"{', '.join(given)} cannot be given beside a MultimodalData, which has its own")
         return data if modalities is None else data.select(modalities)
@@ -43,8 +46,8 @@ def multimodal_data(
         data, y, groups, modalities = _from_frame(data, y, modalities, groups)
     if y is None: raise ValueError("y is missing: give the labels")
     if not isinstance(data, dict): data, modalities = _by_place(data, modalities), None
-    made = MultimodalData(
-        name, data, y, classes, groups, kinds, task=task, size=size, split=split, presence=presence)
+    made = MultimodalData(name, data, y, classes, groups, kinds, task=task, size=size, split=split, layout=layout,
+                          presence=presence)
     _say_missing(made)
     for m, x in made.xs.items(): _say_gaps(m, rows_there(x))
     if made.parts is not None: _say_leaks(made)
@@ -117,7 +120,7 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
-    return made.with_transform(train.transform)
+    return made._with(layout=train.layout).with_transform(train.transform)
 
 def _joined(name, columns):
     "The rows of several columns of a modality, one below the other."
@@ -128,8 +131,10 @@ def _joined(name, columns):
     if isinstance(first, PictureFiles): return PictureFiles(np.concatenate([c.paths for c in columns]), first.size)
     if isinstance(first, MixedTable):
         return MixedTable(pd.concat([c.frame for c in columns]), name, first.sorts, first.indicator)
+    if isinstance(first, RaggedArrays): return first.joined(*columns[1:])
     if isinstance(first, NamedArrays):
-        return NamedArrays({k: np.concatenate([c.arrays[k] for c in columns]) for k in first.arrays})
+        joined = {k: np.concatenate([c.arrays[k] for c in columns]) for k in first.arrays}
+        return NamedArrays(tuple(joined.values()) if first.kind == "tuple" else joined, name, first.kind)
     return np.concatenate(columns)
 
 def _check_fits(part, data, train):

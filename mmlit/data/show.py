@@ -64,8 +64,9 @@ def _draw(ax, kind, x):
         text = "\n".join(f"{name}: {'' if pd.isna(cell) else cell}" for name, cell in x.items())
         return ax.text(.5, .5, text, ha="center", va="center", fontsize=7, parse_math=False)
 
-    if kind == "dict":
-        text = "\n".join(f"{name} {tuple(np.shape(part))}" for name, part in x.items())
+    if kind in ("dict", "tuple"):
+        named = x.items() if isinstance(x, Mapping) else enumerate(x)
+        text = "\n".join(f"{name} {tuple(np.shape(part))}" for name, part in named)
         return ax.text(.5, .5, text, ha="center", va="center", fontsize=8, parse_math=False)
 
     x = np.asarray(x)

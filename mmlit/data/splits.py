@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Split', 'split_hash', 'grouped_split', 'given_split', 'check_split', 'Standardize', 'moments', 'Vocabulary',
-           'TokenIds', 'AsTensors', 'fit_encoder', 'FittedTransform']
+           'TokenIds', 'AsTensors', 'fit_encoder', 'check_classes', 'FittedTransform']
 
 # %% ../../nbs/13_splits.ipynb #679f9c4b
 import hashlib
@@ -22,9 +22,10 @@ from sklearn.base import clone
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from ..core import map_tensors
+from ..core import Several, map_tensors
 from .columns import NamedArrays, PictureFiles
 from .mixed import MixedTable, TableEncoder, check_encoded
+from .ragged import PaddedSteps, RaggedArrays, pad_rows
 from .tables import align_rows, check_positions, check_whole
 
 # %% ../../nbs/13_splits.ipynb #b2fe22ea
@@ -282,15 +283,16 @@ def _no_words(min_count, n):
 class TokenIds:
     "Word ids as you have them; 0 pads."
     def __init__(self,
-        ids:np.ndarray, # integers >= 0, (N, T)
+        ids:np.ndarray|RaggedArrays, # integers >= 0, (N, T); or rows of different length
     ):
-        self.words = [str(i) for i in range(int(ids.max()) + 1)]
+        self.words = [str(i) for i in range(int(_together(ids).max()) + 1)]
 
     def encode(self,
-        ids,   # (B, T)
-    )->Tensor: # (B, T)
+        ids,   # (B, T), or an object array of B rows (T_i,)
+    )->Tensor: # (B, T), padded to the longest row
         "The ids as int64. ValueError for one that was never seen, or is no whole number."
-        ids = torch.as_tensor(ids)
+        rows = isinstance(ids, np.ndarray) and ids.dtype == object
+        ids = pad_rows(ids) if rows else torch.as_tensor(ids)
         if ids.is_floating_point(): raise ValueError(f"word ids are whole numbers, got {ids.dtype}")
         if ids.numel() and not 0 <= ids.min() <= ids.max() < len(self.words):
             raise ValueError(f"word ids run from {ids.min()} to {ids.max()}, outside 0..{len(self.words) - 1}")
@@ -299,15 +301,21 @@ class TokenIds:
     def decode(self, ids): return " ".join(self.words[i] for i in ids if i > 0)
 
     def check(self,
-        x,        # rows of the column, an array
+        x,        # rows of the column, an array or `RaggedArrays`
         name:str, # modality's name
     ):
         "ValueError for ids that cannot be encoded."
-        try: self.encode(x)
+        try: self.encode(_together(x))
         except ValueError as e: raise ValueError(f"modality {name!r}: {e}") from e
+
+def _together(ids): return ids.steps() if isinstance(ids, RaggedArrays) else ids
 
 class AsTensors:
     "Several arrays by name as tensors by name: integers as int64, floats as float32. Nothing is fitted or scaled."
+    def __init__(self,
+        kind:str="dict", # tuple: `Several` tensors
+    ): self.kind = kind
+
     @staticmethod
     def _tensor(x):
         x = torch.as_tensor(x)
@@ -315,10 +323,11 @@ class AsTensors:
         return x if x.dtype == torch.bool else x.long()
 
     def encode(self,
-        arrays:Mapping,      # name -> B rows
-    )->dict[str, Tensor]:    # name -> B rows
+        arrays:Mapping,           # name -> B rows
+    )->dict[str, Tensor]|tuple:   # name -> B rows
         "The rows as tensors."
-        return {name: self._tensor(x) for name, x in arrays.items()}
+        tensors = {name: self._tensor(x) for name, x in arrays.items()}
+        return Several(tensors.values()) if self.kind == "tuple" else tensors
 
     def decode(self, x): return map_tensors(lambda t: t.numpy(), x)
     def check(self, x, name): "Whatever was read can be encoded."
@@ -326,15 +335,19 @@ class AsTensors:
 # %% ../../nbs/13_splits.ipynb #54d42d6f
 def fit_encoder(
     column:Any,             # what `as_column` returns
-    kind:str,               # vector, sequence, picture, tokens, dict or table
+    kind:str,               # vector, sequence, picture, tokens, dict, tuple or table
     rows:np.ndarray,        # training rows
     standardize:bool=True,  # False: numbers as they are, pictures of bytes divided by 255
     min_count:int=2,        # of `Vocabulary` and `TableEncoder`
     max_words:int=32,       # of `Vocabulary`
-)->Standardize|Vocabulary|TokenIds|AsTensors|TableEncoder: # has `encode`, `decode` and `check(rows, name)`
+)->Standardize|Vocabulary|TokenIds|AsTensors|TableEncoder|PaddedSteps: # has `encode`, `decode` and `check(rows, name)`
     "The transformation of one modality, fitted on the training rows."
-    if isinstance(column, NamedArrays): return AsTensors()
+    if isinstance(column, NamedArrays): return AsTensors(column.kind)
     if isinstance(column, MixedTable): return TableEncoder(column, rows, min_count, standardize)
+    if isinstance(column, RaggedArrays):
+        if kind == "tokens": return TokenIds(column)
+        steps = column.steps(rows)[None]
+        return PaddedSteps(Standardize.fit(steps) if standardize else Standardize([0.], [1.], 1))
     if kind == "tokens":
         return Vocabulary(column[rows], min_count, max_words) if column.dtype == object else TokenIds(column)
     if not standardize:
@@ -344,6 +357,28 @@ def fit_encoder(
     return Standardize.fit(column[rows])
 
 _FIT_FILES = 512  # at most so many files are opened for the statistics of three channels
+
+# %% ../../nbs/13_splits.ipynb #71f393ec
+def check_classes(
+    data,   # a `MultimodalData`
+    train,  # row numbers of its training part
+):
+    "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."
+    y = data.y[train]
+    if data.task == "multi-label":
+        same = np.flatnonzero(y.min(0) == y.max(0))
+        if len(same) == 0: return
+        held = f"label {data.classes[same[0]]!r} is in {'all' if y[0, same[0]] else 'no'} rows of the training part"
+        raise ValueError(f"{held} of {data.name}, so that it cannot be learnt: leave its column out")
+
+    if data.task == "regression":
+        if y.min() < y.max(): return
+        raise ValueError(f"y is {y[0]} in all training rows of {data.name}: nothing can be learnt")
+
+    absent = np.setdiff1d(np.arange(len(data.classes)), y)
+    if len(absent):
+        raise ValueError(f"class {data.classes[absent[0]]!r} is missing from the training part of {data.name}")
+    if len(data.classes) == 1: raise ValueError(f"{data.name} has one class only, {data.classes[0]!r}")
 
 # %% ../../nbs/13_splits.ipynb #635abeaf
 class FittedTransform:

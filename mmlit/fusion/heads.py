@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'FusionHead', 'SumHead', 'ConcatHead', 'ConditionalHead', 'FiLMHead', 'GatedHead', 'mlp', 'MLPHead',
            'AttentionHead', 'StructureOf', 'InUnits', 'in_units', 'VectorEncoder', 'PictureEncoder', 'SequenceEncoder',
-           'TokenEncoder', 'encoder_for', 'SelectOutput', 'feature_dims']
+           'masked_mean', 'TokenEncoder', 'encoder_for', 'SelectOutput', 'feature_dims']
 
 # %% ../../nbs/04_heads.ipynb #25ea60a8
 import math
@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..core import check_count, check_features, check_number, eval_mode, map_tensors, one_of
+from ..core import at_least_float32, check_count, check_features, check_number, eval_mode, map_tensors, one_of
 
 # %% ../../nbs/04_heads.ipynb #94baae75
 class FusionHead(nn.Module):
@@ -319,7 +319,9 @@ class PictureEncoder(nn.Sequential):
 
 # %% ../../nbs/04_heads.ipynb #65595cef
 class SequenceEncoder(nn.Module):
-    "Two strided convolutions on sequences (B, channels, T), averaged over time; `pool=False`: (B, T', n_out) tokens."
+    """Two strided convolutions on sequences (B, channels, T), averaged over time; `pool=False`: (B, T', n_out) tokens.
+    Of a dict of `values` (B, channels, T) and `mask` (B, T) the steps outside of the mask have no say.
+    """
     def __init__(self,
         channels:int,    # of the sequence
         n_out:int=64,    # feature width
@@ -333,8 +335,35 @@ class SequenceEncoder(nn.Module):
             nn.Conv1d(width, n_out, 5, stride=2, padding=2), nn.ReLU())
 
     def forward(self, x):
+        if isinstance(x, Mapping): return self._of_steps(x["values"], x["mask"])
         h = self.layers(x)
         return h.mean(-1) if self.pool else h.transpose(1, 2)
+
+    def _of_steps(self, h, mask):
+        if not self.pool:
+            raise ValueError("pool=False gives a feature per step, and a head does not know which of them are padding: "
+                             "sequences of different length need pool=True")
+        for layer in self.layers:
+            h = h.masked_fill(~mask[:, None], 0.)           # what a convolution finds behind a row that is alone
+            h = _norm_of_steps(layer, h, mask) if isinstance(layer, nn.GroupNorm) else layer(h)
+            if isinstance(layer, nn.Conv1d): mask = mask[:, ::layer.stride[0]]
+        return masked_mean(h, mask)
+
+def masked_mean(
+    values:Tensor, # (B, C, T)
+    mask:Tensor,   # bool (B, T): which steps are there
+)->Tensor:         # (B, C), in float32 at least
+    "The mean over the steps that are there; zero where there is none."
+    total = at_least_float32(values).masked_fill(~mask[:, None], 0.).sum(-1)
+    return total/mask.sum(1, keepdim=True).clamp(min=1)
+
+def _norm_of_steps(norm, h, mask):
+    "Group normalisation by the mean and the variance of the steps that are there; h (B, C, T) is zero at the others."
+    x = at_least_float32(h).unflatten(1, (norm.num_groups, -1))
+    n = (mask.sum(1)*x.shape[2]).clamp(min=1)[:, None, None, None]
+    x = (x - x.sum((2, 3), keepdim=True)/n).masked_fill(~mask[:, None, None], 0.)
+    x = x/(x.square().sum((2, 3), keepdim=True)/n + norm.eps).sqrt()
+    return x.flatten(1, 2)*norm.weight[:, None] + norm.bias[:, None]
 
 # %% ../../nbs/04_heads.ipynb #5deccb70
 class TokenEncoder(nn.Module):

@@ -33,6 +33,7 @@ from ..data.loaders import MultimodalDataLoaders, Rows
 from ..fusion.coalitions import mask_features
 from ..fusion.heads import AttentionHead, SumHead, feature_dims, in_units
 from ..fusion.models import FusionModel, SelectModalities
+from ..fusion.padding import with_mask
 from mmlit.learner import (
     FusionMethod,
     Method,
@@ -61,9 +62,10 @@ def unimodal_learner(
     m = places[one_of("modality", modality, places)]
 
     encoder = default_encoders(dls, width)[m] if encoder is None else encoder
-    x = map_tensors(Tensor.cpu, filled(next(iter(dls.valid))[m]))
+    encoder = with_mask(encoder, dls, m)
+    x = map_tensors(lambda t: t[:2].cpu(), filled(next(iter(dls.valid))[m]))
     dims = feature_dims([encoder], [x])
-    with torch.no_grad(), eval_mode(encoder): tokens = encoder(map_tensors(lambda t: t[:2], x)).ndim == 3
+    with torch.no_grad(), eval_mode(encoder): tokens = encoder(x).ndim == 3
 
     head = in_units((AttentionHead if tokens else SumHead)(dims, dls.c), dls)
     model = SelectModalities(FusionModel([encoder], head), [m], len(names))

@@ -32,7 +32,7 @@ from mmlit.core import (
     one_of,
     scale_grad,
 )
-from ..fusion.coalitions import all_pairings, coalitions
+from ..fusion.coalitions import all_pairings, coalitions, zero_input
 from ..permutation import cyclic_shifts, derangements, js_divergence_with_logits, random_permutations
 
 # %% ../../nbs/19b_exchange.ipynb #7d2296c6
@@ -332,10 +332,15 @@ def stand_ins(
     generator:torch.Generator|None=None,   # of the noise; on the CPU
 )->tuple[Tensor, ...]:                     # M tensors: `values` themselves, one row of zeros, or B rows of noise
     "What to put in the place of a modality; the noise is normal with the batch's mean and deviation of each entry."
-    values = check_features([filled(v) for v in values])
     one_of("stand-in", kind, _STAND_INS)
+    values = [filled(v) for v in values]
+    several = [v for v in values if isinstance(v, (Mapping, tuple))]       # inputs of several tensors
+    if several and kind != "zero":
+        raise ValueError(f"{kind} takes one tensor per modality, got {type(several[0]).__name__}: take 'zero', or put "
+                         "it in the place of features")
+    values = tuple(values) if several else check_features(values)
     if kind == "permutation": return values
-    if kind == "zero": return tuple(torch.zeros_like(v[:1]) for v in values)
+    if kind == "zero": return tuple(map(zero_input, values))
     if any(not v.is_floating_point() for v in values):
         raise ValueError("noise needs real values; these are integers (token ids?): use 'permutation' or 'zero'")
     noise = [torch.randn(v.shape, generator=generator).to(v) for v in values]

@@ -275,9 +275,9 @@ def test_pictures_in_files_are_read_when_asked_for(tmp_path):
     [
         ((np.zeros((2, 3)),), "got 1 inputs, expected 3"),
         ((np.zeros((2, 3)),) * 3, "has rows of shape"),
-        (dict(fou=np.zeros((2, 76))), "modality 'zer' is missing"),
+        (dict(fou=np.zeros((2, 76)), zehr=np.zeros((2, 47))), r"modality 'zer' is missing \(is it 'zehr'\?\)"),
         ((np.zeros((2, 76)), np.zeros((3, 47)), np.zeros((2, 6))), "different length"),
-        ((np.full((2, 76), np.nan), np.zeros((2, 47)), np.zeros((2, 6))), "NaN"),
+        ((np.array([[np.nan] + [0] * 75] * 2), np.zeros((2, 47)), np.zeros((2, 6))), "NaN"),
     ],
 )
 def test_new_items_that_do_not_fit_are_refused(items, message):
@@ -387,15 +387,17 @@ BAD = {
         r"the test part must be row numbers",
     ),
     "five axes": (lambda: multimodal_dls((X, X.reshape(40, 1, 1, 1, 3)), Y), r"expected 1, 2 or 3 axes beside the row"),
-    "ragged": (lambda: multimodal_dls((X, [[1, 2], [3]] * 20), Y), r"modality 'x2' has rows of different shapes"),
-    "ragged arrays": (
-        lambda: multimodal_dls((X, [np.zeros(2), np.zeros(3)] * 20), Y),
-        r"modality 'x2' has rows of different shapes",
+    "ragged in both axes": (
+        lambda: multimodal_dls((X, [np.zeros((2, 3)), np.zeros((3, 2))] * 20), Y),
+        r"rows of modality 'x2' differ in both axes",
     ),
-    "missing text": (lambda: multimodal_dls((X, ["a", float("nan")] * 20), Y), r"modality 'x2' holds float \(nan\)"),
+    "missing everywhere": (
+        lambda: multimodal_dls((X, [None, float("nan")] * 20), Y),
+        r"modality 'x2' is missing in all",
+    ),
     "missing cell": (
-        lambda: multimodal_dls((X, pd.Series([1, None] * 20, dtype="Int64")), Y),
-        r"modality 'x2' has NaN or no value in 20 of 40 rows, the first is row 1 \(Int64\)",
+        lambda: multimodal_dls((X, np.array([[1, 2], [np.nan, 2]] * 20)), Y),
+        r"modality 'x2' has NaN or infinity in 20 of 40 rows, the first is row 1, column 0",
     ),
     "dates": (lambda: multimodal_dls((X, pd.date_range("2020", periods=40)), Y), r"modality 'x2' holds datetime64"),
     "missing picture": (

@@ -372,7 +372,7 @@ import torch
 from fastai.learner import load_learner
 learn = load_learner("learner.pkl")
 items, said = torch.load("said.pt", weights_only=False)
-with learn.no_bar(): assert torch.equal(said, learn.get_preds(dl=learn.dls.test_dl(items))[0])
+assert torch.equal(said, learn.get_preds(dl=learn.dls.test_dl(items))[0])
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -411,3 +411,28 @@ def test_half_precision_keeps_what_is_missing_out(data):
 def test_a_partial_column_needs_no_filler(data):
     assert isinstance(data.xs["blood"], PartialColumn)
     assert len(data.xs["blood"].values) == data.xs["blood"].present.sum()
+
+
+@pytest.mark.filterwarnings("ignore:modality 'walk' has rows")
+def test_sequences_of_different_length_and_tables_may_be_missing_too(tmp_path):
+    rng, y = np.random.default_rng(0), np.arange(60) % 2
+    walk = [rng.normal(size=(2, t)) + k for t, k in zip(rng.integers(4, 20, 60), y)]
+    table = pd.DataFrame(dict(age=rng.normal(size=60), sex=pd.Categorical(rng.choice(["f", "m"], 60))))
+    for i in range(0, 60, 7):
+        walk[i] = None
+        table.loc[i + 1 : i + 2] = np.nan
+    data = multimodal_data(dict(walk=walk, clinic=table, sure=rng.normal(size=(60, 3))), y)
+    dls = multimodal_dls(data, bs=16, device="cpu")
+    walks, clinic, sure, _ = dls.train.one_batch()
+    assert set(walks) == {"values", "present"} and set(walks["values"]) == {"values", "mask"}
+    assert torch.is_tensor(sure) and clinic["values"].ndim == 2
+    spoilt = dict(walks, values={k: v.clone() for k, v in walks["values"].items()})
+    spoilt["values"]["values"][~walks["present"]] = 1e6
+    learn = multimodal_learner(dls, width=4)
+    model = learn.model.eval()
+    assert torch.equal(model(walks, clinic, sure), model(spoilt, clinic, sure))
+    found = compare(data, ["ensemble", "joint", "mcr", "tcmax"], 1, SMALL, tmp_path, workers=1, progress=False)
+    assert not len(found.failed)
+    new = dict(walk=[None, walk[1]], clinic=table.iloc[:2].reset_index(drop=True), sure=[[0, 1, 2], [3, 4, 5]])
+    with learn.no_bar():
+        assert learn.get_preds(dl=dls.test_dl(new))[0].shape == (2, 2)
