@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WAYS', 'coding_state', 'coding_of', 'model_plan', 'is_whole', 'model_of']
 
-# %% ../../nbs/42_plain.ipynb #34816d87
-import inspect
+# %% ../../nbs/42_plain.ipynb #b0735228
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +38,7 @@ from mmlit.fusion.heads import (
 from ..fusion.models import EarlyFusion, Fusion, FusionModel, JoinedMLP, SelectModalities, as_fusion
 from ..methods.multimodal_loss import MultiProxyHead, ScaledSumHead
 
-# %% ../../nbs/42_plain.ipynb #6f31dc1a
+# %% ../../nbs/42_plain.ipynb #f47cc18e
 _CLASSES = {c.__name__: c for c in (Standardize, Vocabulary, TokenIds, AsTensors, TableEncoder, FittedTransform)}
 _MARK = "<fitted>"      # (this, name of a class, its attributes) stands for an object of `_CLASSES`
 WAYS = ("skops", "given")
@@ -59,11 +59,11 @@ def _pack(value, what, way):
     raise ValueError(f"{what} is {type(value).__name__}, which a file without code cannot hold; it can hold tensors, "
                      f"numbers, strings, lists, dicts, {', '.join(_CLASSES)}")
 
-def _unpack(value, take):
+def _unpack(value, take)->Any:
     "What `_pack` packed; `take` returns the transformer of a modality."
     if type(value) is tuple and len(value) == 3 and value[0] == _MARK:
         cls = _CLASSES[one_of("fitted object", value[1], _CLASSES)]
-        own, made = _unpack(value[2], take), cls.__new__(cls)
+        own, made = _unpack(value[2], take), object.__new__(cls)
         if cls is TableEncoder: own["steps"] = _table_steps(own["steps"], own["sorts"])
         if cls is FittedTransform: own["transform"] = take(own["name"], own["transform"])
         vars(made).update(own)
@@ -71,16 +71,16 @@ def _unpack(value, take):
     if type(value) in (list, tuple): return type(value)(_unpack(v, take) for v in value)
     return {k: _unpack(v, take) for k, v in value.items()} if isinstance(value, dict) else value
 
-# %% ../../nbs/42_plain.ipynb #dcdebc33
+# %% ../../nbs/42_plain.ipynb #bc7b6274
 def _table_state(steps, sorts):
     "The fitted numbers of a `TableEncoder`."
-    parts, state = steps.named_transformers_, dict[str, Any](medians=None, scale=None, indicator=False, marked=[])
+    parts:dict[str, Any] = steps.named_transformers_
+    state = dict[str, Any](medians=None, scale=None, indicator=False, marked=[])
     if "numbers" in parts:
-        numbers = parts["numbers"]
-        median, scaled = numbers if isinstance(numbers, Pipeline) else (numbers, None)
+        median, *scaled = parts["numbers"] if isinstance(parts["numbers"], Pipeline) else [parts["numbers"]]
         state |= dict(medians=torch.tensor(median.statistics_), indicator=bool(median.add_indicator))
         if median.add_indicator: state["marked"] = [int(i) for i in median.indicator_.features_]
-        if scaled is not None: state["scale"] = [torch.tensor(getattr(scaled, k)) for k in _SCALE]
+        if scaled: state["scale"] = [torch.tensor(getattr(scaled[0], k)) for k in _SCALE]
     known = parts["categories"][1].categories_ if "categories" in parts else []
     state["categories"] = [list(names) for names in known]
     words = {c: parts[f"words of {c}"] for c, sort in sorts.items() if sort == "text"}
@@ -110,12 +110,11 @@ def _table_steps(state, sorts):
         parts[f"words of {c}"].idf_ = weights.numpy()
     return steps
 
-# %% ../../nbs/42_plain.ipynb #9fcc010c
+# %% ../../nbs/42_plain.ipynb #ee07ec0b
 def _skops():
     "The module `skops.io`; ImportError with the remedy."
-    try: import skops.io
-    except ImportError as e: raise ImportError("transforms='skops' needs the library skops: pip install skops") from e
-    return skops.io
+    try: return importlib.import_module("skops.io")
+    except ImportError as e: raise ImportError("this transform needs skops: pip install mmlit[skops]") from e
 
 def _transform_state(encoder, way):
     "What the file holds of a transformer."
@@ -148,7 +147,7 @@ def _transform_of(name, state, given, trusted):
                      f"{missing}. Where you know them, and the file comes from someone you trust, give "
                      f"trusted={missing}")
 
-# %% ../../nbs/42_plain.ipynb #d6f78abe
+# %% ../../nbs/42_plain.ipynb #8b57bc52
 _TRAINING = ("split", "loss_func", "vocab")
 
 def coding_state(
@@ -167,7 +166,7 @@ def coding_of(
     given = dict(transforms or {})
     for m in given: one_of("modality with a transform:", m, [m for m, e in state["encoders"].items() if _is_own(e)])
     take = lambda name, held: _transform_of(name, held, given, trusted)
-    coding = Coding.__new__(Coding)
+    coding:Any = Coding.__new__(Coding)
     vars(coding).update({k: _unpack(v, take) for k, v in state.items()})
     nowhere = np.zeros(0, dtype=np.int64)
     coding.split, coding.loss_func, coding.vocab = Split(nowhere, nowhere, nowhere), None, np.array(coding.classes)
@@ -175,7 +174,7 @@ def coding_of(
 
 def _is_own(packed): return packed[1] == FittedTransform.__name__
 
-# %% ../../nbs/42_plain.ipynb #e5ddcf3b
+# %% ../../nbs/42_plain.ipynb #167119f7
 def _layers(sequence):
     "Options of `mlp`: what comes in, what is hidden, what comes out, and the dropout."
     lines = [layer for layer in sequence if isinstance(layer, nn.Linear)]
@@ -245,7 +244,7 @@ def _made(part):
     if part["type"] == "InUnits": return InUnits(_made(options["head"]), options["shift"], options["scale"])
     return _PARTS[one_of("part of a model:", part["type"], _PARTS)](**options)
 
-# %% ../../nbs/42_plain.ipynb #24f48649
+# %% ../../nbs/42_plain.ipynb #52305fae
 def model_plan(
     model:Fusion, # any; parts of a method and hooks do not count
 )->dict|None:     # plain data; parts that are foreign are None in it, and so is the plan of a foreign model

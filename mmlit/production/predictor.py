@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Predictor', 'save_predictor', 'load_predictor']
 
-# %% ../../nbs/43_predictor.ipynb #8a49391d
+# %% ../../nbs/43_predictor.ipynb #e3141710
 import copy
 import io
 import os
@@ -28,7 +28,7 @@ from ..fingerprint import fingerprint
 from ..fusion.models import Fusion, unwrap
 from .plain import coding_of, coding_state, is_whole, model_of, model_plan
 
-# %% ../../nbs/43_predictor.ipynb #c1429ad4
+# %% ../../nbs/43_predictor.ipynb #c3d4d9d5
 _ACTIVATION = {"classification": lambda a: a.softmax(1), "multi-label": torch.sigmoid, "regression": lambda a: a}
 
 class Predictor:
@@ -39,7 +39,7 @@ class Predictor:
         bs:int=64,                  # rows in a batch
         threshold:float=.5,         # of several labels: those with a larger probability are there
         columns:Mapping|None=None,  # modality's name -> column or list of columns of a DataFrame of rows
-        device="cpu",               # where the model answers
+        device:str|torch.device="cpu",  # where the model answers
     ):
         self.coding, self.model, self.bs = coding, model.to(device), check_whole("bs", bs, 1)
         self.threshold, self.device = check_number("threshold", threshold, "[0, 1]"), torch.device(device)
@@ -84,9 +84,10 @@ class Predictor:
             found[m] = table[listed]
         return found
 
-    def _loader(self, rows):
+    def _loader(self, rows, bs=None):
         items = self._by_modality(rows) if isinstance(rows, pd.DataFrame) else rows
-        return MultimodalDL(Rows(self.coding, {}, None, []).of(items), bs=self.bs, device=self.device)
+        new = Rows(self.coding, {}, None, []).of(items)
+        return MultimodalDL(new, bs=len(new) if bs is None else bs, device=self.device)
 
     def _index(self, rows):
         "Names of rows, where they have some."
@@ -98,19 +99,17 @@ class Predictor:
         rows,     # as for `answers`
     )->dict:      # modality's name -> what the model takes, on the device
         "All rows as one batch of tensors."
-        loader = self._loader(rows)
-        loader.bs = len(loader.dataset)
-        return dict(zip(self.modalities, next(iter(loader))))
+        return dict(zip(self.modalities, next(iter(self._loader(rows)))))
 
     # ---- and tensors answers
 
     def answers(self,
-        rows,     # raw rows: a dict or tuple of columns, a list of dicts, a DataFrame, a `MultimodalData`; see `Rows.of`
+        rows,     # raw: a dict or tuple of columns, a list of dicts, a DataFrame, a `MultimodalData`; see `Rows.of`
     )->Tensor:    # (N, C) logits, or numbers (N, 1) in the units of the target; on the CPU
         "What the model answers. ValueError where the rows do not fit what was fitted."
         n = self.coding.n_inp
         with torch.no_grad(), eval_mode(self.model):
-            said = torch.cat([self.model(*batch[:n]).detach().cpu() for batch in self._loader(rows)])
+            said = torch.cat([self.model(*batch[:n]).detach().cpu() for batch in self._loader(rows, self.bs)])
         said = said[:, None] if said.ndim == 1 else said
         if said.shape[1:] == (self.coding.c,): return said
         raise ValueError(f"the model answers {tuple(said.shape[1:])} for each row, expected {(self.coding.c,)}")
@@ -135,7 +134,7 @@ class Predictor:
         best = np.array(self.classes, dtype=object)[shares.to_numpy().argmax(1)]
         return pd.Series(best, index=shares.index, name="predicted")
 
-# %% ../../nbs/43_predictor.ipynb #14335d3c
+# %% ../../nbs/43_predictor.ipynb #de7978e4
 _FORMAT, _VERSION = "mmlit predictor", 1
 
 def _probe(coding, model):
@@ -177,20 +176,22 @@ def _check_same(learn, predictor):
                      "a callback, a transformation of batches or the loss changes inputs or answers, which is code and "
                      "not kept. Make it part of the model, or export the learner, learn.export(), which keeps code")
 
-def _state(learn, transforms, columns):
+def _model(learn)->Any: return unwrap(learn.model)
+
+def _state(learn, transforms, columns)->dict[str, Any]:
     "What the file holds."
     if not isinstance(learn.dls, MultimodalDataLoaders):
         raise ValueError(f"the learner has {type(learn.dls).__name__}, expected loaders of multimodal_dls: their "
                          "coding is what turns rows into tensors")
-    model, dls = unwrap(learn.model), learn.dls
+    dls, model = learn.dls, _model(learn)
     columns = {m: c if isinstance(c, str) else list(c) for m, c in dict(columns or {}).items()}
-    state = dict[str, Any](format=_FORMAT, version=_VERSION, made_with=dict(mmlit=mmlit.__version__,
-                                                                            torch=torch.__version__.split("+")[0]))
+    made_with = dict(mmlit=mmlit.__version__, torch=torch.__version__.split("+")[0])
+    state:dict[str, Any] = dict(format=_FORMAT, version=_VERSION, made_with=made_with)
     state |= dict(coding=coding_state(dls.valid_ds.coding, transforms), plan=model_plan(model), weights=_weights(model))
     state |= dict(bs=dls.valid.bs, columns=columns, threshold=float(getattr(learn.loss_func, "thresh", .5)))
     return state | dict(probe=_probe(dls.valid_ds.coding, model))
 
-# %% ../../nbs/43_predictor.ipynb #6b91b3ae
+# %% ../../nbs/43_predictor.ipynb #45ed158b
 def save_predictor(
     learn:Learner,             # trained, of `multimodal_learner`
     path:str|Path,             # of the file
@@ -198,7 +199,7 @@ def save_predictor(
     columns:Mapping|None=None, # modality's name -> its column or columns, to answer rows of a DataFrame
 ):
     "Write a `Predictor` that loads without running code. ValueError for what such a file cannot hold."
-    state, model = _state(learn, transforms, columns), unwrap(learn.model)
+    state, model = _state(learn, transforms, columns), _model(learn)
     own = {m: e.transform for m, e in learn.dls.valid_ds.encoders.items() if hasattr(e, "transform")}
     coding = coding_of(state["coding"], own)
     rebuilt = _with_weights(state, None) if is_whole(state["plan"]) else model
@@ -228,18 +229,18 @@ def _check_probe(probe, model):
     if probe is None: return
     want = probe["answers"]
     with torch.no_grad(), eval_mode(model): said = model(*probe["xs"].values())
-    near = dict(rtol=1e-2, atol=1e-2*float(want.abs().max()) + 1e-6)       # another machine, or another device
-    if said.shape == want.shape and torch.allclose(said.float(), want.float(), **near): return
+    room = 1e-2*float(want.abs().max()) + 1e-6                             # another machine, or another device
+    if said.shape == want.shape and torch.allclose(said.float(), want.float(), rtol=1e-2, atol=room): return
     raise ValueError("the model takes the weights of the file and answers otherwise than the one that was saved: it "
                      "is built in another way, such as with another activation or another order of inputs")
 
-# %% ../../nbs/43_predictor.ipynb #cd2406f3
+# %% ../../nbs/43_predictor.ipynb #c189e2b9
 def load_predictor(
     path:str|Path,            # a file of `save_predictor`
     model:nn.Module|Sequence[nn.Module]|None=None,  # the architecture, where it is not of mmlit's own parts
     transforms:Mapping|None=None,  # modality's name -> fitted transformer, for a file of transforms="given"
     trusted:Sequence[str]=(), # names of types that skops may make, for a file of transforms="skops"
-    device="cpu",             # where the model answers
+    device:str|torch.device="cpu",  # where the model answers
 )->Predictor:
     "The predictor of a file, of which no code is run. ValueError for a file that is damaged, or does not fit."
     state = _read(Path(path))
@@ -260,7 +261,8 @@ def _read(path):
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise ValueError(f"{path} is no file of save_predictor: it holds {type(state).__name__} of other things")
     if state["version"] != _VERSION:
-        raise ValueError(f"{path} has version {state['version']} of the format, of mmlit {state['made_with']['mmlit']}; "
-                         f"this is mmlit {mmlit.__version__}, which reads version {_VERSION}")
+        raise ValueError(f"{path} has version {state['version']} of the format, of mmlit "
+                         f"{state['made_with']['mmlit']}; this is mmlit {mmlit.__version__}, which reads version "
+                         f"{_VERSION}")
     if state.pop("check", None) == fingerprint(state): return state
     raise ValueError(f"{path} is damaged: it is not what was written")
