@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['input_names', 'export_model', 'export_onnx']
 
-# %% ../../nbs/44_exported.ipynb #300b0eeb
+# %% ../../nbs/44_exported.ipynb #88328aad
 import copy
 import importlib.util
 import inspect
@@ -23,7 +23,7 @@ from ..core import device_of, eval_mode, keep_random_state, map_tensors, n_rows
 from ..fusion.models import EarlyFusion, Fusion, NamedEncoders, unwrap
 from .predictor import Predictor
 
-# %% ../../nbs/44_exported.ipynb #67c3836f
+# %% ../../nbs/44_exported.ipynb #3d451667
 def input_names(
     modalities:Sequence[str], # M names, any
 )->list[str]:                 # M names that can stand in code
@@ -57,7 +57,7 @@ def _without_parts(model):
     own._modules = dict(model._modules) | dict(parts=nn.ModuleDict())
     return own
 
-# %% ../../nbs/44_exported.ipynb #e48a2d9d
+# %% ../../nbs/44_exported.ipynb #1ba3fe94
 _TRACED, _CHECKED = 4, 7      # rows of the example, and of the batch that is asked afterwards
 
 def _source(model, xs):
@@ -103,7 +103,7 @@ def _why(error):
     else: hint = "its code does what a graph of tensors cannot hold"
     return f"{hint} ({kind}: {first[:300]})"
 
-# %% ../../nbs/44_exported.ipynb #7f559081
+# %% ../../nbs/44_exported.ipynb #31ea6e60
 def export_model(
     model:Learner|Predictor|Fusion,     # trained
     xs:Mapping|Sequence|None=None,      # example inputs, by the name of the modality or in order; a learner has its own
@@ -137,7 +137,7 @@ def _check_close(said, want, who):
     raise _Differs(f"{who} answers {tuple(said.shape)} where the model answers {tuple(want.shape)}, or other numbers: "
                    "do its answers depend on random draws, or on what it was called with before?")
 
-# %% ../../nbs/44_exported.ipynb #87204626
+# %% ../../nbs/44_exported.ipynb #f9dd74d7
 def _onnx():
     "The library onnx; ImportError with the remedy where a part is missing."
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
