@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'coding_state', 'coding_of', 'model_plan', 'is_whole', 'model_of']
 
-# %% ../../nbs/42_plain.ipynb #b1831766
+# %% ../../nbs/42_plain.ipynb #c2a99a70
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ from mmlit.fusion.heads import (
 from ..fusion.models import EarlyFusion, Fusion, FusionModel, JoinedMLP, SelectModalities, as_fusion
 from ..methods.multimodal_loss import MultiProxyHead, ScaledSumHead
 
-# %% ../../nbs/42_plain.ipynb #1ed9dccb
+# %% ../../nbs/42_plain.ipynb #7f483e12
 _CLASSES = {c.__name__: c for c in (Standardize, Vocabulary, TokenIds, AsTensors, TableEncoder, FittedTransform)}
 _MARK = "<fitted>"      # (this, name of a class, its attributes) stands for an object of `_CLASSES`
 WAYS = ("skops", "given")
@@ -71,7 +71,7 @@ def _unpack(value, take)->Any:
     if type(value) in (list, tuple): return type(value)(_unpack(v, take) for v in value)
     return {k: _unpack(v, take) for k, v in value.items()} if isinstance(value, dict) else value
 
-# %% ../../nbs/42_plain.ipynb #d2b4f263
+# %% ../../nbs/42_plain.ipynb #aae427c7
 def _table_state(steps, sorts):
     "The fitted numbers of a `TableEncoder`."
     parts:dict[str, Any] = steps.named_transformers_
@@ -110,7 +110,7 @@ def _table_steps(state, sorts):
         parts[f"words of {c}"].idf_ = weights.numpy()
     return steps
 
-# %% ../../nbs/42_plain.ipynb #63847bbf
+# %% ../../nbs/42_plain.ipynb #7fd86046
 def _skops():
     "The module `skops.io`; ImportError with the remedy."
     try: return importlib.import_module("skops.io")
@@ -147,7 +147,7 @@ def _transform_of(name, state, given, trusted):
                      f"{missing}. Where you know them, and the file comes from someone you trust, give "
                      f"trusted={missing}")
 
-# %% ../../nbs/42_plain.ipynb #a4f6670f
+# %% ../../nbs/42_plain.ipynb #d44651d3
 _TRAINING = ("split", "loss_func", "vocab")
 
 def coding_state(
@@ -174,7 +174,7 @@ def coding_of(
 
 def _is_own(packed): return packed[1] == FittedTransform.__name__
 
-# %% ../../nbs/42_plain.ipynb #e7bfa09d
+# %% ../../nbs/42_plain.ipynb #d729b0f5
 def _layers(sequence):
     "Options of `mlp`: what comes in, what is hidden, what comes out, and the dropout."
     lines = [layer for layer in sequence if isinstance(layer, nn.Linear)]
@@ -244,7 +244,7 @@ def _made(part):
     if part["type"] == "InUnits": return InUnits(_made(options["head"]), options["shift"], options["scale"])
     return _PARTS[one_of("part of a model:", part["type"], _PARTS)](**options)
 
-# %% ../../nbs/42_plain.ipynb #1f7b3ad7
+# %% ../../nbs/42_plain.ipynb #40fa7d59
 def model_plan(
     model:Fusion, # any; parts of a method and hooks do not count
 )->dict|None:     # plain data; parts that are foreign are None in it, and so is the plan of a foreign model

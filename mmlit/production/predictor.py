@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Predictor', 'save_predictor', 'load_predictor']
 
-# %% ../../nbs/43_predictor.ipynb #deced588
+# %% ../../nbs/43_predictor.ipynb #a83cdf15
 import copy
 import io
 import os
@@ -28,7 +28,7 @@ from ..fingerprint import fingerprint
 from ..fusion.models import Fusion, unwrap
 from .plain import coding_of, coding_state, is_whole, model_of, model_plan
 
-# %% ../../nbs/43_predictor.ipynb #4fccb30b
+# %% ../../nbs/43_predictor.ipynb #aac2d3d3
 _ACTIVATION = {"classification": lambda a: a.softmax(1), "multi-label": torch.sigmoid, "regression": lambda a: a}
 
 class Predictor:
@@ -134,7 +134,7 @@ class Predictor:
         best = np.array(self.classes, dtype=object)[shares.to_numpy().argmax(1)]
         return pd.Series(best, index=shares.index, name="predicted")
 
-# %% ../../nbs/43_predictor.ipynb #244746d4
+# %% ../../nbs/43_predictor.ipynb #39081c9d
 _FORMAT, _VERSION = "mmlit predictor", 1
 
 def _probe(coding, model):
@@ -191,7 +191,7 @@ def _state(learn, transforms, columns)->dict[str, Any]:
     state |= dict(bs=dls.valid.bs, columns=columns, threshold=float(getattr(learn.loss_func, "thresh", .5)))
     return state | dict(probe=_probe(dls.valid_ds.coding, model))
 
-# %% ../../nbs/43_predictor.ipynb #c0bf4b52
+# %% ../../nbs/43_predictor.ipynb #78462469
 def save_predictor(
     learn:Learner,             # trained, of `multimodal_learner`
     path:str|Path,             # of the file
@@ -234,7 +234,7 @@ def _check_probe(probe, model):
     raise ValueError("the model takes the weights of the file and answers otherwise than the one that was saved: it "
                      "is built in another way, such as with another activation or another order of inputs")
 
-# %% ../../nbs/43_predictor.ipynb #d6dd7836
+# %% ../../nbs/43_predictor.ipynb #7123caca
 def load_predictor(
     path:str|Path,            # a file of `save_predictor`
     model:nn.Module|Sequence[nn.Module]|None=None,  # the architecture, where it is not of mmlit's own parts
