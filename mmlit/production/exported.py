@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['input_names', 'export_model', 'export_onnx']
 
-# %% ../../nbs/44_exported.ipynb #ed2b6d62
+# %% ../../nbs/44_exported.ipynb #e357a468
 import copy
 import importlib.util
 import inspect
@@ -21,9 +21,9 @@ from torch import nn
 
 from ..core import device_of, eval_mode, keep_random_state, map_tensors, n_rows
 from ..fusion.models import EarlyFusion, Fusion, NamedEncoders, unwrap
-from .predictor import Predictor
+from .predictor import Predictor, alike
 
-# %% ../../nbs/44_exported.ipynb #5e2bfc9f
+# %% ../../nbs/44_exported.ipynb #cfb70760
 def input_names(
     modalities:Sequence[str], # M names, any
 )->list[str]:                 # M names that can stand in code
@@ -57,7 +57,7 @@ def _without_parts(model):
     own._modules = dict(model._modules) | dict(parts=nn.ModuleDict())
     return own
 
-# %% ../../nbs/44_exported.ipynb #71b63aed
+# %% ../../nbs/44_exported.ipynb #bca0e8da
 _TRACED, _CHECKED = 4, 7      # rows of the example, and of the batch that is asked afterwards
 
 def _source(model, xs):
@@ -103,7 +103,7 @@ def _why(error):
     else: hint = "its code does what a graph of tensors cannot hold"
     return f"{hint} ({kind}: {first[:300]})"
 
-# %% ../../nbs/44_exported.ipynb #26349c53
+# %% ../../nbs/44_exported.ipynb #eacd562a
 def export_model(
     model:Learner|Predictor|Fusion,     # trained
     xs:Mapping|Sequence|None=None,      # example inputs, by the name of the modality or in order; a learner has its own
@@ -131,13 +131,12 @@ class _Differs(ValueError): "An exported model answers otherwise."
 
 def _check_close(said, want, who):
     "ValueError where the exported model answers otherwise."
-    said, want = torch.as_tensor(said).cpu().float(), want.detach().cpu().float()
-    room = 1e-4*float(want.abs().max()) + 1e-6
-    if said.shape == want.shape and (said - want).abs().max() <= room: return
+    said, want = torch.as_tensor(said).cpu(), want.detach().cpu()
+    if alike(said, want, 1e-3): return
     raise _Differs(f"{who} answers {tuple(said.shape)} where the model answers {tuple(want.shape)}, or other numbers: "
                    "do its answers depend on random draws, or on what it was called with before?")
 
-# %% ../../nbs/44_exported.ipynb #799c4fe4
+# %% ../../nbs/44_exported.ipynb #f4cd4bbd
 def _onnx():
     "The library onnx; ImportError with the remedy where a part is missing."
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]

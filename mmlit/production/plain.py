@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['WAYS', 'coding_state', 'coding_of', 'model_plan', 'is_whole', 'model_of']
 
-# %% ../../nbs/42_plain.ipynb #c2a99a70
+# %% ../../nbs/42_plain.ipynb #75ff225d
 import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
+import sklearn
 import torch
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
@@ -38,7 +40,7 @@ from mmlit.fusion.heads import (
 from ..fusion.models import EarlyFusion, Fusion, FusionModel, JoinedMLP, SelectModalities, as_fusion
 from ..methods.multimodal_loss import MultiProxyHead, ScaledSumHead
 
-# %% ../../nbs/42_plain.ipynb #7f483e12
+# %% ../../nbs/42_plain.ipynb #a1c7e09b
 _CLASSES = {c.__name__: c for c in (Standardize, Vocabulary, TokenIds, AsTensors, TableEncoder, FittedTransform)}
 _MARK = "<fitted>"      # (this, name of a class, its attributes) stands for an object of `_CLASSES`
 WAYS = ("skops", "given")
@@ -71,7 +73,7 @@ def _unpack(value, take)->Any:
     if type(value) in (list, tuple): return type(value)(_unpack(v, take) for v in value)
     return {k: _unpack(v, take) for k, v in value.items()} if isinstance(value, dict) else value
 
-# %% ../../nbs/42_plain.ipynb #aae427c7
+# %% ../../nbs/42_plain.ipynb #74f84d02
 def _table_state(steps, sorts):
     "The fitted numbers of a `TableEncoder`."
     parts:dict[str, Any] = steps.named_transformers_
@@ -110,11 +112,13 @@ def _table_steps(state, sorts):
         parts[f"words of {c}"].idf_ = weights.numpy()
     return steps
 
-# %% ../../nbs/42_plain.ipynb #7fd86046
+# %% ../../nbs/42_plain.ipynb #0d3515c8
 def _skops():
     "The module `skops.io`; ImportError with the remedy."
     try: return importlib.import_module("skops.io")
     except ImportError as e: raise ImportError("this transform needs skops: pip install mmlit[skops]") from e
+
+def _libraries(): return f"scikit-learn {sklearn.__version__}, joblib {joblib.__version__}, numpy {np.__version__}"
 
 def _transform_state(encoder, way):
     "What the file holds of a transformer."
@@ -124,7 +128,7 @@ def _transform_state(encoder, way):
                          "data: transforms='skops' keeps it in a form that is read without running code, "
                          f"transforms='given' leaves it out, and load_predictor(path, transforms={{{name!r}: it}}) "
                          "takes it back")
-    state = dict(shown=shown, digest=joblib.hash(encoder.transform))
+    state = dict(shown=shown, digest=joblib.hash(encoder.transform), made_with=_libraries())
     if one_of("way to keep transforms:", way, WAYS) == "given": return state
     data = bytearray(_skops().dumps(encoder.transform))
     return state | dict(skops=torch.frombuffer(data, dtype=torch.uint8))
@@ -134,6 +138,10 @@ def _transform_of(name, state, given, trusted):
     if name in given:
         check_is_fitted(given[name])
         if joblib.hash(given[name]) == state["digest"]: return given[name]
+        if _libraries() != state["made_with"]:                     # objects of other versions have other digests
+            warnings.warn(f"whether the transform of modality {name!r} is that of the training cannot be told: the "
+                          f"file comes from {state['made_with']}, this is {_libraries()}", stacklevel=3)
+            return given[name]
         raise ValueError(f"the transform of modality {name!r} is not the one that the model was trained with, "
                          f"{state['shown']}, or is fitted on other rows: give learn.dls.encoders[{name!r}].transform")
     if "skops" not in state:
@@ -147,7 +155,7 @@ def _transform_of(name, state, given, trusted):
                      f"{missing}. Where you know them, and the file comes from someone you trust, give "
                      f"trusted={missing}")
 
-# %% ../../nbs/42_plain.ipynb #d44651d3
+# %% ../../nbs/42_plain.ipynb #25e8d5e4
 _TRAINING = ("split", "loss_func", "vocab")
 
 def coding_state(
@@ -174,7 +182,7 @@ def coding_of(
 
 def _is_own(packed): return packed[1] == FittedTransform.__name__
 
-# %% ../../nbs/42_plain.ipynb #d729b0f5
+# %% ../../nbs/42_plain.ipynb #be797343
 def _layers(sequence):
     "Options of `mlp`: what comes in, what is hidden, what comes out, and the dropout."
     lines = [layer for layer in sequence if isinstance(layer, nn.Linear)]
@@ -244,7 +252,7 @@ def _made(part):
     if part["type"] == "InUnits": return InUnits(_made(options["head"]), options["shift"], options["scale"])
     return _PARTS[one_of("part of a model:", part["type"], _PARTS)](**options)
 
-# %% ../../nbs/42_plain.ipynb #40fa7d59
+# %% ../../nbs/42_plain.ipynb #7ef1627e
 def model_plan(
     model:Fusion, # any; parts of a method and hooks do not count
 )->dict|None:     # plain data; parts that are foreign are None in it, and so is the plan of a foreign model

@@ -200,6 +200,16 @@ def test_a_transformer_that_is_given_is_the_one_of_the_training():
         coding_of(state, dict(note=own))
 
 
+def test_a_transformer_of_other_versions_is_taken_with_a_warning():
+    "Its digest holds the version of scikit-learn, so it says nothing then."
+    data, coding = with_transforms(rna=SelectKBest(k=4))
+    state = coding_state(coding, "given")
+    state["encoders"]["rna"][2]["transform"] |= dict(digest="0", made_with="scikit-learn 1.5")
+    with pytest.warns(UserWarning, match="cannot be told: the file comes from scikit-learn 1.5, this is scikit-learn"):
+        same = coding_of(state, dict(rna=coding.encoders["rna"].transform))
+    assert torch.equal(same.encoders["rna"].encode(data.xs["rna"]), coding.encoders["rna"].encode(data.xs["rna"]))
+
+
 # ---- models
 
 DIMS, C = (6, 6, 6), 4

@@ -1,5 +1,7 @@
 "A trained model in one file: it answers raw rows in a fresh process as before, bit for bit, and never runs code."
 
+import hashlib
+import io
 import os
 import pickle
 import subprocess
@@ -151,8 +153,7 @@ def test_each_head(head, tmp_path):
 def test_what_a_method_adds_for_training_is_left_out(method, tmp_path):
     learn = trained(method=method, names=["ward", "note"])
     check_same(learn, tmp_path)
-    held = torch.load(tmp_path / "p.pt", weights_only=True)
-    assert not [k for k in held["weights"] if k.startswith("parts")]
+    assert not [k for k in contents(tmp_path / "p.pt")["weights"] if k.startswith("parts")]
 
 
 def test_a_unimodal_learner(tmp_path):
@@ -335,7 +336,13 @@ def test_a_file_is_read_as_plain_data_only(tmp_path, monkeypatch):
     asked, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: asked.append(options) or load(*args, **options))
     load_predictor(tmp_path / "p.pt")
-    assert [options["weights_only"] for options in asked] == [True]
+    assert [options["weights_only"] for options in asked] == [True, True]
+
+
+def contents(path):
+    "The state inside of a file, which has its digest."
+    data = torch.load(path, weights_only=True)["state"].numpy().tobytes()
+    return torch.load(io.BytesIO(data), weights_only=True)
 
 
 class Harmful:
@@ -356,6 +363,27 @@ def test_code_in_a_file_is_refused_and_not_run(write, tmp_path):
     if write is torch.save:
         torch.load(tmp_path / "p.pt", weights_only=False)
         assert os.path.exists(made)  # it would have
+
+
+def test_code_inside_of_the_state_is_refused_too(tmp_path):
+    "Whoever forges the state can forge its digest."
+    inner = io.BytesIO()
+    torch.save(dict(coding=Harmful(str(tmp_path / "made"))), inner)
+    data = inner.getvalue()
+    state = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    held = dict(format="mmlit predictor", version=1, mmlit="", sha256=hashlib.sha256(data).hexdigest(), state=state)
+    torch.save(held, tmp_path / "p.pt")
+    with pytest.raises(ValueError, match="holds more than plain data, which could run code"):
+        load_predictor(tmp_path / "p.pt")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_file_does_not_depend_on_the_version_of_torch(tmp_path, monkeypatch):
+    learn = trained(names=["ward", "note"], epochs=1)
+    save_predictor(learn, tmp_path / "p.pt")
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    new = {m: NEW[m] for m in learn.dls.modalities}
+    assert np.array_equal(load_predictor(tmp_path / "p.pt").predict_proba(new).to_numpy(), said(learn))
 
 
 def test_a_damaged_file_is_no_answer(tmp_path):
@@ -384,9 +412,9 @@ def test_other_files_and_other_versions(tmp_path):
     learn = trained(names=["ward", "note"], epochs=1)
     save_predictor(learn, tmp_path / "p.pt")
     held = torch.load(tmp_path / "p.pt", weights_only=True)
-    torch.save(held | dict(version=2, made_with=dict(mmlit="9.1")), tmp_path / "later.pt")
+    torch.save(held | dict(version=2, mmlit="9.1"), tmp_path / "later.pt")
     torch.save(learn.model.state_dict(), tmp_path / "weights.pt")
-    torch.save(held | dict(threshold=0.1), tmp_path / "other.pt")
+    torch.save(held | dict(state=held["state"] ^ 1), tmp_path / "other.pt")
     for name, message in (
         ("later", "has version 2 of the format, of mmlit 9.1; this is mmlit .*, which reads version 1"),
         ("weights", "is no file of save_predictor: it holds OrderedDict"),
@@ -475,3 +503,29 @@ def test_on_a_device(tmp_path):
     new = {m: NEW[m] for m in ("ward", "note")}
     here, there = load_predictor(tmp_path / "p.pt"), load_predictor(tmp_path / "p.pt", device="cuda")
     assert there.encode(new)["note"].is_cuda and torch.allclose(here.answers(new), there.answers(new), atol=1e-4)
+
+
+def test_answers_are_compared_by_their_range_and_not_by_their_offset(tmp_path):
+    "A callback that shifts numbers by a tenth of their spread is noticed, however large the numbers are."
+
+    class Tenth(Callback):
+        def after_pred(self):
+            self.learn.pred = self.pred + 2.0
+
+    rng = np.random.default_rng(0)
+    xs = dict(a=rng.normal(size=(N, 3)), b=rng.normal(size=(N, 2)))
+    y = (1e5 + 10 * xs["a"][:, 0] + rng.normal(size=N)).astype(np.float32)
+    learn = multimodal_learner(multimodal_dls(xs, y, device="cpu"))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(30, 1e-2)
+    save_predictor(learn, tmp_path / "p.pt")
+    learn.add_cb(Tenth())
+    with pytest.raises(ValueError, match="another way than its model alone"):
+        save_predictor(learn, tmp_path / "p.pt")
+
+
+def test_a_torch_whose_plain_loading_has_a_hole_is_named(tmp_path, monkeypatch):
+    save_predictor(trained(names=["ward", "note"], epochs=1), tmp_path / "p.pt")
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.warns(UserWarning, match="torch 2.5.1 can be made to run code even by weights_only .CVE-2025-32434"):
+        load_predictor(tmp_path / "p.pt")
