@@ -16,12 +16,14 @@ Models      multimodal_learner; as_fusion, FusionModel: a model in two parts, `e
 Methods     MultiModal, TCMax, MCR, ModalityResampling, GradientModulation; ModalityMonitor watches each modality;
             METHODS has them all, with the baselines, by the names that `compare` knows
 Answers     audit: does this model suffer, and what to do; compare: methods x seeds x data sets under one `Budget`
+Production  save_predictor, load_predictor: answers to raw rows from a file without code; export_model, export_onnx
 Functions   estimate_mi, estimate_cmi, estimate_tc: information from samples, in nats; shapley_values;
             tcmax_loss, mcr_loss, coalition_logits, pairing_logits: the methods in plain torch
 
 On a terminal: `mmlit audit --data emoji`, `mmlit compare --data mfeat,emoji`, `mmlit data`.
 Modules, in reading order: core, information, data, fusion, bounds, permutation, estimators, scores, learner, methods,
-fingerprint, store, runs, pages, audits, benchmark, cli. Each is a chapter of the book, its formulas beside their tests.
+fingerprint, store, runs, pages, audits, benchmark, cli, production. Each is a chapter of the book, its formulas beside
+their tests.
 """
 __version__ = "0.1.0"
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from .methods.multimodal_loss import MultiModal
     from .methods.shapley import ModalityResampling, shapley_values
     from .methods.tcmax import TCMax, tcmax_loss
+    from .production.exported import export_model, export_onnx
+    from .production.predictor import load_predictor, save_predictor
 
 # name -> module; loaded when a name is first asked for, so that `import mmlit` alone loads neither torch nor fastai
 _DOOR = {name: module for module, names in {
@@ -60,20 +64,22 @@ _DOOR = {name: module for module, names in {
     "methods.multimodal_loss": ["MultiModal"],
     "methods.shapley": ["ModalityResampling", "shapley_values"],
     "methods.tcmax": ["TCMax", "tcmax_loss"],
+    "production.exported": ["export_model", "export_onnx"],
+    "production.predictor": ["load_predictor", "save_predictor"],
 }.items() for name in names}
 
 __all__ = [  # noqa: F822
     "AttentionHead", "Budget", "ConcatHead", "DATASETS", "FiLMHead", "FusionModel", "GatedHead", "GradientModulation",
     "MCR", "METHODS", "MLPHead", "ModalityMonitor", "ModalityResampling", "MultiModal", "SumHead", "TCMax",
-    "as_fusion", "audit", "coalition_logits", "compare", "estimate_cmi", "estimate_mi", "estimate_tc", "load_dataset",
-    "mcr_loss", "multimodal_data", "multimodal_dls", "multimodal_learner", "pairing_logits", "shapley_values",
-    "tcmax_loss",
+    "as_fusion", "audit", "coalition_logits", "compare", "estimate_cmi", "estimate_mi", "estimate_tc", "export_model",
+    "export_onnx", "load_dataset", "load_predictor", "mcr_loss", "multimodal_data", "multimodal_dls",
+    "multimodal_learner", "pairing_logits", "save_predictor", "shapley_values", "tcmax_loss",
 ]
 
 
 _ROOMS = (
     "core", "information", "data", "fusion", "bounds", "permutation", "estimators", "scores", "learner", "methods",
-    "fingerprint", "store", "runs", "pages", "audits", "benchmark", "cli",
+    "fingerprint", "store", "runs", "pages", "audits", "benchmark", "cli", "production",
 )
 
 

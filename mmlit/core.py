@@ -186,7 +186,8 @@ def check_features(
         raise ValueError(f"expected one feature tensor per modality, got {[type(z).__name__ for z in zs]}; without "
                          "encoders the features are the inputs, so name them: as_fusion(model, M, encoders=[...])")
     shapes = [tuple(z.shape) for z in zs]
-    if len({s[0] for s in shapes}) > 1: raise ValueError(f"the modalities differ in batch size: shapes {shapes}")
+    if any(s[0] != shapes[0][0] for s in shapes):          # no set: sizes that torch.export traces have no hash
+        raise ValueError(f"the modalities differ in batch size: shapes {shapes}")
     if dims is None: return zs
 
     if len(zs) != len(dims):

@@ -122,9 +122,8 @@ class PartialColumn:
         rows, # positions
     )->"PartialColumn":
         "The same column with these rows only."
-        taken = PartialColumn(self.values, np.zeros(0, dtype=bool))
-        taken.at = self.at[rows]
-        return taken
+        at = self.at[rows]
+        return PartialColumn(_at(self.values, at[at >= 0]), at >= 0)
 
     @property
     def arrays(self)->dict:
@@ -137,8 +136,9 @@ def whole_column(
 ):              # a column of N rows
     "The column with its first row in the place of those that are missing."
     if not isinstance(column, PartialColumn): return column
-    at = column.at.clip(min=0)
-    return column.values[at] if isinstance(column.values, np.ndarray) else column.values.take(at)
+    return _at(column.values, column.at.clip(min=0))
+
+def _at(column, rows): return column[rows] if isinstance(column, np.ndarray) else column.take(rows)
 
 def rows_there(
     column,     # perhaps a `PartialColumn`

@@ -48,7 +48,8 @@ class MixedTable:
             table = table[list(sorts)]
         known = sorts or {}
         read = {str(c): _read(table[c], f"column {str(c)!r} of modality {name!r}", known.get(str(c))) for c in table}
-        self.frame = pd.DataFrame({c: values for c, (values, _) in read.items()})
+        # said explicitly: pandas 3 reads objects as a type of strings in which an empty cell is NaN, no longer None
+        self.frame = pd.DataFrame({c: pd.Series(values, dtype=values.dtype) for c, (values, _) in read.items()})
         self.sorts = {c: sort for c, (_, sort) in read.items()}
         empty = np.flatnonzero(self.frame.isna().all(axis=1))
         if len(empty):

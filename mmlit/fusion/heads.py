@@ -220,7 +220,7 @@ class AttentionHead(FusionHead):
 
     def forward(self, zs):
         tokens = [p(z if z.ndim == 3 else z[:, None]) + k for z, p, k in zip(self.check(zs), self.project, self.kind)]
-        readout = self.kind[-1].expand(len(tokens[0]), 1, -1)
+        readout = self.kind[-1].expand(tokens[0].shape[0], 1, -1)   # `len` would fix it in torch.export
         return self.out(self.transformer(torch.cat([readout, *tokens], dim=1))[:, 0])
 
 # %% ../../nbs/04_heads.ipynb #6808bd4b

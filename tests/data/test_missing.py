@@ -138,6 +138,10 @@ def test_gaps_survive_rows_parts_and_files(data, tmp_path):
     assert np.array_equal(part.xs["note"].present, there[rows, 2]) and np.array_equal(
         part.xs["blood"].present, there[rows, 0]
     )
+    assert len(part.xs["blood"].values) == there[rows, 0].sum()  # what is left out is not kept
+    moved = joined_parts(data.subset(np.arange(60, N)), data.subset(np.arange(60)))
+    order = np.r_[60:N, :60]
+    assert data_digest(moved) == data_digest(data.subset(order).with_split(["train"] * 60 + ["test"] * 60))
     data.save(tmp_path / "gaps.npz")
     assert data_digest(load_npz(tmp_path / "gaps.npz")) == data_digest(data)
     joined = joined_parts(data.subset(np.arange(80)), data.subset(np.arange(80, N)))

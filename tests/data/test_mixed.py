@@ -242,3 +242,16 @@ def test_files_with_other_columns_in_a_table_are_not_joined(data):
     other = data._with(xs=data.xs | dict(clinic=MixedTable(clinic()[0].drop(columns="age"), "clinic")))
     with pytest.raises(ValueError, match="the test file has the modalities .*'smoker': .., 'stage': .., 'remark'"):
         joined_parts(data, other)
+
+
+def test_an_empty_text_is_one_without_words():
+    frame = pd.DataFrame(dict(remark=["pain and ache", "pain", "ache"] * 20, x=np.arange(60.0)))
+    whole = TableEncoder(MixedTable(frame, "m", dict(remark="text", x="number")), np.arange(60))
+    gaps = frame.copy()
+    gaps.loc[[1, 5], "remark"] = None
+    column = MixedTable(gaps, "m", dict(remark="text", x="number"))
+    assert column.frame.remark[1] is None
+    fitted = TableEncoder(column, np.arange(60)).encode(column.frame)
+    assert (fitted[[1, 5], 1:] == 0).all() and (fitted[[0, 2], 1:].sum(1) > 0).all()
+    empty = whole.encode(MixedTable(gaps.assign(remark=gaps.remark.fillna("")), "m", whole.sorts).frame)
+    assert torch.equal(whole.encode(column.frame), empty)

@@ -1,0 +1,273 @@
+"The plain model as a graph with named inputs, in torch.export and in ONNX: the same answers to any number of rows."
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmlit.data.loaders import multimodal_dls
+from mmlit.fusion.heads import HEADS, InUnits, PictureEncoder, SequenceEncoder, TokenEncoder, VectorEncoder
+from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, SelectModalities, as_fusion
+from mmlit.learner import multimodal_learner
+from mmlit.methods.mcr import MCR
+from mmlit.methods.multimodal_loss import MultiModal, MultiProxyHead, ScaledSumHead
+from mmlit.production.exported import export_model, export_onnx, input_names
+from mmlit.production.predictor import load_predictor, save_predictor
+
+ALL = dict(HEADS) | dict(proxies=MultiProxyHead, scaled=ScaledSumHead)
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")),
+    reason="ONNX is an extra: pip install mmlit[onnx]",
+)
+
+
+def batch(n=5, seed=0):
+    "One input of each kind that a default encoder reads."
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "vector": torch.randn(n, 5, generator=draw),
+        "picture": torch.randn(n, 3, 16, 16, generator=draw),
+        "sequence": torch.randn(n, 2, 20, generator=draw),
+        "tokens": torch.randint(11, (n, 6), generator=draw),
+    }
+
+
+def model_with(head, pool=True):
+    torch.manual_seed(0)
+    encoders = [VectorEncoder(5, 8), PictureEncoder(3, 8), SequenceEncoder(2, 8, pool=pool), TokenEncoder(11, 8, pool)]
+    return FusionModel(encoders, head((8,) * 4, 3))
+
+
+def answers(model, xs):
+    with torch.no_grad():
+        return model.eval()(*xs.values())
+
+
+def onnx_answers(path, xs):
+    runtime = pytest.importorskip("onnxruntime", reason="the runtime is an extra: pip install mmlit[onnx]")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == ["logits"]
+    assert [i.name for i in session.get_inputs()] == list(xs)
+    return torch.as_tensor(session.run(None, {name: x.numpy() for name, x in xs.items()})[0])
+
+
+@pytest.mark.parametrize("head", ALL)
+def test_all_default_encoders_and_each_head(head):
+    model = model_with(ALL[head])
+    program = export_model(model, batch())
+    for n in (1, 2, 33):
+        xs = batch(n, seed=n)
+        torch.testing.assert_close(program.module()(**xs), answers(model, xs))
+        backwards = dict(reversed(xs.items()))
+        assert torch.equal(program.module()(**backwards), program.module()(**xs))
+
+
+@needs_onnx
+@pytest.mark.parametrize("head", ["concat", "film", "attention", "proxies"])
+def test_onnx_of_all_default_encoders(head, tmp_path):
+    model = model_with(ALL[head], pool=head != "attention")
+    assert export_onnx(model, tmp_path / "m.onnx", batch()) == ["vector", "picture", "sequence", "tokens"]
+    for n in (1, 2, 33):
+        xs = batch(n, seed=n)
+        torch.testing.assert_close(onnx_answers(tmp_path / "m.onnx", xs), answers(model, xs), atol=1e-4, rtol=1e-4)
+
+
+@needs_onnx
+def test_onnx_is_read_by_the_reference_where_there_is_no_runtime(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    model = FusionModel([VectorEncoder(5, 4), VectorEncoder(3, 4)], HEADS["mlp"]((4, 4), 2))
+    xs = dict(a=torch.randn(3, 5), b=torch.randn(3, 3))
+    assert export_onnx(model, tmp_path / "m.onnx", xs) == ["a", "b"]
+
+
+def test_without_the_libraries_the_remedy_is_said(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    with pytest.raises(ImportError, match=r"ONNX needs onnx: pip install mmlit\[onnx\]"):
+        export_onnx(model_with(HEADS["sum"]), tmp_path / "m.onnx", batch())
+
+
+# ---- learners and predictors
+
+
+def learner(y=None, method=None, **options):
+    rng = np.random.default_rng(0)
+    xs = {"rna seq": rng.normal(size=(120, 6)), "note": [f"word{i % 5} word{i % 3}" for i in range(120)]}
+    y = np.arange(120) % 3 if y is None else y
+    return multimodal_learner(multimodal_dls(xs, y, device="cpu"), method=method, width=8, **options)
+
+
+def inputs_of(learn):
+    *xs, _ = learn.dls.valid.one_batch()
+    return dict(zip(["rna_seq", "note"], xs))
+
+
+@pytest.mark.parametrize("method", [None, MCR(), MultiModal(k=2)])
+def test_what_a_method_added_is_not_exported(method):
+    learn = learner(method=method)
+    modes = [m.training for m in learn.model.train().modules()]
+    program = export_model(learn)
+    assert not [k for k in program.state_dict if ".parts." in k]
+    assert [m.training for m in learn.model.modules()] == modes
+    torch.testing.assert_close(program.module()(**inputs_of(learn)), answers(learn.model, inputs_of(learn)))
+
+
+def test_hooks_are_not_exported():
+    learn = learner()
+    handle = learn.model.register_feature_hook(lambda zs: tuple(0 * z for z in zs))
+    program = export_model(learn)
+    handle.remove()
+    torch.testing.assert_close(program.module()(**inputs_of(learn)), answers(learn.model, inputs_of(learn)))
+
+
+def test_numbers_keep_their_units_and_raw_rows_their_coding(tmp_path):
+    learn = learner(1e4 + 10 * np.random.default_rng(0).normal(size=120))
+    assert isinstance(learn.model.head, InUnits)
+    save_predictor(learn, tmp_path / "p.pt")
+    predictor = load_predictor(tmp_path / "p.pt")
+    rows = {"rna seq": np.ones((3, 6)), "note": ["word1", "unheard of", ""]}
+    xs = predictor.encode(rows)
+    export_model(predictor, xs, tmp_path / "p.pt2")
+    said = torch.export.load(tmp_path / "p.pt2").module()(rna_seq=xs["rna seq"], note=xs["note"])
+    torch.testing.assert_close(said, predictor.answers(rows))
+    assert (said > 9000).all()
+
+
+@needs_onnx
+def test_names_that_are_no_names_of_code_are_so_in_onnx_too(tmp_path):
+    learn = learner()
+    assert export_onnx(learn, tmp_path / "m.onnx") == ["rna_seq", "note"]
+    said = onnx_answers(tmp_path / "m.onnx", inputs_of(learn))
+    torch.testing.assert_close(said, answers(learn.model, inputs_of(learn)), atol=1e-4, rtol=1e-4)
+
+
+def test_frozen_weights_make_no_difference():
+    "Without gradients torch takes a fused transformer layer, which ONNX does not know."
+    model = model_with(HEADS["attention"], pool=False).requires_grad_(False)
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    program = export_model(model, batch())
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+    assert not [n for n in program.graph.nodes if "_transformer_encoder_layer_fwd" in str(n.target)]
+
+
+# ---- models of others
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(5, 4), nn.Linear(3, 4), nn.Linear(8, 2)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, a, b):
+        return self.out(self.norm(torch.cat([self.left(a), self.right(b)], 1)))
+
+
+class Halves(Pair):
+    def encode(self, a, b):
+        return self.left(a), self.right(b)
+
+    def fuse(self, zs):
+        return self.out(torch.cat(tuple(zs), 1))
+
+
+PAIR = dict(a=torch.randn(6, 5), b=torch.randn(6, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: as_fusion(Pair(), 2),
+        lambda: as_fusion(Pair(), 2, encoders=["left", "right"]),
+        lambda: as_fusion(Halves(), 2),
+        lambda: EarlyFusion(JoinedMLP([(5,), (3,)], 2), 2),
+        lambda: SelectModalities(FusionModel([VectorEncoder(3, 4)], HEADS["sum"]((4,), 2)), [1], 2),
+    ],
+    ids=["early", "named", "halves", "joined", "selected"],
+)
+def test_each_way_to_cut_a_model(make, tmp_path):
+    model = make()
+    torch.testing.assert_close(export_model(model, PAIR).module()(**PAIR), answers(model, PAIR))
+    program = export_model(model, tuple(PAIR.values()))
+    torch.testing.assert_close(program.module()(x1=PAIR["a"], x2=PAIR["b"]), answers(model, PAIR))
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+
+    def forward(self, x):
+        return (self.embedding(x["ids"]) * x["mask"][..., None]).sum(1)
+
+
+def test_an_input_of_several_tensors(tmp_path):
+    model = FusionModel([VectorEncoder(5, 4), Reader()], HEADS["mlp"]((4, 4), 2))
+    text = dict(ids=torch.randint(9, (6, 7)), mask=torch.rand(6, 7) < 0.5)
+    xs = dict(a=PAIR["a"], text=text)
+    program = export_model(model, xs)
+    torch.testing.assert_close(program.module()(**xs), answers(model, xs))
+    if importlib.util.find_spec("onnxscript") is None:
+        pytest.skip("ONNX is an extra: pip install mmlit[onnx]")
+    assert export_onnx(model, tmp_path / "m.onnx", xs) == ["a", "text_ids", "text_mask"]
+    said = onnx_answers(tmp_path / "m.onnx", dict(a=xs["a"], text_ids=text["ids"], text_mask=text["mask"]))
+    torch.testing.assert_close(said, answers(model, xs), atol=1e-5, rtol=1e-4)
+
+
+class Branches(Pair):
+    def forward(self, a, b):
+        return super().forward(a, b) if a.mean() > 0 else super().forward(-a, b)
+
+
+class Counts(Pair):
+    def forward(self, a, b):
+        return super().forward(a, b) + torch.zeros(len(a), 1)
+
+
+class Numbers(Pair):
+    def forward(self, a, b):
+        return torch.as_tensor(np.tanh(a.detach().numpy()))
+
+
+class Draws(Pair):
+    def forward(self, a, b):
+        return super().forward(a, b) + torch.randn(a.shape[0], 2)
+
+
+@pytest.mark.parametrize(
+    "module, why",
+    [
+        (Branches, "Branches cannot be exported: which way the code goes depends on values of its inputs"),
+        (Counts, "Counts cannot be exported: the code takes the number of rows for a constant"),
+        (Numbers, "Numbers cannot be exported: its code does what a graph of tensors cannot hold"),
+        (Draws, "do its answers depend on random draws"),
+    ],
+)
+def test_a_model_that_cannot_be_exported_is_told_why(module, why):
+    with pytest.raises(ValueError, match=why):
+        export_model(as_fusion(module(), 2), PAIR)
+
+
+def test_examples_that_do_not_fit():
+    model = as_fusion(Pair(), 2)
+    gaps = dict(values=PAIR["a"], present=torch.ones(6, dtype=torch.bool))
+    for xs, message in (
+        (None, "an example is missing"),
+        (dict(a=PAIR["a"]), "the model takes 2 inputs, and the example has 1"),
+        (dict(a=gaps, b=PAIR["b"]), "takes rows that have every modality"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(model, xs)
+    with pytest.raises(ValueError, match=r"the example has the inputs \['a', 'b'\], expected \['rna seq', 'note'\]"):
+        export_model(learner(), PAIR)
+    with pytest.raises(ValueError, match="Pair is no model in two parts"):
+        export_model(Pair(), PAIR)
+
+
+def test_names_of_inputs():
+    assert input_names(["a", "a b", "1st", "é", "for"]) == ["a", "a_b", "_1st", "é", "for_"]
+    with pytest.raises(ValueError, match="'a b' and 'a.b' both become the input 'a_b'"):
+        input_names(["a b", "c", "a.b"])
