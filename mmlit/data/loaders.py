@@ -32,6 +32,7 @@ from mmlit.data.splits import (
     TokenIds,
     Vocabulary,
     check_split,
+    fewer_rows,
     fit_encoder,
     given_split,
     grouped_split,
@@ -397,6 +398,7 @@ def multimodal_dls(
     drop_last:bool=True,             # leave an incomplete training batch out, unless it is the only one
     path=".",                        # where `Learner` saves
     transform:dict|None=None,        # modality's name -> transformer of scikit-learn, fitted on the training part
+    n_train:int|None=None,           # at most so many training rows, see `fewer_rows`; None: all
 )->MultimodalDataLoaders:
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
@@ -412,6 +414,7 @@ def multimodal_dls(
     elif data.parts is not None: parts = given_split(data.parts, data.y, data.groups, valid, seed)
     else: parts = grouped_split(data.y, data.groups, test, valid, seed)
     check_split(parts, data.y, data.groups)
+    if n_train is not None: parts = fewer_rows(parts, data.y, data.groups, n_train, seed)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
     _check_classes(data, parts.train)
 
