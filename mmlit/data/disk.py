@@ -180,7 +180,7 @@ def _index_of(tables, index, folder):
                       "this is right", stacklevel=5)
         return found[0]
     what = f"each of {found} could tell" if found else "no column is in all of them, with another value in each row"
-    raise ValueError(f"which rows of {', '.join(tables)} in {folder} belong together is not known: {what}; give the "
+    raise ValueError(f"which rows of {', '.join(tables)} in {folder} belong together is in doubt: {what}; give the "
                      "column that names the rows, index=")
 
 def _check_names(column, where):
