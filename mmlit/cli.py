@@ -115,7 +115,8 @@ def _is_table(text):
     "Is it a table or a folder, and no name of the catalogue?"
     from mmlit.data.catalogue import DATASETS
     path = Path(text)
-    return text not in DATASETS and (path.suffix.lower() in (".csv", ".tsv", ".parquet") or path.is_dir())
+    file = path.suffix.lower() in (".csv", ".tsv", ".parquet")
+    return text not in DATASETS and (file or path.is_dir() or text.endswith("/"))
 
 def _read(args, several=False)->Any:
     "What --data names: a data set, or names where nothing else is said of them."

@@ -167,6 +167,7 @@ def test_a_file_and_a_set_with_options_are_told_about_as_they_are(said):
         (["audit", "--data", "digits", "--valid", "x.npz"], "--valid is given without --test"),
         (["compare", "--data", "digits,a.csv"], "a.csv is a table among other data sets"),
         (["compare", "--data", "gone.csv", "--target", "y"], "gone.csv does not exist"),
+        (["compare", "--data", "gone/", "--target", "y"], "gone does not exist"),
     ],
 )
 def test_wrong_input_is_said_before_training(said, tmp_path, args, message):

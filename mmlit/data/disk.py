@@ -175,6 +175,7 @@ def _index_of(tables, index, folder):
     if len(tables) == 1: return None
     first, *others = tables.values()
     found = [c for c in first if all(c in t and not _no_names(t[c]) for t in tables.values())]
+    if _NAMELESS in found and pd.api.types.is_integer_dtype(first[_NAMELESS].dtype): found.remove(_NAMELESS)
     if len(found) == 1:
         warnings.warn(f"the files of {folder} are joined by their column {found[0]!r}; index={found[0]!r} says that "
                       "this is right", stacklevel=5)

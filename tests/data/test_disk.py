@@ -148,7 +148,7 @@ def test_gaps_repeats_and_leaks_are_still_said(table, tmp_path):
         (dict(split="part"), "unknown column of a, for the split: 'part'"),
         (dict(split=["train", "test"]), "split has shape .2,., expected a word for each of 60 rows"),
         (dict(index="sex"), "column 'sex' of .*a.csv names no rows: '[fm]' is in two rows; a column of groups"),
-        (dict(task="clasification"), "did you mean 'classification'"),
+        (dict(task="regressio"), "did you mean 'regression'"),
         (dict(valid="b.csv"), "valid is given without test"),
         (dict(test="gone.csv"), "gone.csv does not exist"),
     ],
@@ -277,6 +277,18 @@ def test_two_columns_that_could_name_the_rows_are_in_doubt(table, tmp_path):
     folder = files(tmp_path / "s", **{k: t.assign(row=range(N)) for k, t in by_file(table).items()})
     with pytest.raises(ValueError, match=r"each of \['patient', 'row'\] could tell"):
         load_table(folder, target="stage")
+
+
+def test_numbers_of_rows_without_a_name_are_no_names_unless_that_is_said(table, tmp_path):
+    for k, t in by_file(table).items():
+        t.drop(columns="patient").to_csv(tmp_path / f"{k}.csv")
+    with pytest.raises(ValueError, match="no column is in all of them"):
+        load_table(tmp_path, target="stage")
+    assert quietly(tmp_path, target="stage", index="Unnamed: 0").modalities == ["clinic", "rna"]
+    for k, t in by_file(table).items():
+        t.set_index("patient").rename_axis(None).to_csv(tmp_path / f"{k}.csv")
+    with pytest.warns(UserWarning, match="joined by their column 'Unnamed: 0'"):
+        assert load_table(tmp_path, target="stage").modalities == ["clinic", "rna"]
 
 
 def test_numbers_and_words_that_name_one_row_are_one_name(table, tmp_path):
