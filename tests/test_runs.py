@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastai.learner import Learner
 from fastai.optimizer import SGD
+from fastai.torch_core import default_device, defaults
 
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
@@ -22,7 +24,7 @@ from mmlit.learner import FusionMethod, Run, joint_run, multimodal_learner
 from mmlit.methods.baselines import pretrained_run, unimodal_run
 from mmlit.runs import Job, RunsFailed, train_missing, train_run
 from mmlit.store import RunStore, Source, loaders, safe_name
-from mmlit.training import Budget
+from mmlit.training import Budget, on_device
 
 SMALL = Budget(epochs=1, width=8)
 
@@ -163,8 +165,8 @@ def test_another_process_has_the_same_keys(data):
 def test_a_source_is_a_data_set_or_loaders_and_nothing_else(data):
     dls = multimodal_dls(data, bs=16)
     assert isinstance(data, Source) and isinstance(dls, Source) and not isinstance("digits", Source)
-    assert loaders(dls, 3, 64) is dls and loaders(data, 3, 64).train.bs == 64
-    first = [next(iter(loaders(dls, seed, 64).train))[-1].tolist() for seed in (0, 0, 1)]
+    assert loaders(dls, 3, Budget()) is dls and loaders(data, 3, Budget()).train.bs == 64
+    first = [next(iter(loaders(dls, seed, Budget()).train))[-1].tolist() for seed in (0, 0, 1)]
     assert first[0] == first[1] != first[2]  # a seed shuffles loaders, too
 
 
@@ -297,3 +299,65 @@ def test_a_run_keeps_the_score_by_which_its_epochs_were_chosen(rare, monitor):
     xs = {m: rng.normal(size=(400, 3)).astype("float32") + y[:, None] for m in "ab"}
     info = train_run(joint_run(), MultimodalData("two", xs, y, ["no", "yes"]), 0, replace(SMALL, epochs=3))[0].info
     assert info["monitor"] == monitor and len(info["validation"]) == 3 and np.isfinite(info["validation"]).all()
+
+
+# ---- where and on how much is trained
+
+
+def test_processes_train_on_the_device_of_the_caller(data, tmp_path):
+    def elsewhere(dls, budget, models):
+        if defaults.use_cuda is not False:
+            raise ValueError("not told")
+        return joint_run().make(dls, budget, models)
+
+    jobs = [Job(data, Run("told", elsewhere), seed) for seed in (0, 1)]
+    with pytest.raises(RunsFailed, match="not told"):
+        train_missing(jobs, RunStore(tmp_path), SMALL, workers=2, progress=False)
+    with on_device("cpu"):
+        train_missing(jobs, RunStore(tmp_path), SMALL, workers=2, progress=False)
+    assert defaults.use_cuda is None
+
+
+@pytest.mark.parametrize("device", ["cpu", None])
+def test_a_device_is_put_back_after_an_error(device):
+    before = defaults.use_cuda, default_device()
+    with pytest.raises(KeyError), on_device(device):
+        raise KeyError
+    assert (defaults.use_cuda, default_device()) == before
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:0", "cuda:x", "cuda:-1", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match="there is no device|unknown device"), on_device(device):
+        raise AssertionError
+
+
+def test_mixed_precision_is_on_while_training_and_off_for_the_answers(data, monkeypatch):
+    order = []
+    monkeypatch.setattr(Learner, "to_fp16", lambda self: order.append("to_fp16"))
+    monkeypatch.setattr(Learner, "to_fp32", lambda self: order.append("to_fp32"))
+    fit, ask = Learner.fit_one_cycle, Learner.get_preds
+    monkeypatch.setattr(Learner, "fit_one_cycle", lambda self, *a, **k: (order.append("fit"), fit(self, *a, **k)))
+    monkeypatch.setattr(Learner, "get_preds", lambda self, **k: (order.append("ask"), ask(self, **k))[1])
+    train_run(joint_run(), data, 0, replace(SMALL, amp=True))
+    assert order == ["to_fp16", "fit", "to_fp32", "ask", "ask"]
+    order.clear()
+    train_run(joint_run(), data, 0, SMALL)
+    assert order == ["fit", "ask", "ask"]
+
+
+@pytest.mark.cuda
+def test_mixed_precision_trains_on_a_gpu(data):
+    answer, _ = train_run(joint_run(), data, 0, Budget(epochs=5, amp=True))
+    assert (answer.test.argmax(1) == answer.y_test).mean() > 0.8 and answer.test.dtype == np.float32
+
+
+def test_fewer_training_rows_are_part_of_what_tells_runs_apart(data, tmp_path):
+    store, few = RunStore(tmp_path), replace(SMALL, n_train=100)
+    assert store.path(data, joint_run(), 0, few) != store.path(data, joint_run(), 0, SMALL)
+    train_missing([Job(data, joint_run(), seed) for seed in (0, 1)], store, few, workers=1, progress=False)
+    for seed in (0, 1):
+        answer, whole = store.answer(data, joint_run(), seed, few), loaders(data, seed, SMALL)
+        assert answer.info["n_train"] == 100 and np.array_equal(answer.y_test, data.y[whole.split.test])
+    with pytest.raises(ValueError, match="n_train=100 is given for loaders"):
+        train_run(joint_run(), multimodal_dls(data), 0, few)

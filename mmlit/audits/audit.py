@@ -219,8 +219,8 @@ def _take_in(given, data, budget, seeds, absent, smallest):
     budget, which = _check_budget(budget, learner, source), which_seeds(seeds)
     source, loss = _with_loss(source, learner)
     if isinstance(source, MultimodalData):
-        for seed in which[1:]: loaders(source, seed, budget.bs)           # a split that fails, fails now
-    dls, name = loaders(source, which[0], budget.bs), _name(model)
+        for seed in which[1:]: loaders(source, seed, budget)              # a split that fails, fails now
+    dls, name = loaders(source, which[0], budget), _name(model)
 
     if model is not None:
         model = _check_model(model, dls)
@@ -298,7 +298,7 @@ def _train(subject, runs, store, workers, progress):
         left = [seed for seed in subject.seeds if seed not in failed]
         if not left: raise
         note = _NOTES["lost"].format(seeds=", ".join(map(str, sorted(failed))), failure=failure)
-        return replace(subject, seeds=left, dls=loaders(subject.source, left[0], subject.budget.bs)), [note]
+        return replace(subject, seeds=left, dls=loaders(subject.source, left[0], subject.budget)), [note]
     return subject, []
 
 class _Done(NamedTuple):
@@ -308,7 +308,7 @@ class _Done(NamedTuple):
 
 def _measure_seed(subject, runs, alone, store, seed):
     "Measure the joint model beside its companions of one seed."
-    dls = loaders(subject.source, seed, subject.budget.bs)
+    dls = loaders(subject.source, seed, subject.budget)
     def key(run): return subject.source, run, seed, subject.budget
     def trained(name): return store.model(*key(runs[name])).to(dls.device)
     def said(run): return store.answer(*key(run))

@@ -16,11 +16,10 @@ from .results import Comparison
 from ..core import one_of
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
-from ..data.loaders import multimodal_dls
 from ..learner import METHODS, Method
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import gains
-from ..store import RunStore
+from ..store import RunStore, loaders
 from ..training import Budget
 
 # %% ../../nbs/40_comparison.ipynb #8765616a
@@ -104,7 +103,7 @@ def compare(
     check_budget(budget)
 
     for data in sets.values():
-        for seed in which: multimodal_dls(data, bs=budget.bs, seed=seed)
+        for seed in which: loaders(data, seed, budget)
 
     # a method's runs are made once: what is stored is found again by what they are made of, as it was before training
     runs = {(data, name): list(method.runs(sets[data].modalities)) for data in sets for name, method in used.items()}

@@ -107,7 +107,7 @@ def load_dataset(
 def _info(name):
     "The entry of a set."
     try: return DATASETS[one_of("data set", name, DATASETS)]
-    except ValueError as e: raise ValueError(f"{e}; or the path of an .npz file") from None
+    except ValueError as e: raise ValueError(f"{e}; or the path of an .npz file; of tables see load_table") from None
 
 def _options(name, load, options)->dict[str, Any]:
     "The options as the loader's own are: a word is never taken for a truth value. ValueError naming option and value."

@@ -323,7 +323,7 @@ class MultimodalData:
     def missing(self)->dict[str, float]:
         "The share of samples that lack a modality, by name, where there are any."
         partial = {m: x.present for m, x in self.xs.items() if isinstance(x, PartialColumn)}
-        return {m: float(1 - there.mean()) for m, there in partial.items() if not there.all()}
+        return {m: float((~there).mean()) for m, there in partial.items() if not there.all()}
 
     def __len__(self): return len(self.y)
 

@@ -39,6 +39,7 @@ from mmlit.data.splits import (
     Vocabulary,
     check_classes,
     check_split,
+    fewer_rows,
     fit_encoder,
     given_split,
     grouped_split,
@@ -414,6 +415,7 @@ def multimodal_dls(
     transform:dict|None=None,        # modality's name -> transformer of scikit-learn, fitted on the training part
     presence=None,                   # which sample has which modality, see `presence_columns`; None: empty rows lack it
     layout:dict|None=None,           # modality's name -> channels_first or time_first, of sequences
+    n_train:int|None=None,           # at most so many training rows, see `fewer_rows`; None: all
 )->MultimodalDataLoaders:
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
@@ -430,6 +432,7 @@ def multimodal_dls(
     elif data.parts is not None: parts = given_split(data.parts, data.y, data.groups, valid, seed)
     else: parts = grouped_split(data.y, data.groups, test, valid, seed)
     check_split(parts, data.y, data.groups)
+    if n_train is not None: parts = fewer_rows(parts, data.y, data.groups, n_train, seed)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
     check_classes(data, parts.train)
 

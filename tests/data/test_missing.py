@@ -63,7 +63,7 @@ def test_empty_rows_are_missing_and_said():
     with pytest.warns(UserWarning, match=r"samples of data lack a modality: 'blood' in 2\d"):
         data = multimodal_data(columns, y)
     assert all(np.array_equal(data.xs[m].present, there[:, i]) for i, m in enumerate(data.modalities))
-    assert data.missing == {m: 1 - there[:, i].mean() for i, m in enumerate(data.modalities)}
+    assert data.missing == {m: (~there[:, i]).mean() for i, m in enumerate(data.modalities)}
     assert f"blood (vector 5, {1 - there[:, 0].mean():.0%} missing)" in repr(data)
 
 

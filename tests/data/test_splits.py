@@ -11,6 +11,7 @@ from mmlit.data.splits import (
     TokenIds,
     Vocabulary,
     check_split,
+    fewer_rows,
     fit_encoder,
     grouped_split,
     split_hash,
@@ -93,3 +94,53 @@ def test_words_and_ids_come_back():
     ids = np.array([[3, 1, 0], [2, 0, 0]])
     assert isinstance(fit_encoder(ids, "tokens", np.arange(1)), TokenIds)
     assert fit_encoder(ids, "tokens", np.arange(1)).decode(torch.tensor([3, 1, 0])) == "3 1"
+
+
+# ---- fewer training rows
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("n", [40, 100, 333])
+def test_fewer_rows_are_a_stratified_draw_of_whole_groups(grouped, n):
+    rng = np.random.default_rng(n)
+    y = rng.choice(4, 2000, p=[0.5, 0.3, 0.15, 0.05])
+    groups = rng.integers(0, 700, 2000) if grouped else None
+    whole = grouped_split(y, groups)
+    few = fewer_rows(whole, y, groups, n, seed=3)
+    assert few.valid is whole.valid and few.test is whole.test
+    assert set(few.train) <= set(whole.train) and n - 3 <= len(few.train) <= n
+    share = np.bincount(y[whole.train]) / len(whole.train)
+    assert np.abs(np.bincount(y[few.train], minlength=4) - n * share).max() <= (6 if grouped else 1)
+    if grouped:
+        rest = np.setdiff1d(whole.train, few.train)
+        assert not set(groups[few.train]) & set(groups[rest])
+    assert np.array_equal(few.train, fewer_rows(whole, y, groups, n, seed=3).train)
+    assert not np.array_equal(few.train, fewer_rows(whole, y, groups, n, seed=4).train)
+
+
+def test_fewer_rows_of_a_regression_keep_its_fifths():
+    y = np.random.default_rng(0).normal(size=1000)
+    whole = grouped_split(y)
+    few = fewer_rows(whole, y, n=50)
+    edges = np.quantile(y[whole.train], [0.2, 0.4, 0.6, 0.8])
+    assert np.bincount(np.digitize(y[few.train], edges)).tolist() == [10] * 5
+
+
+def test_fewer_rows_of_several_labels_keep_their_shares():
+    y = (np.random.default_rng(0).random((1000, 3)) < [0.5, 0.2, 0.1]).astype(np.float32)
+    whole = grouped_split(y)
+    few = fewer_rows(whole, y, n=100)
+    assert len(few.train) == 100 and np.abs(y[few.train].sum(0) - 100 * y[whole.train].mean(0)).max() <= 3
+
+
+def test_fewer_rows_that_cannot_be_drawn_are_refused():
+    y = np.repeat([0, 1], 50)
+    whole = grouped_split(y)
+    for wrong in (0, 2.5, "3", True):
+        with pytest.raises(ValueError, match="n_train must be a whole number"):
+            fewer_rows(whole, y, n=wrong)
+    with pytest.raises(ValueError, match="1 training rows hold none of class [01] .1 of 2 classes"):
+        fewer_rows(whole, y, n=1)
+    tens = np.arange(100) // 10
+    with pytest.raises(ValueError, match="no group has 9 training rows or fewer, the smallest has 10"):
+        fewer_rows(grouped_split(y, tens), y, tens, n=9)
