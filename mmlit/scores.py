@@ -6,7 +6,7 @@
 __all__ = ['confidence_gaps', 'expected_calibration_error', 'classification_scores', 'regression_scores', 'multilabel_scores',
            'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'sampling_deviation',
            'paired_intervals', 'paired_table', 'bootstrap_interval', 'widened', 'one_split_interval',
-           'one_split_intervals']
+           'one_split_intervals', 'drawn_interval', 'drawn_intervals']
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
@@ -193,8 +193,9 @@ def best_on_validation(
     answers,  # of `Answer`
     data,     # what they answer: its `task`, or its `classes`, says which score decides
 ):
-    "The answer with the best validation score; of equals, the first."
-    task = getattr(data, "task", data.classes)
+    "The answer with the best validation score, of the metric that was chosen for the data; of equals, the first."
+    task, metric = getattr(data, "task", data.classes), getattr(data, "metric", None)
+    if metric is not None: return max(answers, key=lambda a: metric.goodness(a.valid, a.y_valid, task))
     return max(answers, key=lambda a: a.scores("valid", task)[headline(task)])
 
 # %% ../nbs/12_scores.ipynb #2866b87c
@@ -239,7 +240,8 @@ def sampling_deviation(
     return math.sqrt(share*(1 - share)/n)
 
 # %% ../nbs/12_scores.ipynb #ce5171f0
-_SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "exact_match", "average_precision", "auc", "ece")
+_SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "exact_match", "average_precision", "auc", "ece",
+           "f1", "auroc")
 _EQUAL = 1e-12     # scores of two seeds that agree so far are one score twice, or the rounding of it
 
 def paired_intervals(
@@ -377,12 +379,39 @@ def one_split_intervals(
     groups=None,                                   # group id of each test row, (N,)
 )->dict[str, tuple]:                               # as of `paired_intervals`
     "What `paired_intervals` is for many splits, for runs on one: paired by seed and by test row."
-    share, (low, high) = score == "accuracy", _ends(score)
-    def interval(rows, low, high): return _clipped(one_split_interval(rows, groups, share), low, high)
-    base = values.get(reference)
+    return _paired(values, reference, score, lambda runs: one_split_interval(runs, groups, score == "accuracy"))
+
+def _paired(values, reference, score, interval_of):
+    "The interval of each method, and that of its differences to the reference, paired by seed."
+    base, (low, high) = values.get(reference), _ends(score)
+    def interval(runs, low, high): return _clipped(interval_of(runs), low, high)
     def difference(method):
         if base is None or method == reference: return None
         seeds = sorted(set(values[method]) & set(base))
         if not seeds: return Interval(*[math.nan]*3)
         return interval([values[method][s] - base[s] for s in seeds], low - high, high - low)
     return {m: (interval(list(by.values()), low, high), difference(m)) for m, by in values.items()}
+
+# %% ../nbs/12_scores.ipynb #85383301
+def drawn_interval(
+    runs,            # of S runs on the same test rows, (S, 1 + K): the score, and that of K draws of rows; NaN: none
+    level:float=.95,
+)->Interval:
+    "What `one_split_interval` is for means, for scores that are none."
+    runs = np.asarray(runs, dtype=np.float64)
+    if runs.ndim != 2 or runs.shape[1] < 2:
+        raise ValueError(f"expected a score and those of draws for each run, (S, 1 + K), got shape {runs.shape}")
+    mean, drawn = float(runs[:, 0].mean()), runs[:, 1:].mean(0)
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn): return Interval(mean, math.nan, math.nan)
+    low, high = np.quantile(drawn, [(1 - check_level(level))/2, (1 + level)/2])
+    rows = Interval(mean, min(float(low), mean), max(float(high), mean))
+    return rows if len(runs) == 1 else widened(corrected_interval(runs[:, 0], 0., level), rows)
+
+def drawn_intervals(
+    values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> the score and that of each draw, (1 + K,)
+    reference:str="ensemble",                      # differences are taken to this method
+    score:str="f1",                                # which score
+)->dict[str, tuple]:                               # as of `paired_intervals`
+    "What `one_split_intervals` is for means, for scores that are none: paired by seed and by draw."
+    return _paired(values, reference, score, drawn_interval)

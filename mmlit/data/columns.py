@@ -270,6 +270,7 @@ class MultimodalData:
     transform:dict[str, Any]  # modality's name -> transformer of scikit-learn
     truth:dict[str, Any]
     row_truth:dict[str, np.ndarray]
+    metric:Any = None         # a `Metric` that decides, see `with_metric`; None: accuracy or R2
 
     def __init__(self,
         name:str,                   # what tables call it
