@@ -112,6 +112,7 @@ def _add_compare(parser):
     _add(parser, "--methods", "unimodal,ensemble,joint", "methods; all: each of them; list: say which there are",
          metavar="NAMES")
     _add(parser, "--reference", "ensemble", "differences are taken to this row", metavar="NAME")
+    _add(parser, "--metric", None, "the score that decides, such as balanced_accuracy, f1, auroc, mae", metavar="NAME")
     _add_training(parser, seeds=5)
 
 def _compare(args):
@@ -123,7 +124,7 @@ def _compare(args):
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
     data = _with_parts(args)
     found = compare(_names(data) if isinstance(data, str) else data, methods, args.seeds, _budget(args), args.out,
-                    reference=args.reference, workers=args.workers or None)
+                    reference=args.reference, metric=args.metric, workers=args.workers or None)
 
     page = Path(args.out)/"compare.html"
     found.table.to_csv(page.with_suffix(".csv"), index=False)

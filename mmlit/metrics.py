@@ -17,7 +17,6 @@ import torch
 from scipy import stats
 from sklearn import metrics
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from torch import Tensor
 
 from .core import TASKS, group_ids, log_likelihood, one_of
 from .data.columns import MultimodalData
@@ -155,14 +154,14 @@ def register_metric(
     function:Callable,                   # function(y, answers) -> number, as those of scikit-learn
     tasks:Sequence[str]=("classification",), # some of `TASKS`
     larger:bool=True,                    # is more better?
-    takes:str="labels",                  # the answers are "labels", which are numbers for a regression; or "probabilities"
+    takes:str="labels",                  # of which answers: "labels" (of a regression: numbers) or "probabilities"
 )->Metric:
     "Enter a metric into `METRICS`; ValueError where the name belongs to another one."
     if not callable(function): raise ValueError(f"function(y, answers) -> number is expected, got {function!r}")
     tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     for task in tasks: one_of("task", task, TASKS)
     made = Metric(name, tasks, larger, function, one_of("answers", takes, ("labels", "probabilities")))
-    if _METRICS.get(name, made) != made: raise ValueError(f"there is another metric {name!r} already: choose another name")
+    if _METRICS.get(name, made) != made: raise ValueError(f"there is another metric {name!r}: choose another name")
     _METRICS[name] = made
     return made
 

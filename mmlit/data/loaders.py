@@ -62,7 +62,7 @@ class Coding:
         max_words:int=32,       # longer texts are cut
     ):
         self.modalities, self.kinds, self.split = data.modalities, data.kinds, split
-        self.classes, self.task = data.classes, data.task
+        self.classes, self.task, self.metric = data.classes, data.task, data.metric
         fit = partial(fit_encoder, rows=split.train, standardize=standardize, min_count=min_count, max_words=max_words)
         y, own = data.y[split.train], data.transform
         transformed = lambda m, x: FittedTransform(own[m], x, split.train, y, m, standardize)
