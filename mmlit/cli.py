@@ -89,6 +89,7 @@ def _with_parts(args):
 def _add_audit(parser):
     _add(parser, "--data", "emoji", "a data set: name, name?option=value, or an .npz file", metavar="NAME")
     _add_parts(parser)
+    _add(parser, "--metric", None, "the score that decides, such as balanced_accuracy, auroc, mae", metavar="NAME")
     _add(parser, "--absent", "zero_feature", "what stands for a missing modality: zero_feature or zero_input",
          metavar="NAME")
     _add_training(parser, seeds=1)
@@ -97,7 +98,7 @@ def _audit(args):
     from mmlit.audits.audit import audit
     from mmlit.store import safe_name
     found = audit(data=_with_parts(args), budget=_budget(args), seeds=args.seeds, absent=args.absent,
-                  out=args.out, workers=args.workers or None)
+                  metric=args.metric, out=args.out, workers=args.workers or None)
 
     page = Path(args.out)/f"audit-{safe_name(Path(found.name).name)}.html"
     found.to_json(page.with_suffix(".json"))

@@ -6,6 +6,7 @@
 __all__ = ['METRICS', 'Metric', 'metric_of', 'register_metric', 'with_metric', 'check_metric', 'drawn_scores']
 
 # %% ../nbs/12b_metrics.ipynb #9c0e991d
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from sklearn import metrics
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 from .core import TASKS, group_ids, log_likelihood, one_of
-from .data.columns import MultimodalData
 from .scores import gains
 
 # %% ../nbs/12b_metrics.ipynb #246d8ddf
@@ -85,8 +85,8 @@ _TAKEN = dict(labels=_answered, probabilities=_probabilities,
 def _macro(name, score):
     "The mean of a score of one class against the rest over classes, or labels, that some rows have and others not."
     def mean(y, p):
-        there = y if y.ndim == 2 else y[:, None] == np.arange(p.shape[1])
-        mixed = [c for c in range(p.shape[1]) if 0 < there[:, c].sum() < len(y)]
+        there:Any = y if y.ndim == 2 else np.equal.outer(y, np.arange(len(p.T)))
+        mixed = [c for c in range(len(p.T)) if 0 < there[:, c].sum() < len(y)]
         if not mixed: raise ValueError(f"{name} compares classes, and these {len(y)} rows are all alike")
         return np.mean([score(there[:, c], p[:, c]) for c in mixed])
     return mean
@@ -94,12 +94,14 @@ def _macro(name, score):
 def _balanced(y, answer):
     "The mean over classes of the share that is right; of several labels, the mean over labels of that."
     if y.ndim == 2: return np.mean([_balanced(a, b) for a, b in zip(y.T.astype(int), answer.T)])
-    return metrics.recall_score(y, answer, average="macro", labels=np.unique(y), zero_division=0)
+    return metrics.recall_score(y, answer, average="macro", labels=np.unique(y), zero_division=0)    # pyright: ignore
 
 def _f1(y, answer): return metrics.f1_score(y, answer, average="macro", zero_division=0)     # pyright: ignore
 def _kappa(y, answer): return metrics.cohen_kappa_score(y, answer, weights="quadratic")
-def _spearman(y, answer): return np.mean([stats.spearmanr(*pair)[0] for pair in zip(_columns(y), _columns(answer))])
 def _columns(x): return x.reshape(len(x), -1).T
+def _spearman(y, answer):
+    each:list[Any] = [stats.spearmanr(a, b)[0] for a, b in zip(_columns(y), _columns(answer))]
+    return np.mean(each)
 
 def _errors(out, y): return (out.double() - y.reshape(out.shape)).abs().mean(-1)
 def _all_right(out, y): return ((out > 0) == (y > 0)).double().prod(-1)
@@ -167,11 +169,13 @@ def register_metric(
 
 # %% ../nbs/12b_metrics.ipynb #a554d6e1
 def with_metric(
-    data:MultimodalData,
-    metric,               # as `metric_of` takes it, or None: accuracy or R2, see `headline`
-)->MultimodalData:        # the same rows
-    "Data by which the metric chooses. ValueError where it does not fit their task."
-    return data._with(metric=None if metric is None else metric_of(metric, data.task, data.name))
+    data,      # `MultimodalData`, or loaders of such
+    metric,    # as `metric_of` takes it, or None: accuracy or R2, see `headline`
+)->Any:        # the same rows
+    "Data, or loaders, for which the metric chooses. ValueError where it does not fit their task."
+    chosen = copy.copy(data)
+    chosen.metric = None if metric is None else metric_of(metric, data.task, getattr(data, "name", "the data"))
+    return chosen
 
 def check_metric(
     metric:Metric,

@@ -36,7 +36,7 @@ from .audits.sample_scores import deciding_score
 from .data.splits import split_hash
 from .fusion.heads import HEADS
 from .learner import Run
-from .metrics import METRICS, Metric
+from .metrics import METRICS, Metric, check_metric
 from .scores import Answer
 from .store import RunStore, Source, data_of, loaders
 from .training import Budget, task_of
@@ -121,8 +121,11 @@ def changes_epochs(
     metric:Metric|None, # None: the default
     dls,                # of `multimodal_dls`
 )->bool:
-    "Does the metric choose epochs by another score than the default does? Then the runs are other runs."
+    """Does the metric choose epochs by another score than the default does? Then the runs are other runs. ValueError
+    where it cannot be measured on the validation or the test part."""
     if metric is None: return False
+    for part, rows in zip(("validation", "test"), dls.split[1:]):
+        check_metric(metric, dls.data.y[rows], task_of(dls), dls.c, part)
     own = dls.loss_func is not dls.train.loss_func
     return own or metric is not METRICS.get(metric.name) or _ALIKE.get(metric.name) != _default_monitor(dls)
 
@@ -247,12 +250,13 @@ def _in_worker(missing, store, budget, heads):
     HEADS.update(heads)
     return missing.path, _train_and_store(missing, store, budget)
 
-def _at_once(jobs, store, budget, workers):
+def _at_once(jobs, store, budget, workers)->Iterator[tuple]:
     "Paths, and why each failed, as they come; TerminatedWorkerError, a BrokenProcessPool, where a process died."
     work = (joblib.delayed(_in_worker)(m, store, budget, dict(HEADS)) for m in jobs)
     options:dict[str, Any] = dict(return_as="generator_unordered", batch_size=1)
     options |= dict(initializer=_end_with, initargs=(os.getpid(),))
-    return joblib.Parallel(workers, **options)(work)
+    done:Any = joblib.Parallel(workers, **options)(work)
+    return done
 
 def _in_processes(wave, store, budget, workers):
     "Jobs, and why each failed, as they come."

@@ -43,6 +43,7 @@ from ..data.loaders import MultimodalDataLoaders
 from ..fusion.models import EarlyFusion, Fusion
 from ..methods.baselines import ensemble_log_probabilities
 from ..methods.shapley import combine_coalitions
+from ..metrics import Metric
 from ..permutation import js_divergence_with_logits
 from ..scores import Interval, bootstrap_interval, corrected_interval, gains, headline, widened
 
@@ -77,17 +78,23 @@ class _Asked:
     def labels(self, part)->np.ndarray: return self.held[part].y.numpy()
     def unimodal(self, part)->list[Tensor]: return [self.logits[part][f"unimodal {m}"] for m in self.modalities]
 
+def _goodness(logits, y, metric):
+    "The score by which the best model is chosen: more is better."
+    if metric is None: return float(gains(logits, y).mean())
+    return metric.goodness(logits, y, "regression" if y.is_floating_point() else "classification")
+
 def _ensemble(logits, classes):
     logits = torch.stack(logits)
     return ensemble_log_probabilities(logits) if classes else logits.mean(0)
 
-def _ask(joint, alone, dls, others, absent, seed):
+def _ask(joint, alone, dls, others, absent, seed, metric):
     "Ask every model about the validation and the test part."
     parts = dict(valid=dls[1], test=dls[2])
     held = {part: hold(joint, batches) for part, batches in parts.items()}
     own = {part: [hold(u, batches)._replace(xs=()) for u in alone] for part, batches in parts.items()}
     said = {part: [answers(u, h.zs) for u, h in zip(alone, own[part])] for part in parts}
-    best = int(np.argmax([gains(logits, held["valid"].y).mean() for logits in said["valid"]]))
+    good = [_goodness(logits, held["valid"].y, metric) for logits in said["valid"]]
+    best = int(np.argmax(good))
     classes = not held["test"].y.is_floating_point()
 
     logits = {}
@@ -243,9 +250,10 @@ def measure(
     others:Mapping|None=None,     # further models: name -> logits on the validation and the test part
     absent:str="zero_feature",
     seed:int=0,
+    metric:Metric|None=None,      # chooses the best unimodal model; None: accuracy or R2
 )->Measured:
     "Measure a trained joint model beside trained unimodal models on one split."
-    asked = _ask(joint, alone, dls, others or {}, absent, seed)
+    asked = _ask(joint, alone, dls, others or {}, absent, seed, metric)
     found, notes = [], []
     for section in (_models, _linear, _coalitions, _robustness, _probes, _features, _answers, _strength):
         try: found += section(asked)
@@ -254,7 +262,7 @@ def measure(
     game = asked.outcomes.get("log likelihood", asked.outcomes[asked.score])
     shapley = combine_coalitions(asked.plan[1], game)
     y = asked.held["valid"].y
-    validation = {model: float(gains(logits, y).mean()) for model, logits in asked.logits["valid"].items()}
+    validation = {model: _goodness(logits, y, metric) for model, logits in asked.logits["valid"].items()}
     return Measured(
         quantities=found, shapley=shapley, logits=asked.logits["test"], conflict=_conflict(asked),
         y=asked.held["test"].y, rows=np.asarray(dls.split.test), validation=validation,

@@ -17,7 +17,7 @@ from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import multimodal_dls
 from ..learner import METHODS, Method
-from ..metrics import METRICS, check_metric, drawn_scores, with_metric
+from ..metrics import METRICS, drawn_scores, with_metric
 from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
 from ..scores import headline
 from ..store import RunStore
@@ -54,9 +54,6 @@ def _to_train(data, seeds, budget):
     for seed in seeds:
         dls = multimodal_dls(data, bs=budget.bs, seed=seed)
         changes |= changes_epochs(data.metric, dls)
-        if data.metric is None: continue
-        for part, rows in zip(("validation", "test"), dls.split[1:]):
-            check_metric(data.metric, data.y[rows], data.task, dls.c, part)
     return data if changes else with_metric(data, None)
 
 # %% ../../nbs/40_comparison.ipynb #df01d018
