@@ -66,7 +66,7 @@ def _probabilities(out, task):
 
 class _Answers(BaseEstimator):
     "What a scorer of scikit-learn asks for answers: they are there already, whatever the inputs."
-    def __init__(self, out=None, task=None):
+    def __init__(self, out:Any=None, task:Any=None):
         self.out, self.task = out, task
         if task != "regression": self.classes_ = np.arange(out.shape[1])
     def fit(self, X, y): return self

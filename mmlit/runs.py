@@ -86,7 +86,7 @@ def check_budget(budget):
 # %% ../nbs/30_runs.ipynb #bde7010b
 def _default_monitor(dls):
     "The score by which epochs are chosen: a loss of one's own says what is wanted, rare classes hide from accuracy."
-    own = dls.loss_func is not dls.train.loss_func
+    own = dls.loss_func is not dls.train.loss_func or getattr(dls, "class_weights", None) is not None
     if own or task_of(dls) != "classification": return "valid_loss"
     rows = dls.train.dataset
     return "accuracy" if deciding_score(rows.y[rows.index]) == "accuracy" else "valid_loss"
@@ -126,7 +126,7 @@ def changes_epochs(
     if metric is None: return False
     for part, rows in zip(("validation", "test"), dls.split[1:]):
         check_metric(metric, dls.data.y[rows], task_of(dls), dls.c, part)
-    own = dls.loss_func is not dls.train.loss_func
+    own = dls.loss_func is not dls.train.loss_func or getattr(dls, "class_weights", None) is not None
     return own or metric is not METRICS.get(metric.name) or _ALIKE.get(metric.name) != _default_monitor(dls)
 
 def _info(learn, dls, seed, start):

@@ -61,7 +61,7 @@ def _(o:MultimodalData):
 
 def _wanted(o):
     "What was chosen for the data and changes training; nothing where nothing was."
-    chosen = {name: getattr(o, name, None) for name in ("metric",)}
+    chosen = {name: getattr(o, name, None) for name in ("metric", "class_weights", "weights")}
     return [pair for pair in chosen.items() if pair[1] is not None]
 
 @parts_of.register

@@ -214,12 +214,12 @@ def _linear(asked):
     (train, test), y = (_tables(asked, part) for part in ("train", "test")), asked.held["test"].y
     inputs = {f"unimodal {m}": [i] for i, m in enumerate(asked.modalities)}
     inputs |= {m: range(len(train)) for m in asked.logits["test"] if m not in ("ensemble", "best unimodal", *inputs)}
-    said, out = {}, []
+    said, out, weights = {}, [], getattr(asked.dls, "class_weights", None)
     for model, which in inputs.items():
         if any(table[i] is None for table in (train, test) for i in which): continue
         if (key := tuple(which)) not in said:
             seen, new = (np.hstack([table[i] for i in which]) for table in (train, test))
-            said[key] = sample_scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c), y)
+            said[key] = sample_scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c, weights), y)
         own = sample_scores(asked.logits["test"][model], y)
         out += [Quantity("linear model", f"{score}, linear minus", model, v - own[score], step=step_of(score, y))
                 for score, v in said[key].items()]

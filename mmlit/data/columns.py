@@ -271,6 +271,8 @@ class MultimodalData:
     truth:dict[str, Any]
     row_truth:dict[str, np.ndarray]
     metric:Any = None         # a `Metric` that decides, see `with_metric`; None: accuracy or R2
+    class_weights:Any = None  # "balanced" or (C,), see `with_class_weights`; None: all count alike
+    weights:Any = None        # (N,), see `with_weights`; None: all count alike
 
     def __init__(self,
         name:str,                   # what tables call it
@@ -327,7 +329,8 @@ class MultimodalData:
         groups = None if self.groups is None else np.unique(self.groups[index], return_inverse=True)[1]
         row_truth = {k: v[index] for k, v in self.row_truth.items()}
         parts = None if self.parts is None else self.parts[index]
-        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth)
+        weights = None if self.weights is None else self.weights[index]
+        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth, weights=weights)
 
     def label(self,
         row:int, # a row number
@@ -377,6 +380,8 @@ class MultimodalData:
             raise ValueError("pictures in files cannot be saved in an npz file; read them first: xs['picture'][:]")
         named = [m for m, x in self.xs.items() if isinstance(x, (NamedArrays, MixedTable))]
         if named: raise ValueError(f"modality {named[0]!r} is a {self.kinds[named[0]]}: an npz file does not keep it")
+        weighed = [k for k in ("class_weights", "weights", "metric") if getattr(self, k) is not None]
+        if weighed: raise ValueError(f"an npz file does not keep {weighed[0]}: save without, and give it again")
         if self.transform:
             raise ValueError(f"modality {next(iter(self.transform))!r} has a transformer, which an npz file does not "
                              "keep: save .with_transform({}), and give it again after loading")
