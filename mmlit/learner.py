@@ -326,8 +326,9 @@ class ModalityMonitor(FusionMethod):
         "Of answers (M, B, C) the share that is right (M,): of samples, of all labels, or of the targets' variance."
         if self.task == "classification": return (alone.argmax(-1) == self.y).float().mean(1)
         if self.task == "multi-label": return ((alone > 0) == (self.y > .5)).float().flatten(1).mean(1)
-        error = (alone.flatten(1) - self.y.flatten())/self.dls.units[1]
-        return 1 - error.square().mean(1)
+        y = self.y.reshape(len(self.y), -1)                                        # (B, D)
+        error = (alone.reshape(len(alone), *y.shape) - y)/torch.as_tensor(self.dls.units[1]).to(y)
+        return 1 - error.square().mean((1, 2))
 
     def after_pred(self):
         if self._handle is None: return            # outside of training

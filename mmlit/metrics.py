@@ -19,7 +19,7 @@ from scipy import stats
 from sklearn import metrics
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
-from .core import TASKS, group_ids, log_likelihood, one_of
+from .core import TASKS, group_ids, log_likelihood, one_of, task_name
 from .scores import gains
 
 # %% ../nbs/12b_metrics.ipynb #246d8ddf
@@ -42,7 +42,7 @@ class Metric:
         "The score of answers (N, C), logits or numbers, to labels of a task. ValueError where it is not defined."
         if self.function is None: return float(self.by_row(out, y).mean())
         out, y = torch.as_tensor(out).detach().cpu().double(), torch.as_tensor(y).detach().cpu().numpy()
-        value = self.function(y, _TAKEN[self.takes](out, one_of("task", task, TASKS)))
+        value = self.function(y, _TAKEN[self.takes](out, task_name(task)))
         if np.ndim(value) or not math.isfinite(value):
             raise ValueError(f"{self.name} of {len(y)} rows is {value}, expected a number")
         return float(value)
@@ -104,6 +104,12 @@ def _spearman(y, answer):
     return np.mean(each)
 
 def _errors(out, y): return (out.double() - y.reshape(out.shape)).abs().mean(-1)
+def _explained(out, y):
+    "1 minus the squared error in units of the variance, the mean over targets: its mean over rows is R2."
+    y, out = y.double().reshape(len(y), -1), out.double().reshape(len(out), -1)
+    variance = y.var(0, unbiased=False)
+    if not (variance > 0).all(): raise ValueError(f"all {len(y)} targets are equal: R2 compares with their variance")
+    return (1 - (out - y)**2/variance).mean(1)
 def _all_right(out, y): return ((out > 0) == (y > 0)).double().prod(-1)
 def _nats(out, y): return -log_likelihood(out.double(), y)
 
@@ -119,7 +125,7 @@ _METRICS = {m.name: m for m in (
     Metric("mcc", ("classification",), function=metrics.matthews_corrcoef),
     Metric("quadratic_kappa", ("classification",), function=_kappa),
     Metric("exact_match", _LABELS, rows=_all_right),
-    Metric("r2", _NUMBERS, rows=gains),
+    Metric("r2", _NUMBERS, rows=_explained),
     Metric("mae", _NUMBERS, larger=False, rows=_errors),
     Metric("rmse", _NUMBERS, larger=False, function=metrics.root_mean_squared_error),
     Metric("spearman", _NUMBERS, function=_spearman),
@@ -142,7 +148,8 @@ def metric_of(
 )->Metric:
     "The metric. ValueError where it is unknown, or of another task."
     if isinstance(metric, _SCORER): return _of_scorer(metric)
-    fitting = [name for name, m in METRICS.items() if one_of("task", task, TASKS) in m.tasks]
+    task = task_name(task)
+    fitting = [name for name, m in METRICS.items() if task in m.tasks]
     if isinstance(metric, str): metric = METRICS[one_of("metric", metric, METRICS if metric in METRICS else fitting)]
     if not isinstance(metric, Metric):
         raise ValueError(f"metric is a name ({', '.join(fitting)}), a Metric or a scorer of scikit-learn such as "
@@ -160,8 +167,7 @@ def register_metric(
 )->Metric:
     "Enter a metric into `METRICS`; ValueError where the name belongs to another one."
     if not callable(function): raise ValueError(f"function(y, answers) -> number is expected, got {function!r}")
-    tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-    for task in tasks: one_of("task", task, TASKS)
+    tasks = tuple(map(task_name, (tasks,) if isinstance(tasks, str) else tasks))
     made = Metric(name, tasks, larger, function, one_of("answers", takes, ("labels", "probabilities")))
     if _METRICS.get(name, made) != made: raise ValueError(f"there is another metric {name!r}: choose another name")
     _METRICS[name] = made

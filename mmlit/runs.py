@@ -127,7 +127,8 @@ def changes_epochs(
     for part, rows in zip(("validation", "test"), dls.split[1:]):
         check_metric(metric, dls.data.y[rows], task_of(dls), dls.c, part)
     own = dls.loss_func is not dls.train.loss_func or getattr(dls, "class_weights", None) is not None
-    return own or metric is not METRICS.get(metric.name) or _ALIKE.get(metric.name) != _default_monitor(dls)
+    several = task_of(dls) == "regression" and dls.c > 1     # the loss weighs targets by other variances than R2 does
+    return own or several or metric is not METRICS.get(metric.name) or _ALIKE.get(metric.name) != _default_monitor(dls)
 
 def _info(learn, dls, seed, start):
     "What is stored beside the answers."

@@ -23,7 +23,7 @@ from scipy import stats
 from sklearn import metrics
 from torch import Tensor
 
-from .core import TASKS, check_level, group_ids, log_likelihood, one_of
+from .core import check_level, group_ids, log_likelihood, one_of, task_name
 
 # %% ../nbs/12_scores.ipynb #a24d195f
 def _array(x): return np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) and x.is_floating_point() else x)
@@ -85,11 +85,15 @@ def classification_scores(
                 ece=expected_calibration_error(logp, y))
 
 def regression_scores(
-    prediction, # (N,) or (N, 1)
-    y,          # (N,) or (N, 1)
+    prediction, # (N,) or (N, 1); (N, D) of several targets
+    y,          # the same
 )->dict:        # r2, mae, rmse
-    "The scores of point predictions, in the unit of the target (r2 has none); ValueError if all targets are equal."
+    """The scores of point predictions, in the unit of the target (r2 has none), of several targets their means;
+    ValueError if all targets are equal."""
     prediction, y = (_array(v) for v in (prediction, y))
+    if prediction.ndim == 2 and prediction.shape == y.shape and y.shape[1] > 1:
+        each = [regression_scores(p, t) for p, t in zip(prediction.T, y.T)]
+        return {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
     prediction, y = (v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for v in (prediction, y))
     if prediction.shape != y.shape or y.ndim != 1 or not len(y):
         raise ValueError(f"expected one prediction for each target, got {prediction.shape} and {y.shape}")
@@ -162,7 +166,7 @@ class Answer:
     "What one trained model, or a combination of several, says about the validation and test parts."
     valid:np.ndarray         # logits (N, C); predictions (N, 1) for regression
     test:np.ndarray
-    y_valid:np.ndarray       # class labels (N,), zeros and ones (N, C) for multi-label, numbers (N,)
+    y_valid:np.ndarray       # class labels (N,), zeros and ones (N, C) for multi-label, numbers (N,) or (N, D)
     y_test:np.ndarray
     info:dict                # seed, split, sizes, seconds, parameters
 
@@ -178,7 +182,7 @@ class Answer:
 
 def _task(task, y):
     "The name of the task; of classes alone, the targets say whether a sample has one or several."
-    if isinstance(task, str): return one_of("task", task, TASKS)
+    if isinstance(task, str): return task_name(task)
     if not task: return "regression"
     return "multi-label" if y.ndim == 2 else "classification"
 
@@ -186,7 +190,7 @@ def headline(
     task, # one of `TASKS`, or the names of the classes or labels: with none, the targets are numbers
 )->str:
     "The score that decides: accuracy (of several labels, the share that is right), or R2 for real targets."
-    numbers = one_of("task", task, TASKS) == "regression" if isinstance(task, str) else not task
+    numbers = task_name(task) == "regression" if isinstance(task, str) else not task
     return "r2" if numbers else "accuracy"
 
 def best_on_validation(

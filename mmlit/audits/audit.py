@@ -107,8 +107,9 @@ def _check_stand_in(model, dls, absent):
 # %% ../../nbs/38_audit.ipynb #2aa0417e
 def _check_task(data):
     if getattr(data, "task", "") != "multi-label" and np.ndim(data.y) == 1: return
-    raise ValueError(f"{data.name} has several labels per sample, and an audit compares models by one answer each: "
-                     "audit one label at a time, with loaders of multimodal_dls(xs, y[:, k]) and a model of that label")
+    what = "target" if data.task == "regression" else "label"
+    raise ValueError(f"{data.name} has several {what}s per sample, and an audit compares models by one answer each: "
+                     f"audit one {what} at a time, with loaders of multimodal_dls(xs, y[:, k]) and a model of it")
 
 def _own_loaders(source):
     "Loaders with random states and plans of their own: what an audit draws moves nobody else's."

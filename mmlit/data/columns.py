@@ -261,7 +261,7 @@ class MultimodalData:
     "N aligned samples of M named modalities. ValueError on construction when the parts do not fit together."
     name:str
     xs:dict[str, Any]         # what `as_column` returns, per modality
-    y:np.ndarray              # (N,) int64 codes; (N, C) float32 zeros and ones; or (N,) float32 targets
+    y:np.ndarray              # (N,) int64 codes; (N, C) float32 zeros and ones; float32 targets, (N,) or (N, D)
     classes:list[str]         # C names of classes or labels; [] for a regression
     task:str                  # one of `TASKS`
     groups:np.ndarray|None    # (N,) integers 0, 1, ...

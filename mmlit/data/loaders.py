@@ -42,7 +42,7 @@ from .tables import align_rows, check_whole
 # %% ../../nbs/15_loaders.ipynb #757814eb
 class Coding:
     "How rows become tensors: the fitted encoders and the names."
-    units:tuple[float, float]|None      # of a regression: mean and deviation of the training targets
+    units:tuple|None      # of a regression: mean and deviation of the training targets; of several, (D,) each
 
     def __init__(self,
         data:MultimodalData,    # all rows
@@ -67,7 +67,7 @@ class Coding:
         self.raw_shapes = {m: _row_shape(x) for m, x in data.xs.items()}
         self.bytes = {m for m, x in data.xs.items() if getattr(x, "dtype", None) == np.uint8}
         self.shapes = {m: _row_shape(x) for m, x in first.items()}
-        self.n_inp, self.c = len(data.xs), len(data.classes) or 1
+        self.n_inp, self.c = len(data.xs), len(data.classes) or (1 if data.y.ndim == 1 else data.y.shape[1])
         self.vocab = np.array(data.classes)                 # an array: fastai takes the last item of a list
 
         targets, self.class_weights = data.y[split.train], class_weights_of(data, split.train)
@@ -345,9 +345,9 @@ class MultimodalDataLoaders(DataLoaders):
     shapes:dict[str, Any]               # per modality: of an encoded row; of a dict, name -> shape
     task:str                            # one of `TASKS`
     classes:list[str]                   # names of classes or labels; [] for a regression
-    c:int                               # outputs of a model: classes, labels, or 1
+    c:int                               # outputs of a model: classes, labels, or targets
     n_inp:int                           # M
-    units:tuple[float, float]|None      # of a regression: mean and deviation of the training targets
+    units:tuple|None                    # of a regression: mean and deviation of the training targets, or (D,) each
     split:Split                         # row numbers of the three parts
     data:MultimodalData|None            # all rows; None after `learn.export`
     loss_func:BaseLoss                  # cross-entropy, that of each label, or `RelativeSquaredError`
@@ -404,9 +404,9 @@ def multimodal_dls(
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
     if rows is not None: parts = rows
-    elif data.parts is not None: parts = given_split(data.parts, data.y, data.groups, valid, seed)
-    else: parts = grouped_split(data.y, data.groups, test, valid, seed)
-    check_split(parts, data.y, data.groups)
+    elif data.parts is not None: parts = given_split(data.parts, data.y, data.groups, valid, seed, data.classes)
+    else: parts = grouped_split(data.y, data.groups, test, valid, seed, data.classes)
+    check_split(parts, data.y, data.groups, data.classes)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
     check_targets(data, parts.train)
 

@@ -105,8 +105,9 @@ def _check_classes(data, train):
         raise ValueError(f"{held} of {data.name}, so that it cannot be learnt: leave its column out")
 
     if data.task == "regression":
-        if y.min() < y.max(): return
-        raise ValueError(f"y is {y[0]} in all training rows of {data.name}: nothing can be learnt")
+        if (y.min(0) < y.max(0)).all(): return
+        at = "" if y.ndim == 1 else f" in column {int((y.min(0) == y.max(0)).argmax())}"
+        raise ValueError(f"y is {y[0]}{at} in all training rows of {data.name}: nothing can be learnt")
 
     absent = np.setdiff1d(np.arange(len(data.classes)), y)
     if len(absent):
@@ -141,18 +142,23 @@ def class_weights_of(
 class RelativeSquaredError(torch.nn.MSELoss):
     "The squared error in units of the variance of the training targets: 1 is what their mean scores."
     def __init__(self,
-        variance:float=1.,     # of the training targets
+        variance:Any=1.,       # of the training targets: a number, or of several targets (D,)
         reduction:str="mean",  # mean, sum or none
     ):
         super().__init__(reduction=reduction)
-        self.variance = variance
+        self.variance, self.scale = variance, None
+        if np.ndim(variance): self.scale = np.sqrt(np.asarray(variance, dtype=np.float64))
 
-    def forward(self, prediction, y): return super().forward(prediction, y)/self.variance
+    def forward(self, prediction, y):
+        if self.scale is None: return super().forward(prediction, y)/self.variance
+        scale = torch.as_tensor(self.scale).to(prediction)
+        return super().forward(prediction/scale, y/scale)
 
 def units_of(
-    y:np.ndarray,  # training targets, (N,)
-)->tuple[float, float]:
+    y:np.ndarray,  # training targets, (N,) or (N, D)
+)->tuple:          # two numbers, or of several targets two arrays (D,)
     "Mean and deviation of the targets: their units."
+    if y.ndim == 2: return tuple(map(np.array, zip(*map(units_of, y.T))))
     return float(y.mean(dtype=np.float64)), float(y.std(dtype=np.float64)) or 1.
 
 def loss_of(
@@ -161,7 +167,9 @@ def loss_of(
     units:Any=None,          # of `units_of`, for a regression
 )->BaseLoss:
     "Cross-entropy, or that of each label, weighted; for numbers the relative squared error."
-    if task == "regression": return BaseLoss(RelativeSquaredError, units[1]**2, floatify=True, is_2d=False)
+    if task == "regression":
+        several = np.ndim(units[1]) == 1
+        return BaseLoss(RelativeSquaredError, units[1]**2, floatify=True, is_2d=False, flatten=not several)
     w:Any = None if weights is None else torch.as_tensor(np.asarray(weights), dtype=torch.float32)
     if task == "classification": return CrossEntropyLossFlat() if w is None else CrossEntropyLossFlat(weight=w)
     return BCEWithLogitsLossFlat() if w is None else BCEWithLogitsLossFlat(pos_weight=w)

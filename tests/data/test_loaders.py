@@ -352,7 +352,7 @@ BAD = {
     ),
     "labels missing": (lambda: multimodal_dls((X, X)), r"y is missing"),
     "labels mixed": (lambda: multimodal_dls((X, X), ["a", None] * 20), r"y has no value in 20 of 40 rows"),
-    "two labels a row": (lambda: multimodal_dls((X, X), X), r"y has shape \(40, 3\)"),
+    "two labels a row": (lambda: multimodal_dls((X, X), (9 * X).astype(int)), r"y has shape \(40, 3\)"),
     "class not in data": (
         lambda: multimodal_dls((X, X), Y, classes=["a", "b", "c"]),
         r"class 'c' is missing from the training part",
