@@ -359,9 +359,9 @@ BAD = {
     ),
     "class not in training part": (
         lambda: multimodal_dls((X, X), Y, split=(np.arange(0, 30, 2), np.arange(1, 20, 2), np.arange(21, 40, 2))),
-        r"class 1 is missing from the training part",
+        r"class '1' is missing from the training part",
     ),
-    "rare class": (lambda: multimodal_dls((X, X), np.r_[Y[:-1], 2]), r"class 2 has 1 rows, fewer than 5 folds"),
+    "rare class": (lambda: multimodal_dls((X, X), np.r_[Y[:-1], 2]), r"class '2' has 1 rows, fewer than 5 folds"),
     "few groups": (
         lambda: multimodal_dls((X, X), Y, groups=np.arange(40) % 4),
         r"4 groups cannot be dealt into 5 folds",
