@@ -259,7 +259,7 @@ def name_of(
     task:str,              # one of `TASKS`
 ):                         # name of a class, names of labels with commas between, or a number
     "The label of one row in words."
-    if task == "regression": return float(y) if np.size(y) == 1 else tuple(map(float, y))
+    if task == "regression": return float(y) if np.ravel(y).size == 1 else tuple(map(float, y))
     if task == "multi-label": return ", ".join(name for name, there in zip(classes, y) if there)
     return classes[int(y)]
 

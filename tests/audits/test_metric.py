@@ -78,7 +78,7 @@ def test_a_model_is_audited_by_a_metric_on_its_own_loaders(tmp_path):
 
 @pytest.mark.parametrize(
     ("metric", "message"),
-    [("f1", "f1 is none of the scores"), ("mae", "task of uneven"), ("acuracy", "did you mean 'accuracy'")],
+    [("f1", "f1 is none of the scores"), ("mae", "task of uneven"), ("accuracies", "did you mean 'accuracy'")],
 )
 def test_a_metric_that_an_audit_does_not_have_is_refused_before_training(metric, message, tmp_path):
     with pytest.raises(ValueError, match=message):
