@@ -75,6 +75,8 @@ def test_the_given_split_of_several_targets_has_intervals(tmp_path):
         found = compare(two_targets(split=split), ["joint"], 2, TINY, tmp_path, metric=metric, progress=False)
         row = found.table.set_index("method").loc["joint"]
         assert row.low < row["mean"] < row.high and row.difference_low < row.difference < row.difference_high
+        page = found.to_html(tmp_path / "page.html").read_text(encoding="utf8")
+        assert ("rmse: chosen before training" in page) == ("less is better" in page) == (metric == "rmse")
 
 
 def test_an_audit_takes_one_target_at_a_time(tmp_path):

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 
 from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.losses import with_class_weights, with_weights
 from mmlit.learner import METHODS, multimodal_learner
+from mmlit.methods.shapley import ModalityResampling
 from mmlit.metrics import with_metric
 from mmlit.runs import train_run
 from mmlit.training import Budget
@@ -98,6 +100,22 @@ def test_rows_of_weight_zero_are_never_drawn_and_others_by_weight():
     assert set(dls.train.batch_index.numpy()) <= set(train)
     held = np.concatenate([dls.valid.batch_index.numpy() for _ in dls.valid])
     assert np.array_equal(held, dls.split.valid)  # held-out rows count alike
+
+
+def test_rows_of_weight_zero_are_not_drawn_from_the_plan_of_a_method_either():
+    n, seen = 200, []
+    data = with_weights(uneven(n=n), np.where(np.arange(n) % 3 == 0, 0.0, 1.0))
+
+    class Seen(Callback):
+        order, run_valid = 99, False
+
+        def after_pred(self):
+            seen.extend(self.learn.dl.batch_index.tolist())
+
+    learn = multimodal_learner(multimodal_dls(data, bs=16), width=4, method=ModalityResampling(warmup=0), cbs=Seen())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2)
+    assert len(seen) > 2 * 16 and not (np.array(seen) % 3 == 0).any()
 
 
 @pytest.mark.parametrize(
