@@ -184,6 +184,7 @@ class _Failed(Exception):
 def _add_audit(parser):
     _add(parser, "--data", "emoji", f"a data set: {_WHAT}", metavar="NAME")
     _add_reading(parser)
+    _add(parser, "--metric", None, "the score that decides, such as balanced_accuracy, auroc, mae", metavar="NAME")
     _add(parser, "--absent", "zero_feature", "what stands for a missing modality: zero_feature or zero_input",
          metavar="NAME")
     _add_training(parser, seeds=1)
@@ -192,7 +193,7 @@ def _audit(args):
     from mmlit.audits.audit import audit
     from mmlit.store import safe_name
     found = audit(data=_read(args), budget=_budget(args), seeds=args.seeds, absent=args.absent,
-                  out=args.out, workers=args.workers or None)
+                  metric=args.metric, out=args.out, workers=args.workers or None)
 
     page = Path(args.out)/f"audit-{safe_name(Path(found.name).name)}.html"
     found.to_json(page.with_suffix(".json"))
@@ -206,6 +207,7 @@ def _add_compare(parser):
     _add(parser, "--methods", "unimodal,ensemble,joint", "methods; all: each of them; list: say which there are",
          metavar="NAMES")
     _add(parser, "--reference", "ensemble", "differences are taken to this row", metavar="NAME")
+    _add(parser, "--metric", None, "the score that decides, such as balanced_accuracy, f1, auroc, mae", metavar="NAME")
     _add_training(parser, seeds=5)
 
 def _compare(args):
@@ -217,7 +219,7 @@ def _compare(args):
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
     data = _read(args, several=True)
     found = compare(data, methods, args.seeds, _budget(args), args.out,
-                    reference=args.reference, workers=args.workers or None)
+                    reference=args.reference, metric=args.metric, workers=args.workers or None)
 
     page = Path(args.out)/"compare.html"
     found.table.to_csv(page.with_suffix(".csv"), index=False)

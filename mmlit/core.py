@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'at_least_float32', 'log_likelihood',
-           'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows', 'with_presence', 'has_presence',
-           'presence_of', 'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode',
+           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'at_least_float32', 'task_name',
+           'log_likelihood', 'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows', 'with_presence',
+           'has_presence', 'presence_of', 'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode',
            'keep_random_state', 'device_of']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
@@ -132,6 +132,12 @@ def at_least_float32(
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 TASKS = ("classification", "multi-label", "regression")     # labels: integers (B,); zeros and ones (B, C); numbers
+
+def task_name(
+    task, # one of `TASKS`; "multilabel" is multi-label
+)->str:
+    "The task; ValueError for what is none."
+    return "multi-label" if task == "multilabel" else one_of("task", task, TASKS)
 
 def log_likelihood(
     logits:Tensor, # (..., B, C)

@@ -337,7 +337,9 @@ class ModalityMonitor(FusionMethod):
         "Of answers (M, B, C) what is right (M, B): the answer, the share of labels, or of the targets' variance."
         if self.task == "classification": return (alone.argmax(-1) == self.y).float()
         if self.task == "multi-label": return ((alone > 0) == (self.y > .5)).float().mean(2)
-        return 1 - ((alone.flatten(1) - self.y.flatten())/self.dls.units[1]).square()
+        y = self.y.reshape(len(self.y), -1)                                        # (B, D)
+        error = (alone.reshape(len(alone), *y.shape) - y)/torch.as_tensor(self.dls.units[1]).to(y)
+        return 1 - error.square().mean(2)
 
     def after_pred(self):
         if self._handle is None: return            # outside of training

@@ -6,7 +6,7 @@
 __all__ = ['confidence_gaps', 'expected_calibration_error', 'classification_scores', 'regression_scores', 'multilabel_scores',
            'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'sampling_deviation',
            'paired_intervals', 'paired_table', 'bootstrap_interval', 'widened', 'one_split_interval',
-           'one_split_intervals']
+           'one_split_intervals', 'drawn_interval', 'drawn_intervals']
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
@@ -23,7 +23,7 @@ from scipy import stats
 from sklearn import metrics
 from torch import Tensor
 
-from .core import TASKS, check_level, group_ids, log_likelihood, one_of
+from .core import check_level, group_ids, log_likelihood, one_of, task_name
 
 # %% ../nbs/12_scores.ipynb #a24d195f
 def _array(x): return np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) and x.is_floating_point() else x)
@@ -85,11 +85,15 @@ def classification_scores(
                 ece=expected_calibration_error(logp, y))
 
 def regression_scores(
-    prediction, # (N,) or (N, 1)
-    y,          # (N,) or (N, 1)
+    prediction, # (N,) or (N, 1); (N, D) of several targets
+    y,          # the same
 )->dict:        # r2, mae, rmse
-    "The scores of point predictions, in the unit of the target (r2 has none); ValueError if all targets are equal."
+    """The scores of point predictions, in the unit of the target (r2 has none), of several targets their means;
+    ValueError if all targets are equal."""
     prediction, y = (_array(v) for v in (prediction, y))
+    if prediction.ndim == 2 and prediction.shape == y.shape and y.shape[1] > 1:
+        each = [regression_scores(p, t) for p, t in zip(prediction.T, y.T)]
+        return {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
     prediction, y = (v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for v in (prediction, y))
     if prediction.shape != y.shape or y.ndim != 1 or not len(y):
         raise ValueError(f"expected one prediction for each target, got {prediction.shape} and {y.shape}")
@@ -162,7 +166,7 @@ class Answer:
     "What one trained model, or a combination of several, says about the validation and test parts."
     valid:np.ndarray         # logits (N, C); predictions (N, 1) for regression
     test:np.ndarray
-    y_valid:np.ndarray       # class labels (N,), zeros and ones (N, C) for multi-label, numbers (N,)
+    y_valid:np.ndarray       # class labels (N,), zeros and ones (N, C) for multi-label, numbers (N,) or (N, D)
     y_test:np.ndarray
     info:dict                # seed, split, sizes, seconds, parameters, and which samples lack which modality
 
@@ -186,7 +190,7 @@ class Answer:
 
 def _task(task, y):
     "The name of the task; of classes alone, the targets say whether a sample has one or several."
-    if isinstance(task, str): return one_of("task", task, TASKS)
+    if isinstance(task, str): return task_name(task)
     if not task: return "regression"
     return "multi-label" if y.ndim == 2 else "classification"
 
@@ -194,15 +198,16 @@ def headline(
     task, # one of `TASKS`, or the names of the classes or labels: with none, the targets are numbers
 )->str:
     "The score that decides: accuracy (of several labels, the share that is right), or R2 for real targets."
-    numbers = one_of("task", task, TASKS) == "regression" if isinstance(task, str) else not task
+    numbers = task_name(task) == "regression" if isinstance(task, str) else not task
     return "r2" if numbers else "accuracy"
 
 def best_on_validation(
     answers,  # of `Answer`
     data,     # what they answer: its `task`, or its `classes`, says which score decides
 ):
-    "The answer with the best validation score; of equals, the first."
-    task = getattr(data, "task", data.classes)
+    "The answer with the best validation score, of the metric that was chosen for the data; of equals, the first."
+    task, metric = getattr(data, "task", data.classes), getattr(data, "metric", None)
+    if metric is not None: return max(answers, key=lambda a: metric.goodness(a.valid, a.y_valid, task))
     return max(answers, key=lambda a: a.scores("valid", task)[headline(task)])
 
 # %% ../nbs/12_scores.ipynb #2866b87c
@@ -247,7 +252,8 @@ def sampling_deviation(
     return math.sqrt(share*(1 - share)/n)
 
 # %% ../nbs/12_scores.ipynb #ce5171f0
-_SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "exact_match", "average_precision", "auc", "ece")
+_SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "exact_match", "average_precision", "auc", "ece",
+           "f1", "auroc")
 _EQUAL = 1e-12     # scores of two seeds that agree so far are one score twice, or the rounding of it
 
 def paired_intervals(
@@ -385,12 +391,39 @@ def one_split_intervals(
     groups=None,                                   # group id of each test row, (N,)
 )->dict[str, tuple]:                               # as of `paired_intervals`
     "What `paired_intervals` is for many splits, for runs on one: paired by seed and by test row."
-    share, (low, high) = score == "accuracy", _ends(score)
-    def interval(rows, low, high): return _clipped(one_split_interval(rows, groups, share), low, high)
-    base = values.get(reference)
+    return _paired(values, reference, score, lambda runs: one_split_interval(runs, groups, score == "accuracy"))
+
+def _paired(values, reference, score, interval_of):
+    "The interval of each method, and that of its differences to the reference, paired by seed."
+    base, (low, high) = values.get(reference), _ends(score)
+    def interval(runs, low, high): return _clipped(interval_of(runs), low, high)
     def difference(method):
         if base is None or method == reference: return None
         seeds = sorted(set(values[method]) & set(base))
         if not seeds: return Interval(*[math.nan]*3)
         return interval([values[method][s] - base[s] for s in seeds], low - high, high - low)
     return {m: (interval(list(by.values()), low, high), difference(m)) for m, by in values.items()}
+
+# %% ../nbs/12_scores.ipynb #85383301
+def drawn_interval(
+    runs,            # of S runs on the same test rows, (S, 1 + K): the score, and that of K draws of rows; NaN: none
+    level:float=.95,
+)->Interval:
+    "What `one_split_interval` is for means, for scores that are none."
+    runs = np.asarray(runs, dtype=np.float64)
+    if runs.ndim != 2 or runs.shape[1] < 2:
+        raise ValueError(f"expected a score and those of draws for each run, (S, 1 + K), got shape {runs.shape}")
+    mean, drawn = float(runs[:, 0].mean()), runs[:, 1:].mean(0)
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn): return Interval(mean, math.nan, math.nan)
+    low, high = np.quantile(drawn, [(1 - check_level(level))/2, (1 + level)/2])
+    rows = Interval(mean, min(float(low), mean), max(float(high), mean))
+    return rows if len(runs) == 1 else widened(corrected_interval(runs[:, 0], 0., level), rows)
+
+def drawn_intervals(
+    values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> the score and that of each draw, (1 + K,)
+    reference:str="ensemble",                      # differences are taken to this method
+    score:str="f1",                                # which score
+)->dict[str, tuple]:                               # as of `paired_intervals`
+    "What `one_split_intervals` is for means, for scores that are none: paired by seed and by draw."
+    return _paired(values, reference, score, drawn_interval)

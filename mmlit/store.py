@@ -60,13 +60,20 @@ def data_of(
 
 # %% ../nbs/29_store.ipynb #ced49ca2
 @parts_of.register
-def _(o:MultimodalData): return MultimodalData, data_digest(o), o.classes, getattr(o, "task", None), o.transform
+def _(o:MultimodalData):
+    return MultimodalData, data_digest(o), o.classes, getattr(o, "task", None), o.transform, *_wanted(o)
+
+def _wanted(o):
+    "What was chosen for the data and changes training; nothing where nothing was."
+    chosen = {name: getattr(o, name, None) for name in ("metric", "class_weights", "weights")}
+    return [pair for pair in chosen.items() if pair[1] is not None]
 
 @parts_of.register
 def _(o:MultimodalDataLoaders):
     train, batch = o.train, o.valid.one_batch()      # how values are coded is the loaders' own: a batch tells
     options = train.bs, train.drop_last, train.shuffle, train.plan, list(train.after_batch.fs)
-    return MultimodalDataLoaders, data_of(o), list(o.split), batch, o.loss_func, options, str(o.device)
+    facts = data_of(o), list(o.split), batch, o.loss_func, options, str(o.device)
+    return MultimodalDataLoaders, *facts, *_wanted(o)
 
 _LIBRARIES = ("torch", "fastai", "numpy", "scikit-learn")        # they train, or say which rows are trained on
 

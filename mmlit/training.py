@@ -26,7 +26,6 @@ from fastai.torch_core import default_device, defaults, get_random_states, neste
 from torch import Tensor, nn
 
 from mmlit.core import (
-    TASKS,
     batch_parts,
     check_count,
     check_number,
@@ -35,6 +34,7 @@ from mmlit.core import (
     keep_random_state,
     map_tensors,
     one_of,
+    task_name,
 )
 from .data.loaders import MultimodalDL
 from .fusion.heads import HEADS
@@ -75,7 +75,7 @@ def task_of(
 )->str:  # one of `TASKS`
     "Integers are classes, a table of zeros and ones (B, C) several labels, other numbers a regression."
     said = getattr(dls, "task", None)
-    if said is not None: return one_of("task", said, TASKS)
+    if said is not None: return task_name(said)
     y = dls.valid.one_batch()[-1]
     if not y.is_floating_point(): return "classification"
     return "multi-label" if y.ndim == 2 and y.shape[1] > 1 and ((y == 0) | (y == 1)).all() else "regression"

@@ -32,7 +32,7 @@ from .companions import ResetError, check_reset, companion_runs, still_improving
 from .measure import LEVEL, Measured, measure, repeated_rows, tabulate
 from .quantities import coalition_plan
 from .report import Audit
-from .sample_scores import deciding_score
+from .sample_scores import audit_metric, deciding_score, watched_score
 from mmlit.core import (
     batch_parts,
     device_of,
@@ -50,10 +50,11 @@ from ..data.splits import Split, split_hash
 from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
 from ..learner import Budget, ModalityMonitor, joint_run
+from ..metrics import Metric, with_metric
 from ..pages import interval_text
-from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
+from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
 from ..scores import Interval, headline
-from ..store import RunStore, Source, loaders
+from ..store import RunStore, Source, data_of, loaders
 
 # %% ../../nbs/38_audit.ipynb #8e9236f4
 def _check_logits(logits, xs, dls):
@@ -87,7 +88,6 @@ def _check_model(model, dls):
     if model.n_modalities != M:
         names = list(dls.modalities)
         raise ValueError(f"the model takes {model.n_modalities} modalities, the loaders have {M}: {names}")
-
     xs = _first_inputs(model, dls)
     with torch.no_grad(), eval_mode(model):
         try: logits = model(*xs)
@@ -118,8 +118,9 @@ def _check_stand_in(model, dls, absent):
 # %% ../../nbs/38_audit.ipynb #2aa0417e
 def _check_task(data):
     if getattr(data, "task", "") != "multi-label" and np.ndim(data.y) == 1: return
-    raise ValueError(f"{data.name} has several labels per sample, and an audit compares models by one answer each: "
-                     "audit one label at a time, with loaders of multimodal_dls(xs, y[:, k]) and a model of that label")
+    what = "target" if data.task == "regression" else "label"
+    raise ValueError(f"{data.name} has several {what}s per sample, and an audit compares models by one answer each: "
+                     f"audit one {what} at a time, with loaders of multimodal_dls(xs, y[:, k]) and a model of it")
 
 def _own_loaders(source):
     "Loaders with random states and plans of their own: what an audit draws moves nobody else's."
@@ -180,6 +181,7 @@ class _Subject:
     absent:str
     loss:str                     # a digest of a loss of the user's own
     effects:dict[str, float]     # what counts as no difference
+    metric:Metric|None           # that was chosen
 
     @property
     def fixed(self)->bool:
@@ -209,25 +211,25 @@ def _check_options(given, seeds, encoders, unimodal, workers):
     if workers is not None and (not isinstance(workers, Integral) or workers < 1):
         raise ValueError(f"workers is how many runs train at a time, at least 1, or None; got {workers!r}")
 
-def _take_in(given, data, budget, seeds, absent, smallest):
+def _take_in(given, data, budget, seeds, absent, smallest, metric):
     "What is audited; ValueError where it cannot be."
     learner = given if isinstance(given, Learner) else None
     model = given if learner is None else learner.model
     if learner is not None and data is None: data = learner.dls
-
     effects, source = smallest_effects(smallest), _check_source(data, model)
     budget, which = _check_budget(budget, learner, source), which_seeds(seeds)
     source, loss = _with_loss(source, learner)
-    if isinstance(source, MultimodalData):
-        for seed in which[1:]: loaders(source, seed, budget)              # a split that fails, fails now
+    metric = audit_metric(metric, data_of(source))
+    splits = which[1:] if isinstance(source, MultimodalData) else []
+    changes = [changes_epochs(metric, loaders(source, seed, budget)) for seed in splits]   # what fails, fails now
     dls, name = loaders(source, which[0], budget), _name(model)
-
+    if changes_epochs(metric, dls) or any(changes): source = with_metric(source, metric)
     if model is not None:
         model = _check_model(model, dls)
         _check_stand_in(model, dls, absent)
     elif absent not in ("zero_feature", "zero_input"):
         raise ValueError(f"a recipe has zero_feature or zero_input for a missing modality, got {absent!r}")
-    return _Subject(name, learner, model, source, dls, which, budget, absent, loss, effects)
+    return _Subject(name, learner, model, source, dls, which, budget, absent, loss, effects, metric)
 
 def _check_unimodal(unimodal, subject):
     "Given unimodal models as models of all M inputs."
@@ -318,7 +320,7 @@ def _measure_seed(subject, runs, alone, store, seed):
     further = {n: said(run) for n, run in runs.items() if n != "joint" and not n.startswith("unimodal ")}
     others = {name: (torch.as_tensor(a.valid), torch.as_tensor(a.test)) for name, a in further.items()}
     with threadpool_limits(1):                 # many small fits: threads only get into each other's way
-        return _Done(measure(joint, alone, dls, others, subject.absent, seed), dls.split)
+        return _Done(measure(joint, alone, dls, others, subject.absent, seed, subject.metric), dls.split)
 
 def _curves(subject, runs, store):
     "The validation accuracy of each modality inside the joint model by epoch, where somebody watched."
@@ -331,12 +333,11 @@ def _curves(subject, runs, store):
 # %% ../../nbs/38_audit.ipynb #6965d15a
 def _epoch_marks(subject, runs, store):
     "Companions that were still improving in their last epoch, on most seeds."
-    found, epochs = {}, subject.budget.epochs
-    loss = "r2" if subject.dls.units is not None else "log likelihood"
+    found, epochs, y = {}, subject.budget.epochs, torch.as_tensor(subject.data.y)
     for name, run in runs.items():
         infos = [store.answer(subject.source, run, seed, subject.budget).info for seed in subject.seeds]
-        watched = [(info["validation"], info["monitor"] == "accuracy") for info in infos]
-        cut = [still_improving(v, higher, subject.effects["accuracy" if higher else loss]) for v, higher in watched]
+        watched = [(info["validation"], *watched_score(info["monitor"], y)) for info in infos]
+        cut = [still_improving(v, higher, unit*subject.effects[score]) for v, higher, score, unit in watched]
         if name != "joint" and 2*sum(cut) > len(cut):
             found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)
     return found
@@ -361,11 +362,12 @@ def _marks(subject, table, score, cut):
 
 def _answer_notes(subject, first):
     "What makes accuracy say little, and the score that decides."
-    score, names, n = deciding_score(first.y), subject.data.classes, len(first.y)
+    score, names, n = deciding_score(first.y, subject.metric), subject.data.classes, len(first.y)
     if first.y.is_floating_point(): return [], score
     answers = {"joint model": first.logits["joint"].argmax(1), "ensemble": first.logits["ensemble"].argmax(1)}
     alike = {model: int(answer[0]) for model, answer in answers.items() if len(answer.unique()) == 1}
     notes = [_NOTES["one_answer"].format(model=model, name=names[c]) for model, c in alike.items()]
+    if subject.metric is not None: return notes, score
     if score == "AUC":
         counts = torch.bincount(first.y, minlength=len(names))
         rarest = int(torch.where(counts > 0, counts, n + 1).argmin())
@@ -419,7 +421,7 @@ def _report(subject, done, notes, curves, cut):
     if beaten: said.append(_NOTES["linear"].format(gain=beaten))
     notes = [*notes, *_group_notes(subject, groups, done), *said, *_copy_notes(subject), *first.notes]
     return Audit(
-        name=subject.data.name, modalities=subject.modalities, score=headline(score != "r2"), table=table,
+        name=subject.data.name, modalities=subject.modalities, score=headline(subject.data.task), table=table,
         advice=advice, first=first, data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)
 
 # %% ../../nbs/38_audit.ipynb #2b72187a
@@ -432,6 +434,7 @@ def audit(
     unimodal:Sequence[nn.Module]|None=None, # trained models x_m -> logits; given, nothing is trained
     absent:str="zero_feature",         # what stands for a missing modality, see `absent_features`
     smallest_effect=None,              # what is no difference: a number, or score -> number; None: `SMALLEST_EFFECT`
+    metric=None,                       # what decides, such as "balanced_accuracy" or "mae"; None: `deciding_score`
     out:str|Path="runs",               # where trained models are kept; interrupted, an audit goes on from there
     workers:int|None=None,             # runs at a time; None: the number of cores
     progress:bool=True,                # progress bars on stderr
@@ -442,14 +445,12 @@ def audit(
     _check_options(model, seeds, encoders, unimodal, workers)
     if unimodal is not None: seeds = 1                     # nothing is trained: every seed would say the same
     with keep_random_state("cuda" if torch.cuda.is_available() else "cpu"):
-        subject = _take_in(model, data, budget, seeds, absent, smallest_effect)
+        subject = _take_in(model, data, budget, seeds, absent, smallest_effect, metric)
         alone = None if unimodal is None else _check_unimodal(unimodal, subject)
         runs, notes = _plan(subject, encoders) if alone is None else ({}, [])
-
         store = RunStore(out)
         subject, lost = _train(subject, runs, store, workers, progress)
         notes = [*notes, *lost]
-
         bar = track(subject.seeds, "measuring", console=Console(stderr=True, force_jupyter=False), disable=not progress)
         done = [_measure_seed(subject, runs, alone, store, seed) for seed in bar]
         return _report(subject, done, notes, _curves(subject, runs, store), _epoch_marks(subject, runs, store))

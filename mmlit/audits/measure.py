@@ -45,6 +45,7 @@ from ..data.ragged import without_padding
 from ..fusion.models import EarlyFusion, Fusion
 from ..methods.baselines import ensemble_log_probabilities, ensemble_mean
 from ..methods.shapley import combine_coalitions
+from ..metrics import Metric
 from ..permutation import js_divergence_with_logits
 from ..scores import Interval, bootstrap_interval, corrected_interval, gains, headline, widened
 
@@ -79,17 +80,23 @@ class _Asked:
     def labels(self, part)->np.ndarray: return self.held[part].y.numpy()
     def unimodal(self, part)->list[Tensor]: return [self.logits[part][f"unimodal {m}"] for m in self.modalities]
 
+def _goodness(logits, y, metric):
+    "The score by which the best model is chosen: more is better."
+    if metric is None: return float(gains(logits, y).mean())
+    return metric.goodness(logits, y, "regression" if y.is_floating_point() else "classification")
+
 def _ensemble(logits, classes, presence):
     logits = torch.stack(logits)
     return ensemble_log_probabilities(logits, presence=presence) if classes else ensemble_mean(logits, presence)
 
-def _ask(joint, alone, dls, others, absent, seed):
+def _ask(joint, alone, dls, others, absent, seed, metric):
     "Ask every model about the validation and the test part."
     parts = dict(valid=dls[1], test=dls[2])
     held = {part: hold(joint, batches) for part, batches in parts.items()}
     own = {part: [hold(u, batches)._replace(xs=()) for u in alone] for part, batches in parts.items()}
     said = {part: [answers(u, h.zs) for u, h in zip(alone, own[part])] for part in parts}
-    best = int(np.argmax([gains(logits, held["valid"].y).mean() for logits in said["valid"]]))
+    good = [_goodness(logits, held["valid"].y, metric) for logits in said["valid"]]
+    best = int(np.argmax(good))
     classes = not held["test"].y.is_floating_point()
 
     logits = {}
@@ -215,12 +222,12 @@ def _linear(asked):
     (train, test), y = (_tables(asked, part) for part in ("train", "test")), asked.held["test"].y
     inputs = {f"unimodal {m}": [i] for i, m in enumerate(asked.modalities)}
     inputs |= {m: range(len(train)) for m in asked.logits["test"] if m not in ("ensemble", "best unimodal", *inputs)}
-    said, out = {}, []
+    said, out, weights = {}, [], getattr(asked.dls, "class_weights", None)
     for model, which in inputs.items():
         if any(table[i] is None for table in (train, test) for i in which): continue
         if (key := tuple(which)) not in said:
             seen, new = (np.hstack([table[i] for i in which]) for table in (train, test))
-            said[key] = sample_scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c), y)
+            said[key] = sample_scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c, weights), y)
         own = sample_scores(asked.logits["test"][model], y)
         out += [Quantity("linear model", f"{score}, linear minus", model, v - own[score], step=step_of(score, y))
                 for score, v in said[key].items()]
@@ -251,9 +258,10 @@ def measure(
     others:Mapping|None=None,     # further models: name -> logits on the validation and the test part
     absent:str="zero_feature",
     seed:int=0,
+    metric:Metric|None=None,      # chooses the best unimodal model; None: accuracy or R2
 )->Measured:
     "Measure a trained joint model beside trained unimodal models on one split."
-    asked = _ask(joint, alone, dls, others or {}, absent, seed)
+    asked = _ask(joint, alone, dls, others or {}, absent, seed, metric)
     found, notes = [], []
     for section in (_models, _linear, _coalitions, _missing, _robustness, _probes, _features, _answers, _strength):
         try: found += section(asked)
@@ -262,7 +270,7 @@ def measure(
     game = asked.outcomes.get("log likelihood", asked.outcomes[asked.score])
     shapley = combine_coalitions(asked.plan[1], game)
     y = asked.held["valid"].y
-    validation = {model: float(gains(logits, y).mean()) for model, logits in asked.logits["valid"].items()}
+    validation = {model: _goodness(logits, y, metric) for model, logits in asked.logits["valid"].items()}
     return Measured(
         quantities=found, shapley=shapley, logits=asked.logits["test"], conflict=_conflict(asked),
         y=asked.held["test"].y, rows=np.asarray(dls.split.test), validation=validation,

@@ -243,10 +243,13 @@ def linear_answers(
     y:np.ndarray,       # their labels or targets
     z_test:np.ndarray,  # (N', D)
     n_classes:int,      # C; 1 for real targets
+    weights=None,       # of the classes, (C,)
 )->Tensor:              # log-probabilities (N', C), or predictions (N', 1), float64
     "What logistic regression, or ridge regression for real targets, makes of standardised features."
     z, y, numbers = z[:_PROBED], y[:_PROBED], y.dtype.kind == "f"
-    model = make_pipeline(StandardScaler(), Ridge() if numbers else LogisticRegression(C=.1, max_iter=300)).fit(z, y)
+    w = None if weights is None else dict(enumerate(weights))
+    fitted = Ridge() if numbers else LogisticRegression(C=.1, max_iter=300, class_weight=w)
+    model = make_pipeline(StandardScaler(), fitted).fit(z, y)
     if numbers: return torch.as_tensor(model.predict(z_test))[:, None].double()
     p = np.zeros((len(z_test), n_classes))
     p[:, model[-1].classes_] = model.predict_proba(z_test)

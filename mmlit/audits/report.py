@@ -319,8 +319,9 @@ def _how(found, command):
 
 def _print_table(found, console):
     "The main numbers on a terminal."
+    decides = {"log likelihood": "log loss"}.get(found.facts["decides"], found.facts["decides"])
     shown = {
-        ("models", found.score): found.score, ("models", found.facts["decides"]): found.facts["decides"],
+        ("models", found.score): found.score, ("models", decides): decides,
         ("probes", "alone minus joint"): "probe: alone minus joint",
         ("robustness", "permuted"): "score lost, permuted",
         ("shapley", found.score): f"Shapley value, {found.score}",

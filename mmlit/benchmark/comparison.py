@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from .results import Comparison
 from ..core import one_of
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..learner import METHODS, Method
-from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
-from ..scores import gains
+from ..metrics import METRICS, drawn_scores, with_metric
+from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
+from ..scores import headline
 from ..store import RunStore, loaders
 from ..training import Budget
 
@@ -47,21 +47,39 @@ def _check_reference(reference, registry, sets):
     alone = dict.fromkeys(f"unimodal {m}" for data in sets.values() for m in data.modalities)
     if registry is METHODS: one_of("reference", reference, [*registry, "best unimodal", *alone])
 
+def _to_train(data, seeds, budget):
+    "What is trained on: without its metric where that chooses the epochs of the default. ValueError for a bad split."
+    changes = False
+    for seed in seeds:
+        changes |= changes_epochs(data.metric, loaders(data, seed, budget))
+    return data if changes else with_metric(data, None)
+
 # %% ../../nbs/40_comparison.ipynb #df01d018
-def _told(store, data, seed, method, runs, budget, reasons):
+def _told(store, data, source, seed, method, runs, budget, reasons):
     """The rows of the table that one method makes on one split; or why it makes none; and, of data with a split of
-    their own, its scores of each test row."""
-    lost = {run.name: reasons[path] for run in runs if (path := store.path(data, run, seed, budget)) in reasons}
+    their own, its scores of each test row, or of draws of these."""
+    lost = {run.name: reasons[path] for run in runs if (path := store.path(source, run, seed, budget)) in reasons}
     if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items()), {}
     try:
-        answers = method.combine([store.answer(data, run, seed, budget) for run in runs], data)
+        answers = method.combine([store.answer(source, run, seed, budget) for run in runs], data)
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"},
-                     **answer.scores("test", data.task)) for name, answer in answers.items()]
+                     **_scores(answer, data)) for name, answer in answers.items()]
         if data.parts is None: return rows, None, {}
-        return rows, None, {name: _by_row(answer) for name, answer in answers.items()}
+        return rows, None, {name: _by_row(answer, data) for name, answer in answers.items()}
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}
 
-def _by_row(answer): return gains(torch.as_tensor(answer.test), torch.as_tensor(answer.y_test)).numpy()
+def _scores(answer, data):
+    "All scores, and the metric that was chosen among them."
+    chosen, metric = {}, data.metric
+    if metric is not None: chosen[metric.name] = metric(answer.test, answer.y_test, data.task)
+    return answer.scores("test", data.task) | chosen
+
+def _by_row(answer, data):
+    "The value of each test row; of a metric that has none, the score and that of draws of rows."
+    metric = data.metric or METRICS[headline(data.task)]
+    if metric.rows is not None: return metric.by_row(answer.test, answer.y_test)
+    groups = None if data.groups is None else data.groups[data.parts == "test"]
+    return drawn_scores(metric, answer.test, answer.y_test, data.task, groups)
 
 def _rows(cells):
     "Of data with a split of their own: method -> seed -> score of each test row."
@@ -90,6 +108,7 @@ def compare(
     out:str|Path="runs",                     # where finished runs are kept
     registry:Mapping[str, Method]|None=None, # default: `METHODS`
     reference:str="ensemble",                # differences are taken to this row
+    metric=None,                             # what decides, see `metric_of`; None: accuracy, or R2
     workers:int|None=None,                   # runs at a time; None: the number of cores, 1 with a GPU
     progress:bool=True,                      # a progress bar on stderr
 )->Comparison:
@@ -102,17 +121,18 @@ def compare(
     _check_reference(reference, known, sets)
     check_budget(budget)
 
-    for data in sets.values():
-        for seed in which: loaders(data, seed, budget)
+    if metric is not None: sets = {name: with_metric(data, metric) for name, data in sets.items()}
+    trained = {name: _to_train(data, which, budget) for name, data in sets.items()}
 
     # a method's runs are made once: what is stored is found again by what they are made of, as it was before training
     runs = {(data, name): list(method.runs(sets[data].modalities)) for data in sets for name, method in used.items()}
-    jobs = [Job(sets[data], run, seed) for data in sets for seed in which for name in used for run in runs[data, name]]
+    jobs = [Job(trained[d], run, seed) for d in sets for seed in which for name in used for run in runs[d, name]]
     store, reasons, failure = RunStore(out), {}, None
     try: train_missing(jobs, store, budget, workers, progress)
     except RunsFailed as error: reasons, failure = error.reasons, error
 
-    cells = {(data, seed, name): _told(store, sets[data], seed, method, runs[data, name], budget, reasons)
+    cells = {(data, seed, name):
+             _told(store, sets[data], trained[data], seed, method, runs[data, name], budget, reasons)
              for data in sets for seed in which for name, method in used.items()}
     table, failed = _tables(cells)
     if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")

@@ -33,7 +33,7 @@ from mmlit.pages import (
     terminal,
     terminal_table,
 )
-from ..scores import Interval, headline, one_split_intervals, paired_intervals
+from ..scores import Interval, drawn_intervals, headline, one_split_intervals, paired_intervals
 from ..training import Budget
 
 # %% ../../nbs/39_results.ipynb #f5b2ac2d
@@ -63,9 +63,16 @@ class Comparison:
         self.failed:pd.DataFrame = pd.DataFrame(failed, columns=_FAILED)
 
     def score(self, data:str)->str:
-        "The score that decides on this data set: accuracy (of several labels, the share that is right), or r2."
-        found = self.datasets[one_of("data set", data, self.datasets)]
-        return headline(getattr(found, "task", found.classes))
+        "The score that decides on this data set: the metric that was chosen, else accuracy or r2, see `headline`."
+        metric = self._metric(data)
+        return headline(self.datasets[data].task) if metric is None else metric.name
+
+    def _metric(self, data): return self.datasets[one_of("data set", data, self.datasets)].metric
+
+    def larger(self, data:str)->bool:
+        "Is more of the score that decides better?"
+        metric = self._metric(data)
+        return metric is None or metric.larger
 
     def cells(self, data:str)->pd.DataFrame:
         "The runs of a data set, failed ones among them: these have a reason, and NaN for every score."
@@ -78,7 +85,9 @@ class Comparison:
         cells, score = self.cells(data), score or self.score(data)
         if not (self.runs.data == data).any(): return self._in_order(cells, {})
         if data in self.rows and score == self.score(data):
-            found = self.datasets[data]
+            found, metric = self.datasets[data], self._metric(data)
+            if metric is not None and metric.rows is None:
+                return self._in_order(cells, drawn_intervals(self.rows[data], self.reference, score))
             groups = None if found.groups is None else found.groups[found.parts == "test"]
             return self._in_order(cells, one_split_intervals(self.rows[data], self.reference, score, groups))
         with warnings.catch_warnings():
@@ -112,12 +121,14 @@ class Comparison:
         if difference is None: return f"{data}: {method} was not compared with the {self.reference}."
         pairs, asked = self._pairs(data, method)
         if not pairs: return f"{data}: the {method} model and the {self.reference} were trained together on no seed."
-        span = _span(difference, self.score(data)) + f"; {pairs} of {asked} seeds"*(pairs < asked)
+        span = _span(difference, self.score(data)) + ", of which less is better"*(not self.larger(data))
+        span += f"; {pairs} of {asked} seeds"*(pairs < asked)
         if math.isnan(difference.low):
             who = "one seed" if pairs == 1 else "seeds with one and the same difference"
             return f"{data}: {who} cannot tell whether the {method} model beats the {self.reference} ({span})."
-        if difference.low > 0: return f"{data}: yes, the {method} model beats the {self.reference} ({span})."
-        if difference.high < 0: return f"{data}: no, the {self.reference} beats the {method} model ({span})."
+        lead = difference if self.larger(data) else Interval(*(-v for v in (difference.mean, *difference[:0:-1])))
+        if lead.low > 0: return f"{data}: yes, the {method} model beats the {self.reference} ({span})."
+        if lead.high < 0: return f"{data}: no, the {self.reference} beats the {method} model ({span})."
         return f"{data}: no difference between the {method} model and the {self.reference} is shown ({span})."
 
     def _pairs(self, data, method):
@@ -203,6 +214,8 @@ def _span(difference, score):
     if math.isnan(difference.low): return mean
     return f"{mean}, 95 % interval {number(difference.low)} to {number(difference.high)}"
 
+def _less(found, data): return "" if found.larger(data) else " (less is better)"
+
 def _draw(found, data, left, right):
     "One data set on two axes."
     intervals, percent = found.intervals(data), found.score(data) == "accuracy"
@@ -219,7 +232,7 @@ def _draw(found, data, left, right):
     left.set_yticks(range(len(intervals)), list(intervals), parse_math=False)
     left.invert_yaxis()
     left.set_title(data, loc="left", parse_math=False)
-    left.set_xlabel(f"test {found.score(data)}" + (" (%)" if percent else ""))
+    left.set_xlabel(f"test {found.score(data)}" + (" (%)" if percent else "") + _less(found, data))
     right.set_xlabel(f"minus {found.reference}" + (" (points)" if percent else ""), parse_math=False)
     right.axvline(0, color=_BLUE, lw=1)
     for ax in (left, right): ax.grid(axis="x", alpha=.3)
@@ -230,7 +243,7 @@ def _cells(found, data):
     score, intervals = found.score(data), found.intervals(data)
     table = found.table[found.table.data == data].set_index("method")
     percent = score == "accuracy"
-    further = [c for c in _FURTHER if c in table]
+    further = [c for c in _FURTHER if c in table and c != score]
 
     def text(v, shown): return "" if np.isnan(v) else shown(v)
     def row(method):
@@ -242,7 +255,7 @@ def _cells(found, data):
         return [method, said, interval_text(difference, percent, sign=True), *more]
 
     titles = [_FURTHER[c][0] for c in further] + ["failed seeds"]*bool(table.failed.any())
-    header = ["method", score + (" (%)" if percent else ""), f"minus {found.reference}", *titles]
+    header = ["method", score + (" (%)" if percent else "") + _less(found, data), f"minus {found.reference}", *titles]
     return header, [row(method) for method in intervals]
 
 def _seeds_html(found, data):
@@ -288,7 +301,10 @@ def _how(found, command=""):
         splits += f"{', '.join(own)}: the split that came with the data; seeds are initialisations. "
         intervals += (f"{', '.join(own)}: 95 %, over initialisations (t) and test rows (bootstrap); other splits might "
                       "give other answers. ")
-    how = dict(
+    chosen = {data: found.score(data) for data in found.datasets if found._metric(data) is not None}
+    score = f"{', '.join(dict.fromkeys(chosen.values()))}: chosen before training; it also chose epochs and models"
+    how = dict(Score=score) if chosen else {}
+    how |= dict(
         Budget=f"{found.budget}: the same for every run; Adam, one cycle; "
                "the epoch with the best validation score is kept.",
         Splits=f"{splits}Nothing is fitted or selected on the test part.",

@@ -264,7 +264,7 @@ class MultimodalData:
     "N aligned samples of M named modalities. ValueError on construction when the parts do not fit together."
     name:str
     xs:dict[str, Any]         # what `as_column` returns, per modality
-    y:np.ndarray              # (N,) int64 codes; (N, C) float32 zeros and ones; or (N,) float32 targets
+    y:np.ndarray              # (N,) int64 codes; (N, C) float32 zeros and ones; float32 targets, (N,) or (N, D)
     classes:list[str]         # C names of classes or labels; [] for a regression
     task:str                  # one of `TASKS`
     groups:np.ndarray|None    # (N,) integers 0, 1, ...
@@ -274,6 +274,9 @@ class MultimodalData:
     layout:dict[str, Any]     # modality's name -> how its sequences came, see `as_column`; they are channels first here
     truth:dict[str, Any]
     row_truth:dict[str, np.ndarray]
+    metric:Any = None         # a `Metric` that decides, see `with_metric`; None: accuracy or R2
+    class_weights:Any = None  # "balanced" or (C,), see `with_class_weights`; None: all count alike
+    weights:Any = None        # (N,), see `with_weights`; None: all count alike
 
     def __init__(self,
         name:str,                   # what tables call it
@@ -346,7 +349,8 @@ class MultimodalData:
         groups = None if self.groups is None else np.unique(self.groups[index], return_inverse=True)[1]
         row_truth = {k: v[index] for k, v in self.row_truth.items()}
         parts = None if self.parts is None else self.parts[index]
-        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth)
+        weights = None if self.weights is None else self.weights[index]
+        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth, weights=weights)
 
     def label(self,
         row:int, # a row number
@@ -399,6 +403,8 @@ class MultimodalData:
         if named:
             what = self.kinds[named[0]] + " of different length"*isinstance(columns[named[0]], RaggedArrays)
             raise ValueError(f"modality {named[0]!r} is a {what}: an npz file does not keep it")
+        weighed = [k for k in ("class_weights", "weights", "metric") if getattr(self, k) is not None]
+        if weighed: raise ValueError(f"an npz file does not keep {weighed[0]}: save without, and give it again")
         if self.transform:
             raise ValueError(f"modality {next(iter(self.transform))!r} has a transformer, which an npz file does not "
                              "keep: save .with_transform({}), and give it again after loading")

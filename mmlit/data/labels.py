@@ -6,6 +6,7 @@
 __all__ = ['PARTS', 'Labels', 'encode_labels', 'name_of', 'encode_split']
 
 # %% ../../nbs/01c_labels.ipynb #fa4fb09c
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,23 +17,24 @@ import torch
 from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
-from ..core import TASKS, one_of
+from ..core import one_of, task_name
 from .tables import check_positions
 
 # %% ../../nbs/01c_labels.ipynb #f0723ef4
 class Labels(NamedTuple):
     "What is to be predicted for N rows."
-    y:np.ndarray      # int64 codes (N,), float32 zeros and ones (N, C), or float32 targets (N,)
+    y:np.ndarray      # int64 codes (N,), float32 zeros and ones (N, C), or float32 targets (N,) or (N, D)
     classes:list[str] # C names of the classes or labels; [] for a regression
     task:str          # one of `TASKS`
 
 def encode_labels(
-    y,                          # N classes or targets; a table of zeros and ones (N, C); or N lists of labels
+    y,                          # N classes or targets; zeros and ones (N, C); N lists of labels; targets (N, D)
     classes:Sequence|None=None, # C names; integers in `y` are positions in it. None: those that occur, sorted
     task:str|None=None,         # one of `TASKS`; None: guessed from the values
 )->Labels:
     "Labels by task. ValueError for what is missing, mixed, unknown, of another shape, or of a task that is in doubt."
-    if task is not None: one_of("task", task, TASKS)
+    if task is not None: task = task_name(task)
+    _check_survival(y)
     names = None if classes is None else _distinct(classes)
     y, own = _read(y, task, names)
     if task is None: task = _guess(y, names)
@@ -66,7 +68,36 @@ def _read(y, task, names)->tuple[np.ndarray, Any]:
     if y.ndim == 2 and y.shape[1] == 1 and task != "multi-label": y, own = y[:, 0], None
     if y.ndim == 2 and y.shape[1] and ((y == 0) | (y == 1)).all(): return y, own
     if y.ndim == 1: return y, own
-    raise ValueError(f"y has shape {y.shape}, expected one label per row, (N,), or a table of zeros and ones, (N, C)")
+    if y.ndim == 2 and y.shape[1] and y.dtype.kind in "iuf" and _are_targets(y, task): return y, own
+    raise ValueError(f"y has shape {y.shape}, expected one label per row, (N,), or a table of zeros and ones, (N, C); "
+                     "for several targets, (N, D), say task='regression'")
+
+def _are_targets(y, task):
+    "Is a table of numbers one of several targets? Floats that are no shares are, and that is said."
+    if task is not None: return task == "regression"
+    if y.dtype.kind != "f" or (y >= 0).all() and (y <= 1).all(): return False
+    warnings.warn(f"y is a table of floats of shape {y.shape}: taken as {y.shape[1]} targets of a regression. Say "
+                  "task='regression' if they are", stacklevel=2)
+    return True
+
+_EVENT = re.compile(r"event|status|dead|death|died|deceased|censor|relapse|recur|(^|_)(os|pfs|dfs|dss|rfs)$", re.I)
+_TIME = re.compile(r"time|duration|days|weeks|months|years|surviv|follow|tenure", re.I)
+
+def _check_survival(y):
+    "ValueError where y holds a time and whether the event came: the rows whose event did not come have no target."
+    names = getattr(getattr(y, "dtype", None), "names", None) or list(getattr(y, "columns", []))
+    if not names or len(names) != 2: return
+    held = {name: np.asarray(y[name]) for name in names if names.count(name) == 1}
+    def binary(v): return v.dtype.kind == "b" or v.dtype.kind in "iuf" and np.isin(v, (0, 1)).all()
+    for event, time in (names, names[::-1]):
+        if event not in held or time not in held or not binary(held[event]) or binary(held[time]): continue
+        if held[time].dtype.kind not in "iuf": continue
+        flags = held[event].dtype.kind == "b" or _EVENT.search(str(event)) is not None
+        if not (flags or _TIME.search(str(time)) is not None): continue
+        raise ValueError(f"y holds {event!r} (did the event come?) and {time!r} (when, or until when not): "
+                         "these are survival targets, which no loss here takes, since rows without the event have no "
+                         "target. Give classes instead: whether the event came before a landmark time, without the "
+                         "rows that were censored before it; or groups of risk")
 
 def _plain(y, task)->tuple[Any, Any]:
     "Tensors and tables as arrays; with the names of columns, or of categories in their order."
@@ -140,6 +171,7 @@ def _from_objects(y):
 # %% ../../nbs/01c_labels.ipynb #354ec960
 def _guess(y, names):
     "The task that the values show. ValueError where they could be two; a warning where many would have meant another."
+    if y.ndim == 2 and not ((y == 0) | (y == 1)).all(): return "regression"
     if y.ndim == 2:
         if y.shape[1] > 1 and (y.sum(1) == 1).all():
             raise ValueError(f"each row of y, of shape {y.shape}, has exactly one 1: give task='classification' for "
@@ -163,8 +195,10 @@ def _say(values, what, taken, other, same):
 # %% ../../nbs/01c_labels.ipynb #f937f8d7
 def _targets(y):
     "Targets in float32. ValueError for words, and where float32 does not hold what they differ by."
-    if y.dtype.kind == "U" or y.ndim != 1:
-        raise ValueError(f"y holds {y.dtype} of shape {y.shape}, and the task is a regression: give numbers, (N,)")
+    if y.dtype.kind == "U" or y.ndim == 2 and ((y == 0) | (y == 1)).all():
+        raise ValueError(f"y holds {y.dtype} of shape {y.shape}, and the task is a regression: give numbers, (N,) or "
+                         "(N, D); a table of zeros and ones is for labels, task='multi-label'")
+    if y.ndim == 2: return np.stack([_targets(column) for column in y.T], 1)
     with np.errstate(over="ignore", under="ignore"): held = y.astype(np.float32)
     exact = y.astype(np.float64)
     size = np.abs(exact).max(initial=0.) or 1.
@@ -220,12 +254,12 @@ def _positions(y, names):
 
 # %% ../../nbs/01c_labels.ipynb #6db20457
 def name_of(
-    y,                     # what a row's label is stored as, see `Labels`
+    y:Any,                 # what a row's label is stored as, see `Labels`
     classes:Sequence[str], # names
     task:str,              # one of `TASKS`
 ):                         # name of a class, names of labels with commas between, or a number
     "The label of one row in words."
-    if task == "regression": return float(y)
+    if task == "regression": return float(y) if np.ravel(y).size == 1 else tuple(map(float, y))
     if task == "multi-label": return ", ".join(name for name, there in zip(classes, y) if there)
     return classes[int(y)]
 

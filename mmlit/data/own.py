@@ -107,7 +107,10 @@ def joined_parts(
     Groups of different files are different: their ids are not known to mean the same. Transformers are those of the
     training file."""
     parts = dict(train=train) | ({} if valid is None else dict(valid=valid)) | dict(test=test)
-    for part, data in parts.items(): _check_fits(part, data, train)
+    for part, data in parts.items():
+        _check_fits(part, data, train)
+        if data.weights is not None or data.class_weights is not None or data.metric is not None:
+            raise ValueError(f"the {part} file has weights or a metric of its own: give them to the joined data")
     xs = {m: _joined(m, [data.xs[m] for data in parts.values()]) for m in train.modalities}
     y = np.concatenate([_in_classes_of(train, data) for data in parts.values()])
     ids, groups = 0, []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Split', 'split_hash', 'grouped_split', 'given_split', 'check_split', 'fewer_rows', 'Standardize', 'moments',
-           'Vocabulary', 'TokenIds', 'AsTensors', 'fit_encoder', 'check_classes', 'FittedTransform']
+           'Vocabulary', 'TokenIds', 'AsTensors', 'fit_encoder', 'FittedTransform']
 
 # %% ../../nbs/13_splits.ipynb #679f9c4b
 import hashlib
@@ -45,11 +45,12 @@ def split_hash(
 
 # %% ../../nbs/13_splits.ipynb #d049d4ad
 def grouped_split(
-    y,               # N classes; several labels, zeros and ones (N, C); or N float targets (strata are fifths)
+    y,               # N classes; several labels, zeros and ones (N, C); or float targets, (N,) or (N, D)
     groups=None,     # N group ids, or None
     test:float=.2,   # share of the rows, at most a half
     valid:float=.2,  # share of the rows
     seed:int=0,      # which fold of which shuffle
+    classes=None,    # names of the classes, for messages
 )->Split:
     "Stratified parts that tear no group apart. ValueError for too few groups or rows of a class to be in each part."
     check_whole("seed", seed)
@@ -60,10 +61,10 @@ def grouped_split(
 
     folds, inner = round(1/test), max(2, round((1 - test)/valid))
     strata = _strata(y, groups, folds)
-    rest, held = _fold(strata, groups, folds, seed % folds, seed//folds)
-    train, val = _fold(strata[rest], None if groups is None else groups[rest], inner, 0, seed)
+    rest, held = _fold(strata, groups, folds, seed % folds, seed//folds, classes)
+    train, val = _fold(strata[rest], None if groups is None else groups[rest], inner, 0, seed, classes)
     split = Split(rest[train], rest[val], held)
-    check_split(split, strata, groups)
+    check_split(split, strata, groups, classes)
     return split
 
 def _rows(y, groups):
@@ -82,6 +83,7 @@ def given_split(
     groups=None,    # N group ids, or None
     valid:float=.2, # share of the training rows that is cut off where there is no validation part
     seed:int=0,     # which fold of which shuffle is cut off
+    classes=None,   # names of the classes, for messages
 )->Split:
     "The split that the data came with. ValueError where it tears a group apart, or a class is not in training."
     y, groups = _rows(y, groups)
@@ -94,10 +96,10 @@ def given_split(
         if not 0 < valid <= .5: raise ValueError(f"valid must lie in (0, 0.5], of the training rows, got {valid!r}")
         folds = round(1/valid)
         strata, own = _strata(y[train], groups, folds), None if groups is None else groups[train]
-        rest, held = _fold(strata, own, folds, seed % folds, seed//folds)
+        rest, held = _fold(strata, own, folds, seed % folds, seed//folds, classes)
         train, val = train[rest], train[held]
     split = Split(train, val, test)
-    check_split(split, y, groups)
+    check_split(split, y, groups, classes)
     return split
 
 def _check_shares(test, valid):
@@ -106,14 +108,17 @@ def _check_shares(test, valid):
     raise ValueError(f"test must lie in (0, 0.5] and valid in (0, 1 - test), got {test!r} and {valid!r}")
 
 def _strata(y, groups, folds):
-    "What the parts shall have alike: the classes, the labels, or fifths of a float target."
-    if y.dtype.kind != "f" or y.ndim == 2: return y
+    "What the parts shall have alike: classes, labels, or fifths of a float target; of several, of their scaled sum."
+    if y.dtype.kind != "f" or y.ndim == 2 and ((y == 0) | (y == 1)).all(): return y
+    if y.ndim == 2: y = ((y - y.mean(0))/np.maximum(y.std(0), np.finfo(y.dtype).tiny)).sum(1)
     needed = 10*max(5, folds)
     if groups is None and len(y) < needed:
         raise ValueError(f"{len(y)} rows are too few to split by fifths of the target: at least {needed} are needed")
     return np.digitize(y, np.quantile(y, [.2, .4, .6, .8]))
 
-def _fold(strata, groups, folds, which, seed):
+def _called(label, classes): return repr(classes[int(label)]) if classes else label
+
+def _fold(strata, groups, folds, which, seed, classes=None):
     "Rows outside and inside fold `which` of a stratified (grouped) shuffle."
     units, unit = (len(strata), "rows") if groups is None else (len(np.unique(groups)), "groups")
     if units < folds: raise ValueError(f"{units} {unit} cannot be dealt into {folds} folds")
@@ -123,7 +128,7 @@ def _fold(strata, groups, folds, which, seed):
 
     labels, counts = np.unique(strata, return_counts=True)
     if counts.min() < folds:
-        rare = f"class {labels[counts.argmin()]} has {counts.min()} rows, fewer than {folds} folds"
+        rare = f"class {_called(labels[counts.argmin()], classes)} has {counts.min()} rows, fewer than {folds} folds"
         raise ValueError(f"{rare}: it would be missing from a part")
     return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata))[which]
 
@@ -155,6 +160,7 @@ def check_split(
     split,        # three arrays of row numbers
     y,            # N labels
     groups=None,  # N group ids, or None
+    classes=None, # names of the classes, for messages
 ):
     "ValueError for a part that is empty or out of range, a row or group in two parts, a class not in training."
     if not isinstance(split, (tuple, list)) or len(split) != 3:
@@ -168,7 +174,7 @@ def check_split(
 
     if y.dtype.kind == "f" or y.ndim == 2: return
     missing = np.setdiff1d(y, y[parts["train"]])
-    if len(missing): raise ValueError(f"class {missing[0]} is missing from the training part")
+    if len(missing): raise ValueError(f"class {_called(missing[0], classes)} is missing from the training part")
 
 def _check_part(name, part, n):
     if part.size == 0 or part.ndim != 1 or part.dtype.kind not in "iu":
@@ -403,28 +409,6 @@ def fit_encoder(
     return Standardize.fit(column[rows])
 
 _FIT_FILES = 512  # at most so many files are opened for the statistics of three channels
-
-# %% ../../nbs/13_splits.ipynb #71f393ec
-def check_classes(
-    data,   # a `MultimodalData`
-    train,  # row numbers of its training part
-):
-    "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."
-    y = data.y[train]
-    if data.task == "multi-label":
-        same = np.flatnonzero(y.min(0) == y.max(0))
-        if len(same) == 0: return
-        held = f"label {data.classes[same[0]]!r} is in {'all' if y[0, same[0]] else 'no'} rows of the training part"
-        raise ValueError(f"{held} of {data.name}, so that it cannot be learnt: leave its column out")
-
-    if data.task == "regression":
-        if y.min() < y.max(): return
-        raise ValueError(f"y is {y[0]} in all training rows of {data.name}: nothing can be learnt")
-
-    absent = np.setdiff1d(np.arange(len(data.classes)), y)
-    if len(absent):
-        raise ValueError(f"class {data.classes[absent[0]]!r} is missing from the training part of {data.name}")
-    if len(data.classes) == 1: raise ValueError(f"{data.name} has one class only, {data.classes[0]!r}")
 
 # %% ../../nbs/13_splits.ipynb #635abeaf
 class FittedTransform:

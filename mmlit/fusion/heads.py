@@ -257,15 +257,15 @@ class InUnits(StructureOf):
     scale:Tensor
     def __init__(self,
         head:nn.Module,  # zs -> numbers (B, C)
-        shift:float,     # e.g. mean of the training targets
-        scale:float,     # e.g. their standard deviation
+        shift,           # e.g. mean of the training targets: a number, or one for each of C outputs
+        scale,           # e.g. their standard deviation
     ):
         super().__init__()
-        check_number("shift", float(shift), "(-inf, inf)")
-        check_number("scale", float(scale), "(0, inf)")
         self.head = head
-        self.register_buffer("shift", torch.tensor(float(shift)))
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        for name, value, within in (("shift", shift, "(-inf, inf)"), ("scale", scale, "(0, inf)")):
+            value = torch.as_tensor(value, dtype=torch.float64)
+            for number in value.flatten().tolist(): check_number(name, number, within)
+            self.register_buffer(name, value.float())
 
     def forward(self, zs): return self.shift + self.scale*self.head(zs)
 

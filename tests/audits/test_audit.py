@@ -393,7 +393,7 @@ def test_a_data_set_read_in_another_way_is_another_data_set():
 
 
 def test_the_options_stand_in_the_signature():
-    known = "model data budget seeds encoders unimodal absent smallest_effect out workers progress"
+    known = "model data budget seeds encoders unimodal absent smallest_effect metric out workers progress"
     assert list(inspect.signature(audit).parameters) == known.split()
 
 

@@ -253,7 +253,10 @@ def test_samples_that_are_not_in_a_file_lack_what_is_in_it(table, tmp_path):
 def test_labels_are_needed_of_all_and_names_of_rows_in_common(table, tmp_path):
     tables = by_file(table)
     folder = files(tmp_path / "s", **(tables | dict(labels=tables["labels"].iloc[:-1])))
-    with pytest.raises(ValueError, match="y has no value in 1 of 60 rows, the first is row 59"), pytest.warns(UserWarning):
+    with (
+        pytest.raises(ValueError, match="y has no value in 1 of 60 rows, the first is row 59"),
+        pytest.warns(UserWarning),
+    ):
         load_table(folder, target="stage", index="patient")
     other = {name: t.assign(patient=t.patient.str.upper()) if name == "rna" else t for name, t in tables.items()}
     with pytest.raises(ValueError, match="120 of 120 rows, .* no row is in all of them") as told:

@@ -98,7 +98,7 @@ BAD = {
     "words as numbers": (["u", "v"], dict(task="regression"), "task is a regression: give numbers"),
     "classes of numbers": ([1.0, 2.0], dict(task="regression", classes=["a"]), "classes are given"),
     "no classes": ([1, 2], dict(task="classification", classes=[]), "classes are empty"),
-    "unknown task": ([1, 2], dict(task="multilabel"), r"unknown task 'multilabel' \(did you mean 'multi-label'"),
+    "unknown task": ([1, 2], dict(task="multilabels"), r"unknown task 'multilabels' \(did you mean 'multi-label'"),
     "same names": ([0, 1], dict(classes=["a", "a"]), "two of the 2 classes have the name 'a'"),
     "names of columns": (np.ones((3, 2)), dict(classes=["a"]), "y has 2 columns, and there are 1 classes"),
     "shares": (np.full((3, 2), 0.5), {}, r"y has shape \(3, 2\), expected one label per row"),

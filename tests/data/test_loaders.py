@@ -353,16 +353,16 @@ BAD = {
     ),
     "labels missing": (lambda: multimodal_dls((X, X)), r"y is missing"),
     "labels mixed": (lambda: multimodal_dls((X, X), ["a", None] * 20), r"y has no value in 20 of 40 rows"),
-    "two labels a row": (lambda: multimodal_dls((X, X), X), r"y has shape \(40, 3\)"),
+    "two labels a row": (lambda: multimodal_dls((X, X), (9 * X).astype(int)), r"y has shape \(40, 3\)"),
     "class not in data": (
         lambda: multimodal_dls((X, X), Y, classes=["a", "b", "c"]),
         r"class 'c' is missing from the training part",
     ),
     "class not in training part": (
         lambda: multimodal_dls((X, X), Y, split=(np.arange(0, 30, 2), np.arange(1, 20, 2), np.arange(21, 40, 2))),
-        r"class 1 is missing from the training part",
+        r"class '1' is missing from the training part",
     ),
-    "rare class": (lambda: multimodal_dls((X, X), np.r_[Y[:-1], 2]), r"class 2 has 1 rows, fewer than 5 folds"),
+    "rare class": (lambda: multimodal_dls((X, X), np.r_[Y[:-1], 2]), r"class '2' has 1 rows, fewer than 5 folds"),
     "few groups": (
         lambda: multimodal_dls((X, X), Y, groups=np.arange(40) % 4),
         r"4 groups cannot be dealt into 5 folds",

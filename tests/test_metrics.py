@@ -1,0 +1,194 @@
+"Metrics by name, by scorer and of one's own: values, refusals, and the draws of those that are no means."
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from mmlit.data.columns import MultimodalData
+from mmlit.data.loaders import multimodal_dls
+from mmlit.fingerprint import fingerprint
+from mmlit.metrics import METRICS, Metric, check_metric, drawn_scores, metric_of, register_metric, with_metric
+from mmlit.scores import drawn_interval, multilabel_scores, regression_scores
+from mmlit.training import Budget
+
+RNG = np.random.default_rng(0)
+Y, OUT = RNG.integers(0, 3, 120), RNG.normal(size=(120, 3))
+TAGS, LOGITS = RNG.integers(0, 2, (120, 4)).astype(np.float32), RNG.normal(size=(120, 4))
+TARGETS = RNG.normal(size=120)
+GUESS = (TARGETS + RNG.normal(size=120))[:, None]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+OF_CLASSES = dict(
+    accuracy=metrics.accuracy_score(Y, OUT.argmax(1)),
+    balanced_accuracy=metrics.balanced_accuracy_score(Y, OUT.argmax(1)),
+    f1=metrics.f1_score(Y, OUT.argmax(1), average="macro"),
+    auroc=metrics.roc_auc_score(Y, softmax(OUT), multi_class="ovr"),
+    average_precision=metrics.average_precision_score(np.eye(3)[Y], softmax(OUT), average="macro"),
+    log_loss=metrics.log_loss(Y, softmax(OUT)),
+    mcc=metrics.matthews_corrcoef(Y, OUT.argmax(1)),
+    quadratic_kappa=metrics.cohen_kappa_score(Y, OUT.argmax(1), weights="quadratic"),
+)
+OF_NUMBERS = dict(
+    r2=metrics.r2_score(TARGETS, GUESS[:, 0]),
+    mae=metrics.mean_absolute_error(TARGETS, GUESS[:, 0]),
+    rmse=metrics.mean_squared_error(TARGETS, GUESS[:, 0]) ** 0.5,
+)
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_a_metric_of_classes_is_that_of_scikit_learn(name):
+    assert math.isclose(METRICS[name](OUT, Y, "classification"), OF_CLASSES[name], abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_a_metric_of_numbers_is_that_of_scikit_learn(name):
+    assert math.isclose(METRICS[name](GUESS, TARGETS, "regression"), OF_NUMBERS[name], rel_tol=1e-9)
+    assert math.isclose(regression_scores(GUESS, TARGETS)[name], OF_NUMBERS[name], rel_tol=1e-9)
+
+
+def test_a_metric_of_labels_is_the_score_of_that_name():
+    scores = multilabel_scores(LOGITS, TAGS)
+    names = dict(accuracy="accuracy", exact_match="exact_match", f1="macro_f1", auroc="auc", log_loss="log_loss")
+    names |= dict(average_precision="average_precision")
+    for name, own in names.items():
+        assert math.isclose(METRICS[name](LOGITS, TAGS, "multi-label"), scores[own], abs_tol=1e-9), name
+    each = [metrics.balanced_accuracy_score(t, a > 0) for t, a in zip(TAGS.T, LOGITS.T)]
+    assert math.isclose(METRICS["balanced_accuracy"](LOGITS, TAGS, "multi-label"), np.mean(each))
+
+
+def test_every_metric_is_better_for_better_answers_in_the_direction_it_says():
+    right = {"classification": (np.eye(3)[Y] * 9, OUT, Y), "multi-label": (TAGS * 18 - 9, LOGITS, TAGS)}
+    right["regression"] = TARGETS[:, None], GUESS, TARGETS
+    for metric in METRICS.values():
+        for task in metric.tasks:
+            good, bad, y = right[task]
+            assert metric.goodness(good, y, task) > metric.goodness(bad, y, task), (metric.name, task)
+
+
+def test_rows_have_the_score_as_their_mean():
+    for metric in METRICS.values():
+        cases = dict(classification=(OUT, Y), regression=(GUESS, TARGETS), **{"multi-label": (LOGITS, TAGS)})
+        for task in metric.tasks:
+            out, y = cases[task]
+            if metric.rows is not None:
+                assert metric.by_row(out, y).shape == (120,)
+                assert math.isclose(metric.by_row(out, y).mean(), metric(out, y, task))
+
+
+def test_metrics_are_told_apart_and_sent_to_other_processes():
+    digests = {fingerprint(metric) for metric in METRICS.values()}
+    assert len(digests) == len(METRICS)
+    assert fingerprint(METRICS["auroc"]) == fingerprint(metric_of("auroc", "classification"))
+    beta = [metric_of(metrics.make_scorer(metrics.fbeta_score, beta=b), "classification") for b in (1, 2)]
+    assert fingerprint(beta[0]) != fingerprint(beta[1])
+    assert pickle.loads(pickle.dumps(METRICS["f1"])) == METRICS["f1"]
+
+
+@pytest.mark.parametrize("name", ["f1_macro", "neg_log_loss", "roc_auc_ovr", "balanced_accuracy", "neg_brier_score"])
+def test_a_scorer_is_asked_as_scikit_learn_asks_it(name):
+    scorer = metrics.get_scorer(name)
+    try:
+        expected = {
+            "f1_macro": metrics.f1_score(Y, OUT.argmax(1), average="macro"),
+            "neg_log_loss": -metrics.log_loss(Y, softmax(OUT)),
+            "roc_auc_ovr": metrics.roc_auc_score(Y, softmax(OUT), multi_class="ovr"),
+            "balanced_accuracy": metrics.balanced_accuracy_score(Y, OUT.argmax(1)),
+            "neg_brier_score": -metrics.brier_score_loss(Y, softmax(OUT)),
+        }[name]
+    except ValueError:
+        pytest.skip("this version of scikit-learn has it for two classes only")
+    assert math.isclose(metric_of(scorer, "classification")(OUT, Y, "classification"), expected)
+
+
+def test_a_scorer_that_cannot_answer_is_refused_before_training():
+    data = MultimodalData("numbers", dict(a=RNG.normal(size=(120, 2)), b=RNG.normal(size=(120, 2))), TARGETS)
+    from mmlit.benchmark.comparison import compare
+
+    with pytest.raises(ValueError, match="cannot be measured on the validation part"):
+        compare(data, metric=metrics.get_scorer("roc_auc"), progress=False)
+    with pytest.raises(ValueError, match="f1 is a metric for classification and multi-label.*choose one of r2"):
+        compare(data, metric="f1", progress=False)
+
+
+def test_a_metric_of_ones_own_is_entered_once():
+    def share(y, answer):
+        return (y == answer).mean()
+
+    mine = register_metric("share", share)
+    try:
+        assert metric_of("share", "classification") is mine and mine(OUT, Y, "classification") == OF_CLASSES["accuracy"]
+        with pytest.raises(ValueError, match="task of it is regression"):
+            metric_of("share", "regression", "it")
+        with pytest.raises(ValueError, match="unknown task"):
+            register_metric("other", share, tasks="ranking")
+        with pytest.raises(ValueError, match="unknown answers"):
+            register_metric("other", share, takes="logits")
+    finally:
+        import mmlit.metrics
+
+        del mmlit.metrics._METRICS["share"]
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    silent = Metric("silent", ("classification",), function=lambda y, answer: math.nan)
+    with pytest.raises(ValueError, match="silent of 120 rows is nan"):
+        silent(OUT, Y, "classification")
+    with pytest.raises(ValueError, match="all alike"):
+        METRICS["average_precision"](OUT, np.zeros(120, int), "classification")
+    with pytest.raises(ValueError, match="auroc cannot be measured on the test part"):
+        check_metric(METRICS["auroc"], np.zeros(9, int), "classification", 2, "test")
+
+
+def test_draws_take_whole_groups_and_cover_the_truth():
+    "Of AUROC of two normal distributions: the intervals contain what a large sample says, nineteen in twenty."
+    from scipy import stats
+
+    truth, found = stats.norm.cdf(1 / math.sqrt(2)), []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        y = np.arange(150) % 2
+        score = rng.normal(size=150) + y
+        out = np.stack([-score, score], 1)
+        i = drawn_interval([drawn_scores(METRICS["auroc"], out, y, "classification", draws=200)])
+        found.append(i.low <= truth <= i.high)
+    assert stats.binom.cdf(sum(found), 60, 0.9) > 0.01  # a percentile interval of 150 rows is a little too narrow
+
+    each = drawn_scores(METRICS["f1"], OUT, Y, "classification")
+    pairs = np.repeat(np.arange(120), 2)
+    twice = drawn_scores(METRICS["f1"], np.repeat(OUT, 2, 0), np.repeat(Y, 2), "classification", groups=pairs)
+    assert np.allclose(each, twice)  # a row that stands there twice in one group is one row
+
+
+def test_validation_chooses_by_the_metric():
+    data = with_metric(MultimodalData("d", dict(a=np.zeros(40), b=np.zeros(40)), np.arange(40) % 2), "auroc")
+    dls = multimodal_dls(data, split=(np.arange(20), np.arange(20, 30), np.arange(30, 40)))
+    assert dls.metric is METRICS["auroc"] and data.subset(np.arange(9)).metric is METRICS["auroc"]
+
+
+def test_a_run_is_kept_apart_only_where_the_metric_changes_it(tmp_path):
+    from mmlit.learner import joint_run
+    from mmlit.store import RunStore
+
+    data = MultimodalData("d", dict(a=RNG.normal(size=(80, 2)), b=RNG.normal(size=(80, 2))), np.arange(80) % 2)
+    paths = [RunStore(tmp_path).path(with_metric(data, m), joint_run(), 0, Budget()) for m in (None, "f1", "auroc")]
+    assert len(set(paths)) == 3 and RunStore(tmp_path).path(data, joint_run(), 0, Budget()) == paths[0]
+
+
+def test_the_epoch_that_is_kept_is_the_best_by_an_error():
+    from mmlit.learner import joint_run
+    from mmlit.runs import train_run
+
+    x = RNG.normal(size=(200, 3)).astype(np.float32)
+    data = with_metric(MultimodalData("d", dict(a=x, b=x[:, ::-1].copy()), x.sum(1)), "mae")
+    answer, _ = train_run(joint_run(), data, 0, Budget(epochs=4, bs=16))
+    assert answer.info["monitor"] == "mae"
+    kept = METRICS["mae"](answer.valid, answer.y_valid, "regression")
+    assert math.isclose(kept, min(answer.info["validation"]), rel_tol=1e-5)
