@@ -60,7 +60,7 @@ def test_help_fits_a_screen(said, monkeypatch, args, columns):
 def test_help_explains_every_option(said):
     training = ("--seeds", "--epochs", "--bs", "--lr", "--width", "--head", "--out", "--workers")
     parts = ("--data", "--test", "--valid")
-    own = dict(audit=(*parts, "--absent"), compare=(*parts, "--methods", "--reference"))
+    own = dict(audit=(*parts, "--metric", "--absent"), compare=(*parts, "--methods", "--reference", "--metric"))
     for command, options in own.items():
         text = " ".join(said(command, "--help")[1].split())
         assert re.findall(r"(--[a-z]+) [A-Z]+ \S", text) == [*options, *training]
