@@ -46,7 +46,7 @@ def _add(parser, option, default, what, **more):
 def _add_training(parser, seeds):
     "The options of everything that trains."
     from mmlit.fusion.heads import HEADS
-    _add(parser, "--seeds", seeds, "how many seeds, or which: 0,3,4; each is a split and an initialisation",
+    _add(parser, "--seeds", seeds, "how many splits and initialisations, or which: 0,3,4",
          type=_seeds, metavar="N")
     for option, default, what in _TRAINING:
         more = dict(type=type(default), metavar="NAME" if isinstance(default, str) else "N")
@@ -184,7 +184,7 @@ class _Failed(Exception):
 def _add_audit(parser):
     _add(parser, "--data", "emoji", f"a data set: {_WHAT}", metavar="NAME")
     _add_reading(parser)
-    _add(parser, "--metric", None, "the score that decides, such as balanced_accuracy, auroc, mae", metavar="NAME")
+    _add(parser, "--metric", None, "what decides: balanced_accuracy, auroc, mae, ...", metavar="NAME")
     _add(parser, "--absent", "zero_feature", "what stands for a missing modality: zero_feature or zero_input",
          metavar="NAME")
     _add_training(parser, seeds=1)
@@ -207,7 +207,7 @@ def _add_compare(parser):
     _add(parser, "--methods", "unimodal,ensemble,joint", "methods; all: each of them; list: say which there are",
          metavar="NAMES")
     _add(parser, "--reference", "ensemble", "differences are taken to this row", metavar="NAME")
-    _add(parser, "--metric", None, "the score that decides, such as balanced_accuracy, f1, auroc, mae", metavar="NAME")
+    _add(parser, "--metric", None, "what decides, such as balanced_accuracy, f1, mae", metavar="NAME")
     _add_training(parser, seeds=5)
 
 def _compare(args):

@@ -71,8 +71,8 @@ def test_help_explains_every_option(said):
     training += ("--out", "--workers")
     reading = ("--test", "--valid", "--modalities", "--target", "--groups", "--split", "--index", "--task")
     own = dict(
-        audit=("--data", *reading, "--absent", *training),
-        compare=("--data", *reading, "--methods", "--reference", *training),
+        audit=("--data", *reading, "--metric", "--absent", *training),
+        compare=("--data", *reading, "--methods", "--reference", "--metric", *training),
         data=reading,
     )
     for command, options in own.items():
