@@ -39,12 +39,13 @@ if TYPE_CHECKING:
     from .fusion.coalitions import coalition_logits, pairing_logits
     from .fusion.heads import AttentionHead, ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead
     from .fusion.models import FusionModel, as_fusion
-    from .learner import METHODS, Budget, ModalityMonitor, multimodal_learner
+    from .learner import METHODS, Budget, multimodal_learner
     from .methods.mcr import MCR, mcr_loss
     from .methods.modulation import GradientModulation
     from .methods.multimodal_loss import MultiModal
     from .methods.shapley import ModalityResampling, shapley_values
     from .methods.tcmax import TCMax, tcmax_loss
+    from .monitor import ModalityMonitor
     from .production.exported import export_model, export_onnx
     from .production.predictor import load_predictor, save_predictor
 
@@ -58,12 +59,13 @@ _DOOR = {name: module for module, names in {
     "fusion.coalitions": ["coalition_logits", "pairing_logits"],
     "fusion.heads": ["AttentionHead", "ConcatHead", "FiLMHead", "GatedHead", "MLPHead", "SumHead"],
     "fusion.models": ["FusionModel", "as_fusion"],
-    "learner": ["METHODS", "Budget", "ModalityMonitor", "multimodal_learner"],
+    "learner": ["METHODS", "Budget", "multimodal_learner"],
     "methods.mcr": ["MCR", "mcr_loss"],
     "methods.modulation": ["GradientModulation"],
     "methods.multimodal_loss": ["MultiModal"],
     "methods.shapley": ["ModalityResampling", "shapley_values"],
     "methods.tcmax": ["TCMax", "tcmax_loss"],
+    "monitor": ["ModalityMonitor"],
     "production.exported": ["export_model", "export_onnx"],
     "production.predictor": ["load_predictor", "save_predictor"],
 }.items() for name in names}

@@ -31,7 +31,6 @@ from mmlit.learner import (
     Budget,
     FusionMethod,
     Method,
-    ModalityMonitor,
     build_model,
     default_encoders,
     joint,
@@ -45,6 +44,7 @@ from mmlit.methods.modulation import GradientModulation
 from mmlit.methods.multimodal_loss import MultiModal
 from mmlit.methods.shapley import ModalityResampling
 from mmlit.methods.tcmax import TCMax, tcmax_model_loss
+from mmlit.monitor import ModalityMonitor
 
 DATA = load_dataset("breast_cancer")  # three modalities, two classes, 569 samples
 METHODS = dict(

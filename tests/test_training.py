@@ -18,9 +18,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmlit.data.loaders import multimodal_dls
-from mmlit.learner import Budget, FusionMethod, ModalityMonitor, build_model, multimodal_learner
+from mmlit.learner import Budget, FusionMethod, build_model, multimodal_learner
 from mmlit.methods.baselines import ModalityDropout, MultiLoss, pretrained_learner, unimodal_learner
 from mmlit.methods.mcr import MCR
+from mmlit.monitor import ModalityMonitor
 from mmlit.training import untrained_parameters, with_parts
 
 RNG = np.random.default_rng(0)

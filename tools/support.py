@@ -27,13 +27,14 @@ from fastai.optimizer import SGD
 from mmlit.core import TASKS
 from mmlit.data.loaders import multimodal_data, multimodal_dls
 from mmlit.fusion.heads import HEADS
-from mmlit.learner import ModalityMonitor, multimodal_learner
+from mmlit.learner import multimodal_learner
 from mmlit.methods.baselines import ModalityDropout, MultiLoss
 from mmlit.methods.mcr import MCR
 from mmlit.methods.modulation import GradientModulation
 from mmlit.methods.multimodal_loss import MultiModal
 from mmlit.methods.shapley import ModalityResampling
 from mmlit.methods.tcmax import TCMax
+from mmlit.monitor import ModalityMonitor
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "results" / "support.csv"

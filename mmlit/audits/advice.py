@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from .measure import LEVEL
-from .quantities import permuted_name
+from .robustness import permuted_name
 from ..core import one_of
 from ..scores import Interval
 

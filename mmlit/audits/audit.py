@@ -24,96 +24,30 @@ from fastcore.docments import docments
 from rich.console import Console
 from rich.progress import track
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import nn
 
 from .. import __version__
 from .advice import advise, smallest_effects
+from .checks import check_model, check_stand_in
 from .companions import ResetError, check_reset, companion_runs, still_improving
 from .measure import LEVEL, Measured, measure, repeated_rows, tabulate
-from .quantities import coalition_plan
 from .report import Audit
 from .sample_scores import audit_metric, deciding_score, watched_score
 from mmlit.core import (
-    batch_parts,
-    device_of,
-    eval_mode,
-    filled,
     keep_random_state,
-    map_tensors,
-    n_rows,
-    presence_of,
 )
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import MultimodalDataLoaders
 from ..data.splits import Split, split_hash
-from ..fusion.coalitions import absent_features, coalition_logits
-from ..fusion.models import Fusion, NamedEncoders, SelectModalities, as_fusion
-from ..learner import Budget, ModalityMonitor, joint_run
+from ..fusion.models import Fusion, SelectModalities, as_fusion
+from ..learner import Budget, joint_run
 from ..metrics import Metric, with_metric
+from ..monitor import ModalityMonitor
 from ..pages import interval_text
 from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
 from ..scores import Interval, headline
 from ..store import RunStore, Source, data_of, loaders
-
-# %% ../../nbs/38_audit.ipynb #8e9236f4
-def _check_logits(logits, xs, dls):
-    "ValueError where the answers of a model do not fit the targets of the loaders."
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n_rows(xs[0]):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"expected logits (B, C) from the model, got {got}")
-    if logits.shape[1] != dls.c:
-        wanted = f"{dls.c} classes" if dls.classes else "one number"
-        raise ValueError(f"the model has {logits.shape[1]} outputs for {wanted}")
-
-def _check_halves(model, logits, xs):
-    "ValueError where fuse(encode(x)) is not what a foreign module answers."
-    module = getattr(model, "module", None)
-    if module is None or type(module).forward is nn.Module.forward: return
-    presence = presence_of(xs)
-    whole = slice(None) if presence is None else presence.all(1)
-    if torch.allclose(logits[whole], module(*map(filled, xs))[whole], atol=1e-4): return
-
-    if isinstance(model, NamedEncoders):
-        raise ValueError("the model uses its inputs outside of the named encoders: "
-                         "name submodules that every path from an input passes")
-    raise ValueError(f"fuse(encode(x)) of {type(module).__name__} is not what its forward answers: "
-                     "what comes before or after belongs into the two")
-
-def _first_inputs(model, dls): return batch_parts(dls.valid.one_batch(), len(dls.modalities), device_of(model))[0]
-
-def _check_model(model, dls):
-    "The model in two parts, encode and fuse; ValueError where it does not fit the loaders."
-    model, M = as_fusion(model, len(dls.modalities)), len(dls.modalities)
-    if model.n_modalities != M:
-        names = list(dls.modalities)
-        raise ValueError(f"the model takes {model.n_modalities} modalities, the loaders have {M}: {names}")
-    xs = _first_inputs(model, dls)
-    with torch.no_grad(), eval_mode(model):
-        try: logits = model(*xs)
-        except Exception as error:
-            kind, shapes = type(model).__name__, [map_tensors(lambda t: tuple(t.shape), x) for x in xs]
-            raise ValueError(f"{kind} does not take the inputs of the loaders, of shapes {shapes}: {error}") from error
-        _check_logits(logits, xs, dls)
-        _check_halves(model, logits, xs)
-    return model
-
-def _check_stand_in(model, dls, absent):
-    "ValueError where the joint model does not answer finitely when modalities are missing."
-    if absent == "mean_feature":
-        raise ValueError("the mean feature of the test part would make a sample's value depend on the others: "
-                         "use zero_feature, zero_input or learned")
-    xs, (present, _) = _first_inputs(model, dls), coalition_plan(len(dls.modalities))
-    with torch.no_grad(), eval_mode(model):
-        zs = model.encode(*xs)
-        logits = coalition_logits(model, [z[:8] for z in zs], present, absent_features(model, xs, absent, zs))
-
-    infinite = present[~logits.isfinite().all(-1).all(-1).cpu()]
-    if not len(infinite): return
-    gone = [m for m, there in zip(dls.modalities, infinite[0]) if not there]
-    where = f" where {', '.join(gone)} is a {absent.replace('_', ' ')}"
-    remedy = "let it answer finitely (clamp what it divides by), or choose another stand-in, absent="
-    raise ValueError("the model's answer is not finite" + (f"{where}: {remedy}" if gone else ""))
 
 # %% ../../nbs/38_audit.ipynb #2aa0417e
 def _check_task(data):
@@ -225,8 +159,8 @@ def _take_in(given, data, budget, seeds, absent, smallest, metric):
     dls, name = loaders(source, which[0], budget), _name(model)
     if changes_epochs(metric, dls) or any(changes): source = with_metric(source, metric)
     if model is not None:
-        model = _check_model(model, dls)
-        _check_stand_in(model, dls, absent)
+        model = check_model(model, dls)
+        check_stand_in(model, dls, absent)
     elif absent not in ("zero_feature", "zero_input"):
         raise ValueError(f"a recipe has zero_feature or zero_input for a missing modality, got {absent!r}")
     return _Subject(name, learner, model, source, dls, which, budget, absent, loss, effects, metric)
@@ -240,7 +174,7 @@ def _check_unimodal(unimodal, subject):
     def of_all(i, u):
         if getattr(u, "n_modalities", 1) == M: return u
         return SelectModalities(as_fusion(u, 1), [i], M)
-    return [_check_model(of_all(i, u), subject.dls) for i, u in enumerate(unimodal)]
+    return [check_model(of_all(i, u), subject.dls) for i, u in enumerate(unimodal)]
 
 # %% ../../nbs/38_audit.ipynb #a9abf1e9
 _NOTES = dict(

@@ -34,10 +34,10 @@ from mmlit.audits.quantities import (
     missing_quantities,
     model_quantities,
     probe,
-    robustness_quantities,
     strength_quantities,
     training_part,
 )
+from .robustness import robustness_quantities
 from .sample_scores import sample_scores, step_of
 from ..core import batch_parts, filled, map_tensors, presence_of
 from ..data.loaders import MultimodalDataLoaders

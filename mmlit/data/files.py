@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core import one_of
-from .columns import MultimodalData, PictureFiles
+from .columns import MultimodalData
 from .missing import rows_there
 from .mixed import MixedTable
 from .own import multimodal_data
+from .pictures import PictureFiles
 
 # %% ../../nbs/02c_files.ipynb #d637d9ba
 def load_npz(

@@ -25,7 +25,8 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from ..core import Several, has_presence, map_tensors, n_rows, one_of
-from .columns import MultimodalData, NamedArrays, as_column
+from .columns import MultimodalData
+from .encoders import FittedTransform, TokenIds, Vocabulary, fit_encoder
 from .labels import name_of
 from .losses import check_targets, class_weights_of, draw_rows, loss_of, units_of, weighed
 from .missing import PartialColumn, check_presence, encode_some, missing_rows, pick_rows, rows_there
@@ -33,18 +34,9 @@ from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
 from .ragged import RaggedArrays
 from .show import draw_samples, first_of
-from mmlit.data.splits import (
-    FittedTransform,
-    Split,
-    TokenIds,
-    Vocabulary,
-    check_split,
-    fewer_rows,
-    fit_encoder,
-    given_split,
-    grouped_split,
-)
+from .splits import Split, check_split, fewer_rows, given_split, grouped_split
 from .tables import align_rows, check_whole
+from .values import NamedArrays, as_column
 
 # %% ../../nbs/15_loaders.ipynb #757814eb
 class Coding:

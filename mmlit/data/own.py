@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ..core import one_of
-from .columns import MultimodalData, NamedArrays, PictureFiles, duplicate_groups
+from .columns import MultimodalData
 from .missing import PartialColumn, rows_there
 from .mixed import MixedTable
+from .pictures import PictureFiles
 from .ragged import RaggedArrays
+from .values import NamedArrays, duplicate_groups
 
 # %% ../../nbs/02b_own.ipynb #821c9d3d
 def multimodal_data(

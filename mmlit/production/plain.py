@@ -21,10 +21,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ..core import Several, keep_random_state, one_of
+from ..data.encoders import AsTensors, FittedTransform, Standardize, TokenIds, Vocabulary
 from ..data.loaders import Coding
 from ..data.mixed import MixedTable, TableEncoder
 from ..data.ragged import PaddedSteps
-from ..data.splits import AsTensors, FittedTransform, Split, Standardize, TokenIds, Vocabulary
+from ..data.splits import Split
 from mmlit.fusion.heads import (
     AttentionHead,
     ConcatHead,

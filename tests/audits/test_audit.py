@@ -19,7 +19,8 @@ from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import ConcatHead
 from mmlit.fusion.models import FusionModel, as_fusion
-from mmlit.learner import Budget, ModalityMonitor, multimodal_learner
+from mmlit.learner import Budget, multimodal_learner
+from mmlit.monitor import ModalityMonitor
 
 JOINT = "models", "accuracy", "joint"
 

@@ -17,9 +17,9 @@ from mmlit.audits.quantities import (
     last_features,
     model_quantities,
     probe,
-    robustness_quantities,
     training_part,
 )
+from mmlit.audits.robustness import robustness_quantities
 from mmlit.fusion.heads import ConcatHead
 from mmlit.fusion.models import EarlyFusion, FusionModel
 from mmlit.methods.shapley import valuate

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mmlit.data.catalogue import load_dataset
-from mmlit.data.columns import MultimodalData, PictureFiles, as_column
+from mmlit.data.columns import MultimodalData
 from mmlit.data.labels import encode_labels
 from mmlit.data.loaders import multimodal_data
+from mmlit.data.pictures import PictureFiles
+from mmlit.data.values import as_column
 
 
 def test_memory_mapped_columns_stay_on_disk(tmp_path):

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mmlit.data.columns import MultimodalData, PictureFiles
+from mmlit.data.columns import MultimodalData
 from mmlit.data.disk import load_table, read_split
 from mmlit.data.files import data_digest
 from mmlit.data.loaders import multimodal_dls
+from mmlit.data.pictures import PictureFiles
 
 N = 60
 VIEWS = dict(rna="rna_*", clinic=["age", "sex"])

@@ -10,14 +10,17 @@ from fuzzing import fuzz
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmlit.data.columns import MultimodalData, NamedArrays, PictureFiles, as_column, duplicate_groups
+from mmlit.data.columns import MultimodalData
+from mmlit.data.encoders import Standardize
 from mmlit.data.labels import encode_labels, name_of
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.missing import PartialColumn, missing_rows, pick_rows
 from mmlit.data.own import multimodal_data
+from mmlit.data.pictures import PictureFiles
 from mmlit.data.ragged import RaggedArrays
-from mmlit.data.splits import Standardize, check_split, grouped_split
+from mmlit.data.splits import check_split, grouped_split
 from mmlit.data.tables import align_rows, read_option
+from mmlit.data.values import NamedArrays, as_column, duplicate_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLEAR = ("modality", "y ", "y:", "y mixes", "class", "label", "groups", "row", "task", "test must", "targets", "seed")

@@ -17,8 +17,9 @@ from torch import nn
 matplotlib.use("agg")
 
 from mmlit.data.catalogue import DATASETS, load_dataset
-from mmlit.data.columns import MultimodalData, PictureFiles
+from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_data, multimodal_dls
+from mmlit.data.pictures import PictureFiles
 from mmlit.data.show import show_samples
 from mmlit.data.splits import grouped_split
 from mmlit.data.tasks import CompetitionTask, competition_task

@@ -13,11 +13,11 @@ from sklearn.preprocessing import FunctionTransformer, QuantileTransformer
 
 from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
+from mmlit.data.encoders import FittedTransform
 from mmlit.data.files import data_digest, load_npz
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.mixed import MixedTable, TableEncoder
 from mmlit.data.own import joined_parts, multimodal_data
-from mmlit.data.splits import FittedTransform
 from mmlit.fingerprint import fingerprint
 from mmlit.learner import multimodal_learner
 from mmlit.methods.tcmax import TCMax

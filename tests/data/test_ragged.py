@@ -16,23 +16,25 @@ from torch.testing import assert_close
 from mmlit import audit, compare
 from mmlit.audits.measure import repeated_rows
 from mmlit.audits.quantities import _shake, hold
-from mmlit.data.columns import MultimodalData, NamedArrays, as_column, duplicate_groups
+from mmlit.data.columns import MultimodalData
 from mmlit.data.files import data_digest
 from mmlit.data.loaders import multimodal_data, multimodal_dls
 from mmlit.data.own import joined_parts
 from mmlit.data.ragged import RaggedArrays
 from mmlit.data.show import show_samples
+from mmlit.data.values import NamedArrays, as_column, duplicate_groups
 from mmlit.fusion.coalitions import ABSENT, absent_features, coalition_logits
 from mmlit.fusion.heads import ConcatHead, TokenEncoder, VectorEncoder, masked_mean
 from mmlit.fusion.models import FusionModel, NamedEncoders, as_fusion
 from mmlit.fusion.padding import WithMask
-from mmlit.learner import METHODS, ModalityMonitor, multimodal_learner
+from mmlit.learner import METHODS, multimodal_learner
 from mmlit.methods.baselines import ModalityDropout, MultiLoss, unimodal_learner
 from mmlit.methods.mcr import MCR
 from mmlit.methods.modulation import GradientModulation
 from mmlit.methods.multimodal_loss import MultiModal
 from mmlit.methods.shapley import ModalityResampling, valuate
 from mmlit.methods.tcmax import TCMax
+from mmlit.monitor import ModalityMonitor
 from mmlit.training import Budget
 
 N = 120

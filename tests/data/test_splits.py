@@ -4,18 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmlit.data.columns import as_column
-from mmlit.data.splits import (
-    Split,
-    Standardize,
-    TokenIds,
-    Vocabulary,
-    check_split,
-    fewer_rows,
-    fit_encoder,
-    grouped_split,
-    split_hash,
-)
+from mmlit.data.encoders import Standardize, TokenIds, Vocabulary, fit_encoder
+from mmlit.data.splits import Split, check_split, fewer_rows, grouped_split, split_hash
+from mmlit.data.values import as_column
 
 
 @pytest.mark.parametrize("name", ["mfeat", "emoji", "watch", "breast_cancer"])

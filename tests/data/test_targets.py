@@ -11,8 +11,9 @@ from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.labels import encode_labels
 from mmlit.data.loaders import multimodal_dls
-from mmlit.learner import METHODS, ModalityMonitor, multimodal_learner
+from mmlit.learner import METHODS, multimodal_learner
 from mmlit.metrics import METRICS
+from mmlit.monitor import ModalityMonitor
 from mmlit.scores import regression_scores
 from mmlit.training import Budget
 
