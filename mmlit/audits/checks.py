@@ -6,7 +6,6 @@
 __all__ = ['check_model', 'check_stand_in']
 
 # %% ../../nbs/37b_checks.ipynb #acd1470f
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,10 +49,10 @@ def _check_halves(model, logits, xs):
 def _inputs(model, dls): return batch_parts(dls.valid.one_batch(), len(dls.modalities), device_of(model))[0]
 
 def check_model(
-    model, # a module of M inputs, or a model in two parts
-    dls,   # loaders of `multimodal_dls`
-)->Fusion:   # the model in two parts
-    "The model in two parts, encode and fuse; ValueError where it does not fit the loaders."
+    model,    # a module of M inputs, or a model in two parts
+    dls,      # loaders of `multimodal_dls`
+)->Fusion:    # in two parts
+    "The model as it is audited; ValueError where it does not fit the loaders."
     model, M = as_fusion(model, len(dls.modalities)), len(dls.modalities)
     if model.n_modalities != M:
         names = list(dls.modalities)

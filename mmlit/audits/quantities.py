@@ -19,7 +19,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from .sample_scores import sample_scores, step_of
 from .strength import competition_strength, penultimate_features
@@ -108,8 +108,13 @@ def training_part(
     loader.plan = rows, torch.ones(len(rows), len(dls.modalities), dtype=torch.bool)
     return loader
 
-def in_batches(model, f, columns, size=512):
-    "The tuples that f makes of slices of the columns, joined; in evaluation mode, on the device of the model."
+def in_batches(
+    model:nn.Module,
+    f:Callable,         # of slices of the columns: a tuple of tensors
+    columns:Sequence,   # of N rows each, see `map_tensors`
+    size:int=512,       # rows at a time
+)->tuple:               # of tensors on the CPU, N rows each
+    "What f makes of slices of the columns, joined; in evaluation mode, on the device of the model."
     device = device_of(model)
     def cut(column, i): return map_tensors(lambda t: t[i:i + size].to(device), column)
     def part(i): return [out.cpu() for out in f(*(cut(column, i) for column in columns))]

@@ -8,7 +8,6 @@ __all__ = ['MultimodalData']
 # %% ../../nbs/02_columns.ipynb #6b1b3ab0
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -110,6 +110,11 @@ class PartialColumn:
     @property
     def present(self)->np.ndarray: return self.at >= 0
     @property
+    def lengths(self)->np.ndarray:
+        "The steps of each row of `RaggedArrays`, (N,); 0 of those that are missing."
+        return np.append(self.values.lengths, 0)[self.at]
+
+    @property
     def shape(self): return len(self.at), *getattr(self.values, "shape", ())[1:]
 
     def __len__(self): return len(self.at)

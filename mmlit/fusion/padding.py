@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from ..core import device_of, eval_mode, filled, keep_random_state, map_tensors
-from ..data.missing import rows_there
 from .models import Fusion
 
 # %% ../../nbs/05b_padding.ipynb #4a651954
@@ -88,8 +87,7 @@ def check_padding(
     "ValueError where short rows of the training part are answered otherwise beside a long one than alone."
     for m in getattr(dls, "padded", ()):
         index, column = _rows_with(dls, dls.modalities.index(m)), dls.train_ds.xs[m]
-        there = index if column is rows_there(column) else torch.as_tensor(column.at)[index]
-        lengths = torch.as_tensor(rows_there(column).lengths)[there]
+        lengths = torch.as_tensor(column.lengths)[index]
         at = lengths.argsort(stable=True)[[*range(min(_TRIED, len(index) - 1)), -1]]     # short ones, and the longest
         together = _ask(_Encode(model), *_inputs(dls, index[at]))
         each = len(together) == len(dls.modalities)
