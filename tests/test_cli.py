@@ -370,6 +370,6 @@ def test_a_dry_run_refuses_what_training_would(said, cells, tmp_path):
     rare.loc[0, "finding"] = "odd"
     rare.to_csv(tmp_path / "rare.csv", index=False)
     code, _, err = said("data", tmp_path / "rare.csv", *TABLE)
-    assert code == 1 and "class 2 has 1 rows, fewer than 5 folds" in err
+    assert code == 1 and "class 'odd' has 1 rows, fewer than 5 folds" in err
     code, _, err = said("data", "--target", "finding")
     assert code == 1 and err.startswith("mmlit data: --target is given without a data set")

@@ -174,6 +174,7 @@ def test_dropout_never_drops_everything_and_drops_as_often_as_it_says(p):
     method = ModalityDropout(p)
     method.generator = torch.Generator().manual_seed(0)
     method._learn = multimodal_learner(loaders())
+    method._learn.xb = ()
     zs = tuple(torch.ones(20_000, 2) for _ in range(3))
     kept = torch.stack([z[:, 0] for z in method.edit_features(zs)], 1)
     assert (kept.sum(1) > 0).all()
