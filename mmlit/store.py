@@ -141,7 +141,7 @@ class RunStore:
     def __init__(self,
         out:str|Path, # the folder; it is made when the first run is stored
     ):
-        self.out = Path(out)
+        self.out = Path(out).absolute()         # a worker may stand in another folder
         # fingerprints: of a source, which takes a pass over the data, and of a run under a budget. What has one is kept
         # beside it, for an id is that of one object only while the object is there
         self._known:dict[int, tuple] = {}

@@ -16,6 +16,7 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 from fastai.torch_core import default_device, defaults
 
+from mmlit.benchmark.comparison import compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
@@ -116,7 +117,7 @@ def ingredients(data):
 
 
 def keys(asked, folder="x"):
-    return [str(RunStore(folder).path(*one).relative_to(folder)) for one in asked]
+    return [str(RunStore(folder).path(*one).relative_to(Path(folder).absolute())) for one in asked]
 
 
 def test_every_ingredient_alone_changes_the_key(data):
@@ -361,3 +362,14 @@ def test_fewer_training_rows_are_part_of_what_tells_runs_apart(data, tmp_path):
         assert answer.info["n_train"] == 100 and np.array_equal(answer.y_test, data.y[whole.split.test])
     with pytest.raises(ValueError, match="n_train=100 is given for loaders"):
         train_run(joint_run(), multimodal_dls(data), 0, few)
+
+
+def test_runs_are_kept_where_the_caller_stands_also_by_workers_of_an_earlier_call(tmp_path, monkeypatch):
+    data = MultimodalData("where", dict(a=np.random.randn(60, 3), b=np.random.randn(60, 2)), [0, 1, 2] * 20)
+    for place in ("first", "second"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        compare(
+            data, ["unimodal", "pretrained"], 2, Budget(epochs=1, bs=16, width=4), "runs", workers=2, progress=False
+        )
+        assert len(list((tmp_path / place / "runs").rglob("*.npz"))) == 6
