@@ -67,7 +67,7 @@ class Comparison:
         metric = self._metric(data)
         return headline(self.datasets[data].task) if metric is None else metric.name
 
-    def _metric(self, data): return self.datasets[one_of("data set", data, self.datasets)].metric
+    def _metric(self, data): return getattr(self.datasets[one_of("data set", data, self.datasets)], "metric", None)
 
     def larger(self, data:str)->bool:
         "Is more of the score that decides better?"
