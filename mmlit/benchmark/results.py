@@ -64,8 +64,8 @@ class Comparison:
 
     def score(self, data:str)->str:
         "The score that decides on this data set: the metric that was chosen, else accuracy or r2, see `headline`."
-        metric = self._metric(data)
-        return headline(self.datasets[data].task) if metric is None else metric.name
+        metric, found = self._metric(data), self.datasets[data]
+        return headline(getattr(found, "task", found.classes)) if metric is None else metric.name
 
     def _metric(self, data): return getattr(self.datasets[one_of("data set", data, self.datasets)], "metric", None)
 
