@@ -1,6 +1,7 @@
 """Which method works with what: each cell of the support matrix is a training of one epoch on a few rows.
 
 python tools/support.py          # all cells, to results/support.csv (minutes)
+python tools/support.py --new    # those that the table has not yet
 
 A cell *works*, works *with a warning*, or is *refused* with a ValueError before the first step; all else is a fault.
 The tests hold a sample of the cells to the committed table, `--slow` all of them.
@@ -23,6 +24,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.optimizer import SGD
+from kinds import case
 
 from mmlit.core import TASKS
 from mmlit.data.loaders import multimodal_data, multimodal_dls
@@ -56,6 +58,8 @@ METHODS = {
 TARGETS = {"C = 2": ("classification", 2), "C = 5": ("classification", 5)}
 TARGETS |= {task: (task, 3) for task in TASKS[1:]}
 EXTRAS = {"": None, "accumulation": partial(GradientAccumulation, 32), "clipping": partial(GradientClip, 1.0)}
+# what changes the shape of a batch, of the target or of the loss
+NEW_KINDS = "table", "sequence of different length", "missing modality", "several targets", "class weights"
 ROWS, BATCH = 80, 16  # 48 of the rows are trained on: three batches
 
 
@@ -69,15 +73,22 @@ class Cell(NamedTuple):
     precision: str = "fp32"
     extra: str = ""
     other: str = ""
+    kind: str = "vector"  # of the first modality, see kinds.py
 
 
 def cells():
-    "All combinations: with heads, modalities and precisions; with what else a training may have; in pairs."
+    "All combinations: with heads, modalities and precisions; with what else a training may have; in pairs; with kinds."
     found = [Cell(*c) for c in itertools.product(METHODS, TARGETS, HEADS, (2, 3, 6), ("fp32", "bf16"))]
     found += [Cell(m, t, modalities=1) for m in METHODS for t in TARGETS]
     found += [Cell(m, t, extra=e) for m in METHODS for t in TARGETS for e in EXTRAS if e]
     pairs = itertools.permutations([m for m in METHODS if m != "plain"], 2)
-    return found + [Cell(one, "C = 5", other=other) for one, other in pairs]
+    found += [Cell(one, "C = 5", other=other) for one, other in pairs]
+    kinds = itertools.product(NEW_KINDS, METHODS, ("concat", "attention"), ("fp32", "bf16"))
+    return found + [Cell(m, _target(kind), head, 2, p, kind=kind) for kind, m, head, p in kinds]
+
+
+def _target(kind):
+    return "regression" if kind == "several targets" else "C = 5"
 
 
 @cache
@@ -90,6 +101,17 @@ def data(target, modalities):
     several = (rng.random((ROWS, classes)) < 0.5).astype("float32")
     y = dict(zip(TASKS, (label, several, rng.normal(size=ROWS).astype("float32") + label)))[task]
     return multimodal_data(xs, y, task=task, name="support")
+
+
+def loaders(cell):
+    "Of the data, or of the case of a kind; what making them says is said in other tables."
+    options = dict(bs=BATCH, device="cpu", seed=0)
+    if cell.kind == "vector":
+        return multimodal_dls(data(cell.target, cell.modalities), **options)
+    one = case(cell.kind, rows=ROWS, classes=5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "modality 'x' has .* empty cells|samples of data lack a modality")
+        return multimodal_dls(one.xs, one.y, **options, **one.options)
 
 
 class BFloat16(Callback):
@@ -123,7 +145,7 @@ class _Steps(Callback):
 def _train(cell, steps):
     "One epoch; what it learnt must be finite, and must have moved."
     torch.manual_seed(0)
-    dls = multimodal_dls(data(cell.target, cell.modalities), bs=BATCH, device="cpu", seed=0)
+    dls = loaders(cell)
     extra = EXTRAS[cell.extra]
     cbs = [steps, *([extra()] if extra else []), *([BFloat16()] if cell.precision == "bf16" else [])]
     learn = multimodal_learner(dls, head=cell.head, width=8, cbs=cbs, opt_func=SGD)
@@ -147,12 +169,12 @@ def try_cell(cell):
         except ValueError as refusal:
             if steps.n:
                 raise AssertionError(f"{cell} was refused after {steps.n} steps") from refusal
-            return "refused", _first_line(refusal)
+            return "refused", first_line(refusal)
     said = [w for w in said if issubclass(w.category, UserWarning)]
-    return ("with a warning", _first_line(said[0].message)) if said else ("works", "")
+    return ("with a warning", first_line(said[0].message)) if said else ("works", "")
 
 
-def _first_line(message):
+def first_line(message):
     "Without what fastai puts before an exception of a callback."
     text = str(message)
     if "when calling event" in text:
@@ -160,12 +182,19 @@ def _first_line(message):
     return re.sub(r"\s+", " ", text.strip().split("\n")[0])
 
 
+def committed():
+    "The table that there is, as cell -> answer and reason."
+    table = pd.read_csv(TABLE, keep_default_na=False).to_dict("records")
+    return {Cell(**{f: row[f] for f in Cell._fields if f in row}): (row["answer"], row["reason"]) for row in table}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--new", action="store_true", help="only cells that the table has not yet")
+    known = committed() if parser.parse_args().new else {}
     torch.set_num_threads(1)
-    rows = [cell._asdict() | dict(zip(("answer", "reason"), try_cell(cell))) for cell in cells()]
-    table = pd.DataFrame(rows)
+    rows = [(*cell, *(known[cell] if cell in known else try_cell(cell))) for cell in cells()]
+    table = pd.DataFrame(rows, columns=[*Cell._fields, "answer", "reason"])
     table.to_csv(TABLE, index=False)
     print(table.groupby(["method", "answer"]).size().unstack(fill_value=0))
 

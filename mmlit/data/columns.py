@@ -171,7 +171,8 @@ class MultimodalData:
             raise ValueError("pictures in files cannot be saved in an npz file; read them first: xs['picture'][:]")
         named = [m for m, x in columns.items() if isinstance(x, (NamedArrays, MixedTable, RaggedArrays))]
         if named:
-            what = self.kinds[named[0]] + " of different length"*isinstance(columns[named[0]], RaggedArrays)
+            what = "column of rows" if self.kinds[named[0]] == "tokens" else self.kinds[named[0]]
+            what += " of different length"*isinstance(columns[named[0]], RaggedArrays)
             raise ValueError(f"modality {named[0]!r} is a {what}: an npz file does not keep it")
         weighed = [k for k in ("class_weights", "weights", "metric") if getattr(self, k) is not None]
         if weighed: raise ValueError(f"an npz file does not keep {weighed[0]}: save without, and give it again")

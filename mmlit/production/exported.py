@@ -19,7 +19,7 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
-from ..core import device_of, eval_mode, filled, has_presence, keep_random_state, map_tensors, n_rows
+from ..core import Several, device_of, eval_mode, filled, has_presence, keep_random_state, map_tensors, n_rows
 from ..fusion.models import EarlyFusion, Fusion, NamedEncoders, unwrap
 from .predictor import Predictor, alike
 
@@ -81,7 +81,12 @@ def _source(model, xs):
         raise ValueError("the exported model takes rows that have every modality: give the values alone, without "
                          "the mask of what is there")
     device = device_of(model)
-    return _without_parts(model), dict(zip(input_names(names), (map_tensors(lambda t: t.to(device), x) for x in xs)))
+    return _without_parts(model), {name: _moved(x, device) for name, x in zip(input_names(names), xs)}
+
+def _moved(x, device):
+    "An input on the device; several tensors by place as a plain tuple, the only one that a graph knows."
+    x = map_tensors(lambda t: t.to(device), x)
+    return tuple(x) if isinstance(x, Several) else x
 
 def _name(model): return type(_plain(model) if isinstance(model, (NamedEncoders, EarlyFusion)) else model).__name__
 
@@ -151,8 +156,9 @@ def _asked(path, inputs):
     return session.run(["logits"], {name: inputs[name] for name in names})[0]
 
 def _flat(inputs):
-    "Inputs by name; an input of several tensors is one for each of them, `text_ids`."
-    several = [{f"{name}_{k}": v for k, v in x.items()} if isinstance(x, Mapping) else {name: x}
+    "Inputs by name; an input of several tensors is one for each of them, `text_ids` or `pair_0`."
+    parts_of = lambda x: x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, tuple) else None
+    several = [{name: x} if parts_of(x) is None else {f"{name}_{k}": v for k, v in parts_of(x)}
                for name, x in inputs.items()]
     flat = {name: x for parts in several for name, x in parts.items()}
     return dict(zip(input_names(list(flat)), flat.values()))

@@ -46,6 +46,7 @@ from ..methods.multimodal_loss import MultiProxyHead, ScaledSumHead
 _FITTED = (Standardize, Vocabulary, TokenIds, AsTensors, PaddedSteps, TableEncoder, FittedTransform)
 _CLASSES = {c.__name__: c for c in _FITTED}
 _MARK = "<fitted>"      # (this, name of a class, its attributes) stands for an object of `_CLASSES`
+_ARRAY = "array"        # (`_MARK`, this, a tensor) stands for an array of numbers
 WAYS = ("skops", "given")
 
 def _pack(value, what, way):
@@ -53,6 +54,7 @@ def _pack(value, what, way):
     if value is None or type(value) in (bool, int, float, str): return value
     if isinstance(value, Tensor): return value.detach().cpu().clone()
     if isinstance(value, np.generic): return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu": return _MARK, _ARRAY, torch.tensor(value)
     if isinstance(value, (set, frozenset)): return sorted(value)
     if type(value) in (list, tuple): return type(value)(_pack(v, what, way) for v in value)
     if isinstance(value, Several): return tuple(_pack(v, what, way) for v in value)
@@ -68,6 +70,7 @@ def _pack(value, what, way):
 def _unpack(value, take)->Any:
     "What `_pack` packed; `take` returns the transformer of a modality."
     if type(value) is tuple and len(value) == 3 and value[0] == _MARK:
+        if value[1] == _ARRAY: return value[2].numpy()
         cls = _CLASSES[one_of("fitted object", value[1], _CLASSES)]
         own, made = _unpack(value[2], take), object.__new__(cls)
         if cls is TableEncoder: own["steps"] = _table_steps(own["steps"], own["sorts"])
@@ -160,7 +163,7 @@ def _transform_of(name, state, given, trusted):
                      f"trusted={missing}")
 
 # %% ../../nbs/42_plain.ipynb #25e8d5e4
-_TRAINING = ("split", "loss_func", "vocab")
+_TRAINING = ("split", "loss_func", "vocab", "class_weights")
 
 def coding_state(
     coding:Coding,          # fitted on training rows
@@ -183,6 +186,7 @@ def coding_of(
     coding.blank |= {m: Several(x) for m, x in coding.blank.items() if isinstance(x, tuple)}
     nowhere = np.zeros(0, dtype=np.int64)
     coding.split, coding.loss_func, coding.vocab = Split(nowhere, nowhere, nowhere), None, np.array(coding.classes)
+    coding.class_weights = None
     return coding
 
 def _is_own(packed): return packed[1] == FittedTransform.__name__
@@ -235,8 +239,8 @@ def _part(module):
     "Type and options of an encoder or a head; None for one that is foreign, or was changed."
     if type(module) is InUnits:
         inner = _part(module.head)
-        return inner and dict(type="InUnits", options=dict(head=inner, shift=module.shift.item(),
-                                                           scale=module.scale.item()))
+        return inner and dict(type="InUnits", options=dict(head=inner, shift=module.shift.tolist(),
+                                                           scale=module.scale.tolist()))
     read = {**_ENCODERS, **_HEADS}.get(type(module))
     if read is None: return None
     own = dict(dims=list(module.dims), n_classes=module.n_classes) if type(module) in _HEADS else {}

@@ -127,10 +127,11 @@ class Predictor:
 
     def predict(self,
         rows,                    # as for `answers`
-    )->pd.Series|pd.DataFrame:   # (N,) names of classes or numbers; of several labels (N, C), which are there
-        "The answer for each row: a class, labels, or a number in the units of the target."
+    )->pd.Series|pd.DataFrame:   # (N,) names of classes or numbers; of several labels or targets (N, C)
+        "The answer for each row: a class, which labels are there, or numbers in the units of the targets."
         if self.coding.task == "regression":
-            return pd.Series(self.answers(rows)[:, 0].numpy(), index=self._index(rows), name="predicted")
+            table = pd.DataFrame(self.answers(rows).numpy(), index=self._index(rows))
+            return table if table.shape[1] > 1 else table[0].rename("predicted")
         shares = self.predict_proba(rows)
         if self.coding.task == "multi-label": return shares > self.threshold
         best = np.array(self.classes, dtype=object)[shares.to_numpy().argmax(1)]

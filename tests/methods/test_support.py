@@ -2,7 +2,6 @@
 
 import random
 
-import pandas as pd
 import pytest
 import support
 
@@ -16,8 +15,7 @@ SAMPLE = [c for c in random.Random(0).sample(CELLS, 60) if (c.head, c.modalities
 
 @pytest.fixture(scope="module")
 def committed():
-    table = pd.read_csv(support.TABLE, keep_default_na=False)
-    return {support.Cell(*row[:-2]): row[-2:] for row in table.itertuples(index=False, name=None)}
+    return support.committed()
 
 
 def subclasses(kind):

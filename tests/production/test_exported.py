@@ -90,6 +90,32 @@ def test_without_the_libraries_the_remedy_is_said(tmp_path, monkeypatch):
         export_onnx(model_with(HEADS["sum"]), tmp_path / "m.onnx", batch())
 
 
+class ByPlace(nn.Module):
+    "Of several tensors by place."
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
+
+    def forward(self, x):
+        assert isinstance(x, tuple)
+        return self.left(x[0]) + self.right(x[1])
+
+
+@needs_onnx
+def test_several_tensors_by_place_are_inputs_of_their_own(tmp_path):
+    rng = np.random.default_rng(0)
+    xs = dict(pair=(rng.normal(size=(60, 3)), rng.normal(size=(60, 2))), plain=rng.normal(size=(60, 5)))
+    dls = multimodal_dls(xs, np.arange(60) % 2, kinds=dict(pair="tuple"), device="cpu")
+    learn = multimodal_learner(dls, [ByPlace(), VectorEncoder(5, 4)])
+    pair, plain, _ = dls.valid.one_batch()
+    want = answers(learn.model, dict(pair=pair, plain=plain))
+    torch.testing.assert_close(export_model(learn).module()(pair=tuple(pair), plain=plain), want)
+    assert export_onnx(learn, tmp_path / "m.onnx") == ["pair_0", "pair_1", "plain"]
+    said = onnx_answers(tmp_path / "m.onnx", dict(pair_0=pair[0], pair_1=pair[1], plain=plain))
+    torch.testing.assert_close(said, want, atol=1e-4, rtol=1e-4)
+
+
 # ---- learners and predictors
 
 

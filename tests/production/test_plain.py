@@ -226,6 +226,7 @@ HEADS = [
     MultiProxyHead(DIMS, C, k=3, gamma=0.7, init="aligned", axis="proxy", attended=False, unit=False),
     ScaledSumHead(DIMS, C, scale=3.0),
     InUnits(MLPHead(DIMS, 1), 1000.0, 0.1),
+    InUnits(MLPHead(DIMS, 2), [1000.0, -2.0], [0.1, 5.0]),
 ]
 ENCODERS = [
     (VectorEncoder(5, 6, hidden=(9, 8), dropout=0.2), torch.randn(3, 5)),

@@ -536,6 +536,24 @@ def test_a_torch_whose_plain_loading_has_a_hole_is_named(tmp_path, monkeypatch):
         load_predictor(tmp_path / "p.pt")
 
 
+def test_several_targets_are_answered_one_by_one_in_their_units(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 90, 3))
+    y = np.stack([a[:, 0], 1e4 + b[:, 0]], 1)
+    learn = multimodal_learner(multimodal_dls(dict(a=a, b=b), y, task="regression"), width=4)
+    save_predictor(learn, tmp_path / "p.pt")
+    table = load_predictor(tmp_path / "p.pt").predict(dict(a=pd.DataFrame(a), b=b))
+    assert np.array_equal(table.to_numpy(), said(learn, dict(a=a, b=b))) and list(table.index) == list(range(90))
+    assert table.shape == (90, 2) and abs(table[0].mean()) < 10 and abs(table[1].mean() - 1e4) < 10
+
+
+@pytest.mark.parametrize("weights", ["balanced", [1.0, 4.0]], ids=str)
+def test_class_weights_have_no_part_in_a_predictor(weights, tmp_path):
+    xs, y = {m: np.random.default_rng(0).normal(size=(90, 3)) for m in "ab"}, np.arange(90) % 3 // 2
+    learn = multimodal_learner(multimodal_dls(xs, y, class_weights=weights, groups=range(90)), width=4)
+    check_same(learn, tmp_path, rows=xs)
+
+
 @pytest.mark.filterwarnings("ignore:samples of .* lack a modality")
 def test_rows_that_lack_a_modality_are_answered_as_by_the_learner(tmp_path):
     rng, y = np.random.default_rng(0), np.arange(90) % 3
