@@ -157,10 +157,10 @@ def _asked(path, inputs):
 
 def _flat(inputs):
     "Inputs by name; an input of several tensors is one for each of them, `text_ids` or `pair_0`."
-    parts_of = lambda x: x.items() if isinstance(x, Mapping) else enumerate(x) if isinstance(x, tuple) else None
-    several = [{name: x} if parts_of(x) is None else {f"{name}_{k}": v for k, v in parts_of(x)}
-               for name, x in inputs.items()]
-    flat = {name: x for parts in several for name, x in parts.items()}
+    def parts(name, x):
+        if isinstance(x, tuple): x = dict(enumerate(x))
+        return {f"{name}_{k}": v for k, v in x.items()} if isinstance(x, Mapping) else {name: x}
+    flat = {part: x for name, several in inputs.items() for part, x in parts(name, several).items()}
     return dict(zip(input_names(list(flat)), flat.values()))
 
 def export_onnx(

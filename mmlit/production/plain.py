@@ -54,7 +54,7 @@ def _pack(value, what, way):
     if value is None or type(value) in (bool, int, float, str): return value
     if isinstance(value, Tensor): return value.detach().cpu().clone()
     if isinstance(value, np.generic): return value.item()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu": return _MARK, _ARRAY, torch.tensor(value)
+    if _is_numbers(value): return _MARK, _ARRAY, torch.tensor(value)
     if isinstance(value, (set, frozenset)): return sorted(value)
     if type(value) in (list, tuple): return type(value)(_pack(v, what, way) for v in value)
     if isinstance(value, Several): return tuple(_pack(v, what, way) for v in value)
@@ -66,6 +66,8 @@ def _pack(value, what, way):
         return _MARK, type(value).__name__, _pack(own, what, way)
     raise ValueError(f"{what} is {type(value).__name__}, which a file without code cannot hold; it can hold tensors, "
                      f"numbers, strings, lists, dicts, {', '.join(_CLASSES)}")
+
+def _is_numbers(value): return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
 
 def _unpack(value, take)->Any:
     "What `_pack` packed; `take` returns the transformer of a modality."

@@ -131,7 +131,7 @@ class Predictor:
         "The answer for each row: a class, which labels are there, or numbers in the units of the targets."
         if self.coding.task == "regression":
             table = pd.DataFrame(self.answers(rows).numpy(), index=self._index(rows))
-            return table if table.shape[1] > 1 else table[0].rename("predicted")
+            return table if table.shape[1] > 1 else pd.Series(table[0], name="predicted")
         shares = self.predict_proba(rows)
         if self.coding.task == "multi-label": return shares > self.threshold
         best = np.array(self.classes, dtype=object)[shares.to_numpy().argmax(1)]
