@@ -90,6 +90,8 @@ def check_presence(
                          "leave these rows out")
 
 # %% ../../nbs/01g_missing.ipynb #253c0efe
+_PRESENT = "\0present"       # no name of a column of a table, or of an array: those may be called "present"
+
 class SomeRows(NamedTuple):
     "Rows of a column of which some are missing."
     values:Any           # the rows that are there, as the column inside gives them; None: there are none
@@ -134,7 +136,7 @@ class PartialColumn:
     def arrays(self)->dict:
         "The rows as arrays, the first one in the place of those that are missing; and which are there."
         whole = whole_column(self)
-        return {**getattr(whole, "arrays", {"": whole}), "present": self.present}
+        return {**getattr(whole, "arrays", {"": whole}), _PRESENT: self.present}
 
 def whole_column(
     column,     # perhaps a `PartialColumn`

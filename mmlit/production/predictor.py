@@ -55,7 +55,8 @@ class Predictor:
 
     def __repr__(self):
         many = {"classification": "classes", "multi-label": "labels"}.get(self.coding.task)
-        what = "a number" if many is None else f"{len(self.classes)} {many}"
+        numbers = "a number" if self.coding.c == 1 else f"{self.coding.c} numbers"
+        what = numbers if many is None else f"{len(self.classes)} {many}"
         return f"Predictor of {what} from {', '.join(f'{m} ({k})' for m, k in self.coding.kinds.items())}"
 
     def to(self,
@@ -107,7 +108,7 @@ class Predictor:
 
     def answers(self,
         rows,     # raw: a dict or tuple of columns, a list of dicts, a DataFrame, a `MultimodalData`; see `Rows.of`
-    )->Tensor:    # (N, C) logits, or numbers (N, 1) in the units of the target; on the CPU
+    )->Tensor:    # (N, C) logits, or numbers (N, D) in the units of D targets; on the CPU
         "What the model answers. ValueError where the rows do not fit what was fitted."
         n = self.coding.n_inp
         with torch.no_grad(), eval_mode(self.model):
@@ -127,10 +128,11 @@ class Predictor:
 
     def predict(self,
         rows,                    # as for `answers`
-    )->pd.Series|pd.DataFrame:   # (N,) names of classes or numbers; of several labels (N, C), which are there
+    )->pd.Series|pd.DataFrame:   # (N,) names of classes or numbers; of several labels or numbers (N, C)
         "The answer for each row: a class, labels, or a number in the units of the target."
         if self.coding.task == "regression":
-            return pd.Series(self.answers(rows)[:, 0].numpy(), index=self._index(rows), name="predicted")
+            said, index = self.answers(rows).numpy(), self._index(rows)
+            return pd.DataFrame(said, index) if self.coding.c > 1 else pd.Series(said[:, 0], index, name="predicted")
         shares = self.predict_proba(rows)
         if self.coding.task == "multi-label": return shares > self.threshold
         best = np.array(self.classes, dtype=object)[shares.to_numpy().argmax(1)]

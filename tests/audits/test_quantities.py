@@ -7,7 +7,6 @@ from torch import nn
 
 from mmlit.audits.quantities import (
     Held,
-    _shake,
     answer_information,
     answers,
     coalition_outcomes,
@@ -19,7 +18,7 @@ from mmlit.audits.quantities import (
     probe,
     training_part,
 )
-from mmlit.audits.robustness import robustness_quantities
+from mmlit.audits.robustness import _shake, robustness_quantities
 from mmlit.fusion.heads import ConcatHead
 from mmlit.fusion.models import EarlyFusion, FusionModel
 from mmlit.methods.shapley import valuate

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from mmlit import audit, compare
 from mmlit.audits.measure import repeated_rows
-from mmlit.audits.quantities import _shake, hold
+from mmlit.audits.quantities import hold
+from mmlit.audits.robustness import _shake
 from mmlit.data.columns import MultimodalData
 from mmlit.data.files import data_digest
 from mmlit.data.loaders import multimodal_data, multimodal_dls
