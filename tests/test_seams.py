@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastai.optimizer import SGD
 from PIL import Image
+from scipy import sparse
 from torch import nn
 
 from mmlit.audits.audit import audit
@@ -239,3 +240,20 @@ def test_an_audit_takes_values_and_mask_of_a_users_own(tmp_path, missing):
     names = {name for _, name, _ in found.table.index}
     assert any(re.match("noise of", name) for name in names)
     assert found.table.value.notna().all()
+
+
+@pytest.mark.parametrize(
+    "make", [sparse.csr_matrix, sparse.csr_array, sparse.coo_array, lambda x: torch.tensor(x).to_sparse()]
+)
+def test_sparse_rows_are_taken_with_gaps_and_without(make):
+    xs, y = columns()
+    whole = np.nan_to_num(xs["b"])
+    assert np.array_equal(multimodal_data(dict(a=xs["a"], b=make(whole)), y).xs["b"], whole)
+    there = ~np.isnan(xs["b"][:, 0])
+    for data in (
+        multimodal_data(dict(a=xs["a"], b=make(xs["b"])), y),
+        multimodal_data(dict(a=xs["a"], b=make(whole)), y, presence=dict(b=there)),
+    ):
+        assert (data.xs["b"].present == there).all() and np.array_equal(data.xs["b"].values, whole[there])
+    learn = fit(multimodal_learner(multimodal_dls(dict(a=xs["a"], b=make(xs["b"])), y), width=4))
+    assert torch.equal(answers(learn, dict(a=xs["a"], b=make(xs["b"]))), answers(learn, xs))

@@ -154,7 +154,8 @@ def _rows_present(values, name, kind, present):
     "Which rows are there: bool (N,)."
     there = ~empty_rows(values, kind)
     if present is None: return there
-    n = len(next(iter(values.values()))) if isinstance(values, Mapping) else len(values)
+    if isinstance(values, Mapping): n = len(next(iter(values.values())))
+    else: n = values.shape[0] if hasattr(values, "toarray") else len(values)
     if len(present) != n: raise ValueError(f"presence of modality {name!r} has {len(present)} rows, its column has {n}")
     odd = np.flatnonzero(present & ~there) if len(there) == n else []
     if len(odd):
