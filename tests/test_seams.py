@@ -92,6 +92,17 @@ def test_presence_beside_columns_that_have_gaps_already_is_honoured():
         multimodal_data(data.xs, y, presence=dict(b=np.ones(N, dtype=bool)))
 
 
+def test_modalities_of_which_a_row_has_none_are_not_chosen():
+    xs, y = columns()
+    gone = np.isnan(xs["b"][:, 0]) & (np.arange(N) % 2 == 0)
+    data = multimodal_data(dict(a=np.where(gone[:, None], np.nan, xs["a"]), b=xs["b"], c=np.ones((N, 1))), y)
+    assert data.select(["a", "c"]).modalities == ["a", "c"]
+    for choose in (data.select, lambda names: multimodal_dls(data, modalities=names)):
+        with pytest.raises(ValueError, match=f"row {gone.argmax()} of data with a, b only has no modality at all"):
+            choose(["a", "b"])
+    assert data.subset(~gone).select(["a", "b"]).missing.keys() == {"b"}
+
+
 # ---- rows to be predicted
 
 
