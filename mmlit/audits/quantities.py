@@ -203,6 +203,11 @@ def coalition_outcomes(
 _LACKING = 10     # samples from which on a score is shown: in a bootstrap of fewer there may be none
 def _share_of(mean): return mean[..., :1]/mean[..., 1:]
 
+def _own_r2(mean):
+    "R2 of means of squared errors, rows, targets and their squares: the variance is that of these rows themselves."
+    error, n, total, square = np.moveaxis(mean, -1, 0)
+    return (1 - error/(square - total**2/n))[..., None]
+
 def missing_quantities(
     logits:Mapping[str, Tensor], # (N, C) on the test part, by model
     y:Tensor,                    # (N,)
@@ -215,10 +220,14 @@ def missing_quantities(
     out = []
     for model in ("joint", "ensemble"):
         score, values = next(iter(sample_scores(logits[model], y).items()))
+        columns, statistic = [torch.as_tensor(values), torch.ones(len(y))], _share_of
+        if y.is_floating_point():
+            apart = y.double() - y.double().mean()
+            columns, statistic = [(logits[model][:, 0].double() - y).square(), columns[1], apart, apart**2], _own_r2
         for of, which in rows.items():
-            if which.sum() < _LACKING: continue
-            where = which.double().numpy()
-            out.append(Quantity("missing", f"{score}, {model}", of, np.stack([values*where, where], 1), _share_of))
+            if which.sum() < _LACKING or len(y[which].unique()) < 2 and statistic is _own_r2: continue
+            of_these = (torch.stack(columns, 1)*which[:, None]).double().numpy()
+            out.append(Quantity("missing", f"{score}, {model}", of, of_these, statistic))
     return out
 
 def _coalition_name(present, modalities): return " + ".join(m for m, p in zip(modalities, present) if p) or "nobody"

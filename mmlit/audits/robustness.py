@@ -33,7 +33,7 @@ def _shake(
     generator:torch.Generator,
 ):
     "The inputs with noise; of integers a share `much/2` of entries from other samples, the same in tensors of a kind."
-    if has_presence(x): return with_presence(_shake(x["values"], much, generator), x["present"])
+    if has_presence(x): return _shake_present(x["values"], x["present"], much, generator)
     order, seed = torch.randperm(n_rows(x), generator=generator), int(torch.randint(2**31, (), generator=generator))
     if is_padded(x): return dict(x, values=_shake_steps(x["values"], x["mask"], much, seed))
     def shaken(t):
@@ -41,6 +41,13 @@ def _shake(
         if t.is_floating_point(): return t + much*t.std()*torch.randn(t.shape, generator=drawn, dtype=t.dtype)
         return torch.where(torch.rand(t.shape, generator=drawn) < much/2, t[order], t)
     return map_tensors(shaken, x)
+
+def _shake_present(values, present, much, generator):
+    "Noise on the rows that are there, by their own deviation: the zeros of the others would make it smaller."
+    if present.sum() < 2: return with_presence(values, present)
+    shaken = _shake(map_tensors(lambda t: t[present], values), much, generator)
+    at = (present.cumsum(0) - 1).clamp(min=0)
+    return with_presence(map_tensors(lambda t: t[at], shaken), present)
 
 def _shake_steps(values, mask, much, seed):
     "Noise on the steps that are there, by their deviation; the others stay zero."

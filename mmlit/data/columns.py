@@ -137,9 +137,11 @@ class MultimodalData:
     def select(self,
         modalities:Sequence[str], # names
     )->"MultimodalData":
-        "The same rows with these modalities, in this order. What was known of coalitions is dropped."
+        """The same rows with these modalities, in this order. What was known of coalitions is dropped.
+        ValueError for a row that has none of them."""
         for m in modalities: one_of(f"modality of {self.name}:", m, self.modalities)
         xs = {m: self.xs[m] for m in modalities}
+        check_presence(xs, f"{self.name} with {', '.join(modalities)} only")
         kinds = {m: self.kinds[m] for m in modalities}
         transform, layout = ({m: v for m, v in of.items() if m in xs} for of in (self.transform, self.layout))
         return self._with(xs=xs, kinds=kinds, transform=transform, layout=layout, truth={}, row_truth={})

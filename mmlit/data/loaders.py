@@ -29,14 +29,14 @@ from .columns import MultimodalData
 from .encoders import FittedTransform, TokenIds, Vocabulary, fit_encoder
 from .labels import name_of
 from .losses import check_targets, class_weights_of, draw_rows, loss_of, units_of, weighed
-from .missing import PartialColumn, check_presence, encode_some, missing_rows, pick_rows, rows_there
+from .missing import PartialColumn, check_presence, encode_some, pick_rows, rows_there
 from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
 from .ragged import RaggedArrays
 from .show import draw_samples, first_of
 from .splits import Split, check_split, fewer_rows, given_split, grouped_split
 from .tables import align_rows, check_whole
-from .values import NamedArrays, as_column
+from .values import NamedArrays, as_column, empty_rows
 
 # %% ../../nbs/15_loaders.ipynb #757814eb
 class Coding:
@@ -199,8 +199,9 @@ class Rows(GetAttr):
     def _column(self, m, values, layout):
         "A checked column of the modality m, perhaps with gaps."
         if isinstance(values, PartialColumn):
+            if not values.present.any(): return PartialColumn(None, values.present)
             return PartialColumn(self._column(m, values.values, layout), values.present)
-        gone = missing_rows(values)
+        gone = empty_rows(values, self.kinds[m])
         if len(gone) and gone.all(): return PartialColumn(None, ~gone)
         if gone.any(): return PartialColumn(self._column(m, pick_rows(values, ~gone), layout), ~gone)
         if m in self.sorts and isinstance(values, list): return self._column(m, pd.DataFrame(values), layout)

@@ -33,6 +33,7 @@ def missing_rows(
     "Which rows are entirely empty. Rows that are not floats, and several arrays by name, never are."
     if isinstance(values, pd.DataFrame): return values.isna().all(axis=1).to_numpy()
     if isinstance(values, pd.Series) and values.dtype != object: return values.isna().to_numpy()
+    if hasattr(values, "toarray"): values = values.toarray()                # of scipy
     if isinstance(values, Tensor): values = values.detach().to_dense().cpu().float().numpy()
     n = len(values) if hasattr(values, "__len__") and getattr(values, "ndim", 1) else 0
     if isinstance(values, np.ndarray) and values.dtype.kind != "O":
@@ -53,7 +54,8 @@ def pick_rows(
     if isinstance(values, (pd.DataFrame, pd.Series)): return values.iloc[np.flatnonzero(rows)]
     if isinstance(values, Mapping): return {name: pick_rows(part, rows) for name, part in values.items()}
     if isinstance(values, (list, tuple)): return [row for row, there in zip(values, rows) if there]
-    if isinstance(values, Tensor): return values[torch.as_tensor(rows)]
+    if isinstance(values, Tensor): return values.to_dense()[torch.as_tensor(rows, device=values.device)]
+    if hasattr(values, "toarray"): values = values.toarray()
     return values[rows] if isinstance(values, np.ndarray) else values.take(np.flatnonzero(rows))
 
 # %% ../../nbs/01g_missing.ipynb #e02f523c
@@ -90,6 +92,8 @@ def check_presence(
                          "leave these rows out")
 
 # %% ../../nbs/01g_missing.ipynb #253c0efe
+_PRESENT = "\0present"       # no name of a column of a table, or of an array: those may be called "present"
+
 class SomeRows(NamedTuple):
     "Rows of a column of which some are missing."
     values:Any           # the rows that are there, as the column inside gives them; None: there are none
@@ -134,7 +138,7 @@ class PartialColumn:
     def arrays(self)->dict:
         "The rows as arrays, the first one in the place of those that are missing; and which are there."
         whole = whole_column(self)
-        return {**getattr(whole, "arrays", {"": whole}), "present": self.present}
+        return {**getattr(whole, "arrays", {"": whole}), _PRESENT: self.present}
 
 def whole_column(
     column,     # perhaps a `PartialColumn`

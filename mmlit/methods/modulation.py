@@ -215,27 +215,37 @@ class ResponseHistory(nn.Module):
     "The running mean of each modality's score, kept with the model."
     mean:Tensor      # (M,)
     steps:Tensor     # (), how many scores are in it
+    lacking:Tensor   # (M,), in how many of these steps nobody had the modality
     spread:Tensor    # (), of real targets: their mean absolute deviation
 
     def __init__(self, n_modalities:int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(n_modalities))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("lacking", torch.zeros(n_modalities, dtype=torch.long))
         self.register_buffer("spread", torch.zeros(()))
 
     def reset(self):
         "Forget all scores."
-        for kept in self.mean, self.steps, self.spread: kept.zero_()
+        for kept in self.mean, self.steps, self.lacking, self.spread: kept.zero_()
 
     def unit(self, y:Tensor)->Tensor:
         "The unit of scores of targets y (B, D): their running mean deviation, this batch included."
         deviation = (y - y.mean(0)).abs().mean()
         return self.spread.copy_(update_history(self.spread, deviation, int(self.steps) + 1)).clamp(min=1e-8)
 
-    def update(self, score:Tensor):
-        "Take one more score (M,) into the mean."
+    def judged(self, there:Tensor)->Tensor:
+        "Of the modalities that are there, (M,), those to compare: with a history, or all where none has one yet."
+        known = self.steps > self.lacking
+        return there & known if known.any() else there
+
+    def update(self, score:Tensor, there:Tensor|None=None):
+        "Take one more score (M,) into the mean; of modalities that are not `there`, (M,), it stays."
+        if there is None: there = torch.ones_like(score, dtype=torch.bool)
         self.steps += 1
-        self.mean.copy_(update_history(self.mean, score, int(self.steps)))
+        self.lacking += ~there
+        mean = self.mean + (score - self.mean)/(self.steps - self.lacking).clamp(min=1)
+        self.mean.copy_(mean.where(there, self.mean))
 
 def _check_own_parameters(model):
     "ValueError unless each modality has an encoder that shares no parameter with another."
@@ -317,14 +327,15 @@ class GradientModulation(FusionMethod):
             v = muted_logits(self.model, self.xb, self.zs, self.pred, absent=self.absent)
 
         history = self.model.parts["response_history"]
-        score, there = self._score(v.detach(), history), self.presence
-        if there is not None: score = score.where(there.any(0), history.mean)      # of a modality that nobody has
-        if not score.isfinite().all(): return      # one overflow of half precision would stay in the mean for ever
-        kappa = modulation_coefficients(score, history.mean, self.alpha, self.cap)
-        history.update(score)
+        score, presence = self._score(v.detach(), history), self.presence
+        there = torch.ones_like(score, dtype=torch.bool) if presence is None else presence.any(0)
+        if not score[there].isfinite().all(): return    # one overflow of half precision would stay in the mean for ever
+        kappa, judged = torch.ones_like(score + history.mean), history.judged(there)
+        kappa[judged] = modulation_coefficients(score[judged], history.mean[judged], self.alpha, self.cap)
+        history.update(score, there)
         if not scaled: return
         self.kappa = kappa
-        self.record(1, **{f"kappa {m}": k for m, k in zip(self.modalities, kappa)})
+        for m in there.nonzero()[:, 0].tolist(): self.record(1, **{self.columns[m]: kappa[m]})
         if self.mode == "grad": self.learn.pred = routed_logits(v, kappa)
 
     # mode="lr": the optimiser's own step, scaled encoder by encoder; one of accumulated batches by their mean factor

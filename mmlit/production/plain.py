@@ -57,6 +57,7 @@ def _pack(value, what, way):
     if _is_numbers(value): return _MARK, _ARRAY, torch.tensor(value)
     if isinstance(value, (set, frozenset)): return sorted(value)
     if type(value) in (list, tuple): return type(value)(_pack(v, what, way) for v in value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf": return torch.tensor(value)
     if isinstance(value, Several): return tuple(_pack(v, what, way) for v in value)
     if isinstance(value, Mapping): return {k: _pack(v, f"{what}[{k!r}]", way) for k, v in value.items()}
     if _CLASSES.get(type(value).__name__) is type(value):
@@ -165,7 +166,7 @@ def _transform_of(name, state, given, trusted):
                      f"trusted={missing}")
 
 # %% ../../nbs/42_plain.ipynb #25e8d5e4
-_TRAINING = ("split", "loss_func", "vocab", "class_weights")
+_TRAINING = ("split", "loss_func", "vocab", "class_weights", "metric")
 
 def coding_state(
     coding:Coding,          # fitted on training rows
@@ -188,7 +189,7 @@ def coding_of(
     coding.blank |= {m: Several(x) for m, x in coding.blank.items() if isinstance(x, tuple)}
     nowhere = np.zeros(0, dtype=np.int64)
     coding.split, coding.loss_func, coding.vocab = Split(nowhere, nowhere, nowhere), None, np.array(coding.classes)
-    coding.class_weights = None
+    coding.class_weights = coding.metric = None
     return coding
 
 def _is_own(packed): return packed[1] == FittedTransform.__name__

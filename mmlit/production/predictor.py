@@ -55,7 +55,8 @@ class Predictor:
 
     def __repr__(self):
         many = {"classification": "classes", "multi-label": "labels"}.get(self.coding.task)
-        what = "a number" if many is None else f"{len(self.classes)} {many}"
+        numbers = "a number" if self.coding.c == 1 else f"{self.coding.c} numbers"
+        what = numbers if many is None else f"{len(self.classes)} {many}"
         return f"Predictor of {what} from {', '.join(f'{m} ({k})' for m, k in self.coding.kinds.items())}"
 
     def to(self,
@@ -107,7 +108,7 @@ class Predictor:
 
     def answers(self,
         rows,     # raw: a dict or tuple of columns, a list of dicts, a DataFrame, a `MultimodalData`; see `Rows.of`
-    )->Tensor:    # (N, C) logits, or numbers (N, 1) in the units of the target; on the CPU
+    )->Tensor:    # (N, C) logits, or numbers (N, D) in the units of D targets; on the CPU
         "What the model answers. ValueError where the rows do not fit what was fitted."
         n = self.coding.n_inp
         with torch.no_grad(), eval_mode(self.model):
