@@ -8,6 +8,7 @@ __all__ = ['NamedArrays', 'as_column', 'empty_rows', 'duplicate_groups']
 # %% ../../nbs/01h_values.ipynb #01041a80
 import copy
 import hashlib
+import re
 import warnings
 from collections.abc import Mapping
 from os import PathLike
@@ -129,7 +130,9 @@ _HUGE = 1e307       # differences of larger numbers leave float64
 def _text_or_pictures(x, name, kind, size):
     "Strings as text, or the pictures that they name. ValueError for names of files that are no pictures."
     files = _are_files(x) if kind is None else kind == "picture"
-    if not files: return np.array([str(v) for v in x], dtype=object)
+    if not files:
+        _check_text(x, name, kind)
+        return np.array([str(v) for v in x], dtype=object)
 
     odd = next((i for i, v in enumerate(x) if _suffix(v) not in _PICTURES), None) if kind is None else None
     if odd is not None:
@@ -162,6 +165,14 @@ def _rows_present(values, name, kind, present):
         raise ValueError(f"modality {name!r} is empty in row {odd[0]}, and in {len(odd) - 1} more, of which presence "
                          "says that they are there")
     return present
+
+_LIST = re.compile(r"\s*[\[(][-+\d.,eE\s]+[\])]\s*")
+
+def _check_text(x, name, kind):
+    "ValueError where all cells are lists of numbers that were written as text, as in a CSV file."
+    if kind == "tokens" or not all(_LIST.fullmatch(str(v)) for v in x): return
+    raise ValueError(f"modality {name!r} holds lists of numbers written as text, such as {str(x[0])[:40]!r}: read "
+                     f"them, column.map(json.loads), or say kinds={{{name!r}: 'tokens'}} where they are text")
 
 def _suffix(value): return Path(str(value).strip()).suffix.lower()
 
