@@ -162,6 +162,9 @@ def execute(notebook, keep, env):
         client.execute(env=env, stderr=subprocess.DEVNULL)
     except CellExecutionError as error:
         return f"{notebook.name}: {re.sub(ANSI, '', str(error))}"
+    for cell in book.cells:  # warnings and logs name files of this machine; a page that shows one prints it
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     keep.parent.mkdir(parents=True, exist_ok=True)
     for old in keep.parent.glob(f"{notebook.stem}-*.ipynb"):
         old.unlink()
