@@ -122,3 +122,10 @@ def test_names_on_the_pages_exist():
         if (names := sorted(set(re.findall(r"`([A-Za-z_][\w.]*)`", "\n".join(cells(n, "markdown")))) - known))
     }
     assert not unknown
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_nothing_stands_below_the_subtitle_of_a_page(notebook):
+    "What stands there is not on the rendered page: the cell is its head, title and subtitle."
+    heads = [c for c in cells(notebook, "markdown") if c.startswith("# ")]
+    assert len(heads) == 1 and len(heads[0].split("\n\n")) <= 2
