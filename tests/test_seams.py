@@ -15,6 +15,7 @@ from mmlit.audits.audit import audit
 from mmlit.audits.quantities import missing_quantities
 from mmlit.audits.robustness import _shake
 from mmlit.core import has_presence
+from mmlit.data.columns import MultimodalData
 from mmlit.data.files import data_digest
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.own import multimodal_data
@@ -23,6 +24,7 @@ from mmlit.data.values import duplicate_groups
 from mmlit.learner import multimodal_learner
 from mmlit.methods.baselines import unimodal_learner
 from mmlit.methods.modulation import GradientModulation, ResponseHistory
+from mmlit.methods.shapley import resampling_frequency
 from mmlit.metrics import with_metric
 from mmlit.production.predictor import load_predictor, save_predictor
 from mmlit.training import Budget
@@ -268,3 +270,20 @@ def test_sparse_rows_are_taken_with_gaps_and_without(make):
         assert (data.xs["b"].present == there).all() and np.array_equal(data.xs["b"].values, whole[there])
     learn = fit(multimodal_learner(multimodal_dls(dict(a=xs["a"], b=make(xs["b"])), y), width=4))
     assert torch.equal(answers(learn, dict(a=xs["a"], b=make(xs["b"]))), answers(learn, xs))
+
+
+def test_a_modality_that_no_valued_sample_has_is_not_called_the_weakest():
+    valuation = torch.tensor([[0.2, 0.4], [0.9, 0.7], [0.0, 0.0]])
+    presence = torch.tensor([[True, True, False], [True, True, False]])
+    shares = resampling_frequency(valuation, "modality", presence=presence)
+    assert shares[2] == 0 and shares[1] == 0 and torch.isclose(shares[0], torch.tensor(0.5 / 1.5).double())
+
+
+def test_a_subset_in_which_nobody_has_a_modality_is_shown_and_not_saved(tmp_path):
+    walk = [None, None, np.ones((2, 4)), np.zeros((2, 6))]
+    data = multimodal_data(dict(walk=walk, sure=np.arange(4.0)), [0, 1, 0, 1], layout=dict(walk="channels_first"))
+    nobody = data.subset([0, 1])
+    assert "100% missing" in repr(nobody)
+    gone = MultimodalData("g", dict(a=[1.0, np.nan], b=[1.0, 2.0]), [0, 1]).subset([1])
+    with pytest.raises(ValueError, match="no sample has this modality: select the others"):
+        gone.save(tmp_path / "x.npz")

@@ -87,7 +87,8 @@ def _rows_of(column, rows, name):
     if not isinstance(column, PartialColumn): return rows
     at = column.at[rows]
     if (at >= 0).any(): return at[at >= 0]
-    raise ValueError(f"modality {name!r} is missing in all {len(rows)} rows of the training part: leave it out")
+    raise ValueError(f"modality {name!r} is missing in all {len(rows)} training rows: leave it out, or train on "
+                     "more rows")
 
 def _in_raw_units(encoder, x):
     "One encoded input as it came in; None where it is missing."

@@ -145,6 +145,7 @@ def whole_column(
 ):              # a column of N rows
     "The column with its first row in the place of those that are missing."
     if not isinstance(column, PartialColumn): return column
+    if not (column.at >= 0).any(): raise ValueError("no sample has this modality: select the others")
     return _at(column.values, column.at.clip(min=0))
 
 def _at(column, rows): return column[rows] if isinstance(column, np.ndarray) else column.take(rows)

@@ -98,8 +98,8 @@ class RaggedArrays:
         return {f"{self.kind} {self.row_shape}": np.array([digest(r) for r in self.rows], dtype=object)}
 
     def __repr__(self):
-        channels = "" if self.kind == "tokens" else f"{len(self.rows[0])}x"
-        return f"{channels}{self.lengths.min()}-{self.lengths.max()}"
+        channels = "" if self.kind == "tokens" or not len(self) else f"{len(self.rows[0])}x"
+        return f"{channels}{self.lengths.min()}-{self.lengths.max()}" if len(self) else "no rows"
 
 # %% ../../nbs/01e_ragged.ipynb #c6006198
 def _row(value, i, name):

@@ -253,7 +253,7 @@ def _checked(x, name):
     place = f"row {row}" + (f", column {', '.join(map(str, cell))}" if len(cell) else "")
     what = "NaN or infinity" if not np.isfinite(x[bad]).all() else f"numbers beyond {_HUGE}"
     raise ValueError(f"modality {name!r} has {what} in {int(bad.sum())} of {len(x)} rows, the first is {place}: drop "
-                     "these rows or fill the gaps first")
+                     "these rows or fill the gaps first; of samples that lack the modality say so with presence=")
 
 # %% ../../nbs/01h_values.ipynb #53471978
 def duplicate_groups(

@@ -290,7 +290,8 @@ def resampling_frequency(
     if alpha is None: alpha = 2. if level == "sample" else 1.
     if level == "sample":
         return (f((1 - valuation.double()).clamp(min=0), alpha) + .5 + _ROUNDING).floor().long()
-    mean = mean_over_present(valuation.double(), presence).nan_to_num()
+    mean = mean_over_present(valuation.double(), presence)
+    mean = mean.where(mean.isfinite(), mean.nan_to_num(-math.inf).max())       # nobody has it: not shown again
     return f((mean.max() - mean)/_GAP_SCALE, alpha).clamp(max=1)
 
 # %% ../../nbs/21_shapley.ipynb #3b65b037
