@@ -20,6 +20,7 @@ from mmlit.scores import (
     classification_scores,
     confidence_gaps,
     corrected_interval,
+    drawn_interval,
     expected_calibration_error,
     gains,
     headline,
@@ -476,3 +477,25 @@ def test_scores_and_ends_are_plain_floats():
     assert {type(v) for v in found} == {float}
     halves = rng.random(101).astype(np.float16)  # their mean in half precision is another number
     assert bootstrap_interval(halves).mean == pytest.approx(halves.astype(float).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_scores_of_several_targets_are_the_means_of_theirs(d):
+    rng = np.random.default_rng(d)
+    y = rng.normal(size=(50, d)) * 10.0 ** np.arange(d)
+    guess = y + rng.normal(size=(50, d))
+    each = [regression_scores(guess[:, k], y[:, k]) for k in range(d)]
+    assert regression_scores(guess, y) == {name: pytest.approx(np.mean([s[name] for s in each])) for name in each[0]}
+
+
+def test_an_interval_of_drawn_scores_adds_both_errors_on_each_side():
+    draws = np.r_[np.linspace(0.5, 0.6, 51), np.linspace(0.6, 0.9, 50)]  # about .6, and further above than below
+    runs = np.stack([np.r_[0.58, draws], np.r_[0.62, draws]])
+    one, two = drawn_interval(runs[:1]), drawn_interval(runs)
+    seeds, (low, high) = corrected_interval(runs[:, 0], 0.0), np.quantile(draws, [0.025, 0.975])
+    assert (one.low, one.high) == (pytest.approx(low), pytest.approx(high)) and two.mean == pytest.approx(0.6)
+    half = seeds.mean - seeds.low
+    assert two.low == pytest.approx(0.6 - math.hypot(half, 0.6 - low))
+    assert two.high == pytest.approx(0.6 + math.hypot(half, high - 0.6))
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        drawn_interval(runs, 95)
