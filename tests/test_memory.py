@@ -75,18 +75,6 @@ def test_a_digest_makes_no_copy_of_the_data(tmp_path):
     assert fresh(asked, 50_000, 28, tmp_path)[0] < 0.2
 
 
-@pytest.mark.slow
-def test_a_comparison_of_50_000_pictures_holds_no_second_copy_of_them(tmp_path):
-    "Of 410 MB, so that what training takes is small beside them."
-    asked = """
-budget = Budget(epochs=1, bs=500, n_train=500, width=8)
-def run(): compare(data, seeds=1, budget=budget, out=tempfile.mkdtemp(), workers=1, progress=False)
-print(rise(lambda: multimodal_dls(data)), rise(run))
-"""
-    loaders, comparison = fresh(asked, 50_000, 64, tmp_path)
-    assert loaders < 0.3 and comparison < 1
-
-
 # ---- run after run
 
 LOOP = """
