@@ -28,7 +28,7 @@ _TRAINING = (   # of a `Budget`: option, default, what it is
     ("--bs", 64, "batch size"),
     ("--lr", 3e-3, "highest learning rate of the one-cycle schedule"),
     ("--width", 64, "feature width of the encoders"),
-    ("--head", "concat", "how features are fused: {heads}"),
+    ("--head", "concat", "how features are fused: sum, concat, film, gated, mlp, attention"),   # torch knows them: late
 )
 
 def _seeds(text):
@@ -45,12 +45,11 @@ def _add(parser, option, default, what, **more):
 
 def _add_training(parser, seeds):
     "The options of everything that trains."
-    from mmlit.fusion.heads import HEADS
     _add(parser, "--seeds", seeds, "how many splits and initialisations, or which: 0,3,4",
          type=_seeds, metavar="N")
     for option, default, what in _TRAINING:
         more = dict(type=type(default), metavar="NAME" if isinstance(default, str) else "N")
-        _add(parser, option, default, what.format(heads=", ".join(HEADS)), **more)
+        _add(parser, option, default, what, **more)
     _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay",
          type=int, metavar="N")
     _add(parser, "--device", None, "where to train: cpu, cuda, or cuda:1 for a certain one", metavar="NAME")
@@ -330,7 +329,7 @@ class _Parser(argparse.ArgumentParser):
         own.error(f"unknown {what} {word!r}{guess}; options: {', '.join(options)}")
 
 def _parser(chosen):
-    "The parser; only the command that is chosen gets its options, which may import torch."
+    "The parser; only the command that is chosen gets its options."
     about = "Modality competition in multimodal learning: measure it, and compare what helps."
     parser = _Parser("mmlit", description=about, epilog=f"More on a command: mmlit compare --help. {_STATUS}")
     parser.add_argument("--version", action="version", version=f"mmlit {__version__}")

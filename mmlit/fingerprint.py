@@ -217,7 +217,8 @@ class _Digest:
     def text(self, *words):
         for word in words:
             data = word if isinstance(word, bytes) else str(word).encode("utf8", "surrogatepass")
-            self.sha.update(f"{len(data)}:".encode() + data)
+            self.sha.update(f"{len(data)}:".encode())
+            self.sha.update(data)
 
     def add(self, o):
         kind = type(o)

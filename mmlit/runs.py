@@ -7,6 +7,7 @@ __all__ = ['which_seeds', 'check_budget', 'changes_epochs', 'train_run', 'Job', 
            'train_missing']
 
 # %% ../nbs/30_runs.ipynb #03c5f8d1
+import gc
 import operator
 import os
 import signal
@@ -167,6 +168,7 @@ def train_run(
                                  f"try a smaller learning rate than {lr}")
     info = _info(learn, dls, seed, start) | {"monitor": monitor, "validation": keep.seen}
     def array(t): return t.float().cpu().numpy()
+    learn.remove_cbs(list(learn.cbs))       # they know the learner and it knows them: without, it would stay for long
     return Answer(array(valid), array(test), y_valid.cpu().numpy(), y_test.cpu().numpy(), info), learn.model.cpu()
 
 # %% ../nbs/30_runs.ipynb #74675a58
@@ -250,11 +252,14 @@ def _end_with(parent):
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
+    gc.freeze()                     # what was imported stays, so that `_in_worker` need not look through it each time
 
 def _in_worker(missing, store, budget, heads, device):
     "The same in a process that knows only the heads of mmlit and its own device; these are those of the caller."
     HEADS.update(heads)
-    with on_device(device): return missing.path, _train_and_store(missing, store, budget)
+    with on_device(device): reason = _train_and_store(missing, store, budget)
+    gc.collect()        # loaders know each other: only now the file goes by which this process shares the data's memory
+    return missing.path, reason
 
 def _at_once(jobs, store, budget, workers)->Any:
     "Paths, and why each failed, as they come; TerminatedWorkerError, a BrokenProcessPool, where a process died."

@@ -80,7 +80,13 @@ def _cat(parts:Any)->Any:
     length = max(part.shape[-1] for part in parts)                    # of steps: (B, C, T), or of masks and ids (B, T)
     return torch.cat([F.pad(part, (0, length - part.shape[-1])) for part in parts])
 
-def _joined(parts)->tuple: return tuple(_cat(part) for part in zip(*parts))
+
+def _joined(parts)->tuple:
+    "The same of several. What is joined is let go, so that of large inputs only one is there twice at a time."
+    columns = [*map(list, zip(*parts))]
+    if isinstance(parts, list): parts.clear()
+    return tuple(_cat(columns.pop(0)) for _ in range(len(columns)))
+
 def _cpu(x): return map_tensors(Tensor.cpu, x)
 
 def hold(

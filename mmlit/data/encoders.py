@@ -41,10 +41,11 @@ class Standardize:
     @classmethod
     def fit(cls,
         x:np.ndarray,  # training rows, (N, D), (N, C, T) or (N, C, H, W)
+        rows=None,     # their positions, where `x` has others, too; None: all
     )->"Standardize":
         "The transformation with the statistics of these rows. A constant feature is only centred."
         axes = (0, *range(2, x.ndim))
-        mean, std, low, high = moments(x, axes)
+        mean, std, low, high = moments(x, axes, rows)
         digit = np.spacing(np.abs(mean).astype(x.dtype if x.dtype.kind == "f" else np.float64)).astype(np.float64)
         constant = (low == high) | (std <= digit)       # what differs in the last digit is rounding
         return cls(np.where(low == high, low, mean), np.where(constant, np.maximum(1., digit), std), x.ndim - 2)
@@ -78,14 +79,28 @@ class Standardize:
 
 def moments(
     x:np.ndarray,     # numbers
-    axes:tuple,       # over which
+    axes:tuple,       # over which, the first among them
+    rows=None,        # positions of the rows that count; None: all
 )->tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # mean, deviation, smallest, largest; float64
-    "Moments in float64 that neither overflow nor underflow, whatever the unit of the numbers."
-    low, high = x.min(axes).astype(np.float64), x.max(axes).astype(np.float64)
+    "Moments in float64 that neither overflow nor underflow, whatever the unit of the numbers; no copy of `x` is made."
+    ends = [(part.min(axes), part.max(axes)) for part in _parts(x, rows)]
+    low, high = np.min([e[0] for e in ends], 0).astype(np.float64), np.max([e[1] for e in ends], 0).astype(np.float64)
     unit = np.ldexp(1., np.frexp(np.maximum(np.abs(low), np.abs(high)))[1])       # a power of two: dividing is exact
-    broad = np.expand_dims(unit, axes) if np.ndim(unit) else unit
-    scaled = x/broad
-    return scaled.mean(axes)*unit, scaled.std(axes)*unit, low, high
+    broad = lambda v: np.expand_dims(v, axes) if np.ndim(v) else v
+    scaled = lambda: (part/broad(unit) for part in _parts(x, rows))
+
+    count = x[:1].size//low.size*(len(x) if rows is None else len(rows))
+    mean = sum(part.sum(axes) for part in scaled())/count
+    squares = sum(((part - broad(mean))**2).sum(axes) for part in scaled())
+    return mean*unit, np.sqrt(squares/count)*unit, low, high
+
+_PART = 2**21     # so many numbers at a time: 16 MiB in float64
+
+def _parts(x, rows):
+    "The rows, a part at a time."
+    size = max(1, _PART//max(1, x[:1].size))
+    for at in range(0, len(x) if rows is None else len(rows), size):
+        yield x[at:at + size] if rows is None else x[rows[at:at + size]]
 
 # %% ../../nbs/13b_encoders.ipynb #de3313ca
 class Vocabulary:
@@ -195,8 +210,8 @@ def fit_encoder(
     if not standardize:
         scale = 255. if kind == "picture" and column.dtype == np.uint8 else 1.
         return Standardize([0.], [scale], column.ndim - 2)
-    if isinstance(column, PictureFiles): rows = rows[:: -(-len(rows)//_FIT_FILES)]
-    return Standardize.fit(column[rows])
+    if isinstance(column, PictureFiles): return Standardize.fit(column[rows[:: -(-len(rows)//_FIT_FILES)]])
+    return Standardize.fit(column, rows)
 
 _FIT_FILES = 512  # at most so many files are opened for the statistics of three channels
 

@@ -76,7 +76,7 @@ def _add(digest, name, column):
     column = np.array(_stamps(column)) if isinstance(column, PictureFiles) else np.asarray(column)
     digest.update(f"{name} {column.dtype} {column.shape}".encode())
     if column.dtype.kind in "OU": digest.update("\0".join(map(str, column.ravel())).encode())
-    else: digest.update(np.ascontiguousarray(column).tobytes())
+    else: digest.update(np.ascontiguousarray(column))          # as it lies in memory, without a copy
 
 def _stamps(pictures):
     "What changes when a picture file does, without reading it."

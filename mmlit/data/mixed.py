@@ -13,11 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.compose import ColumnTransformer
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from torch import Tensor
 
 
@@ -140,6 +135,13 @@ class TableEncoder:
         min_count:int=2,          # words in fewer rows are left out
         standardize:bool=True,    # False: numbers as they are, but for the gaps
     ):
+        # here and not above: who has no mixed table need not wait for all of scikit-learn
+        from sklearn.compose import ColumnTransformer
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.impute import SimpleImputer
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+
         self.sorts = column.sorts
         of = lambda sort: [c for c, s in self.sorts.items() if s == sort]
         median = SimpleImputer(strategy="median", add_indicator=column.indicator, keep_empty_features=True)
