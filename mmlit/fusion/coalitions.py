@@ -256,6 +256,7 @@ def pairing_logits(
     zs:Sequence[Tensor],       # M features, each (B, ...)
     index:Tensor|None=None,    # rows to pair, (K, M) integers; default: all B**M
     memory:int=MEMORY,         # most bytes of stacked features per call of the head, and of the result
+    check:bool=True,           # look whether there are such rows?
 )->Tensor:                     # logits, shape (B,)*M + (C,), or (K, C) with `index`
     "What the head answers when its features come from different samples."
     zs = check_features(zs)
@@ -267,8 +268,9 @@ def pairing_logits(
         out = _all_pairings(model, zs, memory)
         if out is not None: return out
 
-        return pairing_logits(model, zs, all_pairings(batch, n), memory).unflatten(0, (batch,)*n)
-    index = check_pairings(index, batch, n).to(zs[0].device, non_blocking=True)
+        return pairing_logits(model, zs, all_pairings(batch, n), memory, False).unflatten(0, (batch,)*n)
+    if check: index = check_pairings(index, batch, n)
+    index = index.to(zs[0].device, non_blocking=True)
     if is_additive(model):
         terms = _contributions(model, zs)
         _fits(len(index)*terms.shape[-1], terms, memory)
