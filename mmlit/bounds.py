@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .core import at_least_float32, one_of
+from .core import at_least_float32, may_read, one_of
 
 # %% ../nbs/07_bounds.ipynb #bde463a0
 def log_mean_exp(
@@ -79,17 +79,22 @@ def class_labels(
     batch:int,      # B, the number of samples that they belong to
     n_classes:int,  # C
 )->Tensor:          # the labels, int64, shape (B,)
-    "The labels as a plain tensor of integers; ValueError unless there is one per sample, from 0 to C-1."
-    y = torch.as_tensor(y).as_subclass(Tensor)      # the type of fastai's labels would spread to the loss
+    "The labels as a plain tensor of integers; ValueError unless there is one per sample, on the CPU from 0 to C-1."
+    y = y if isinstance(y, Tensor) else torch.as_tensor(y)
+    if type(y) is not Tensor: y = y.as_subclass(Tensor)      # the type of fastai's labels would spread to the loss
     if y.is_floating_point() or y.is_complex():
         raise ValueError(f"expected integer class labels, got {y.dtype}: a continuous target has no classes; "
             "bin it first, e.g. by quantiles")
     if batch < 1 or y.shape != (batch,):
         raise ValueError(f"expected one label per sample and at least one, shape ({batch},), got {tuple(y.shape)}")
-    low, high = torch.stack(y.aminmax()).tolist()      # one wait for the device and not two
-    if low < 0 or high >= n_classes:
-        raise ValueError(f"labels of {n_classes} classes must lie in 0 to {n_classes - 1}, got {low} to {high}")
+    if may_read(y):          # a device says so itself, where the logit of the label is looked up
+        low, high = torch.stack(y.aminmax()).tolist()
+        if low < 0 or high >= n_classes:
+            raise ValueError(f"labels of {n_classes} classes must lie in 0 to {n_classes - 1}, got {low} to {high}")
     return y.long()
+
+# `bincount` waits to see how many classes there are
+def _counts(y, n_classes): return y.new_zeros(n_classes).index_add(0, y, torch.ones_like(y))
 
 def _log_frequencies(counts): return (counts/counts.sum()).log()
 
@@ -100,7 +105,7 @@ def class_log_prior(
 )->Tensor:                # log-frequencies, float32, shape (C,)
     "Log-frequencies of the classes in nats: what `prior=` takes, and what its predictions add to the logits."
     if smoothing < 0: raise ValueError(f"smoothing counts samples and cannot be negative, got {smoothing}")
-    counts = torch.bincount(class_labels(y, len(y), n_classes), minlength=n_classes)
+    counts = _counts(class_labels(y, len(y), n_classes), n_classes)
     return _log_frequencies(counts.float() + smoothing)
 
 def log_prior_of(
@@ -112,15 +117,15 @@ def log_prior_of(
     "Log-weights of the classes in the reference; ValueError unless they sum to 1 and give weight to each label of `y`."
     if not isinstance(prior, Tensor):
         uniform = one_of("prior", prior, ("uniform", "empirical")) == "uniform"
-        counts = torch.ones(n_classes, device=y.device) if uniform else torch.bincount(y, minlength=n_classes)
+        counts = torch.ones(n_classes, device=y.device) if uniform else _counts(y, n_classes)
         return _log_frequencies(counts.to(dtype))
 
     prior = prior.to(device=y.device, dtype=dtype)
     total = prior.exp().sum()
-    if prior.shape != (n_classes,) or abs(total - 1) > 1e-3:     # 1e-3: rounding of half precision
+    if prior.shape != (n_classes,) or may_read(prior) and abs(total - 1) > 1e-3:     # 1e-3: rounding of half precision
         raise ValueError(f"prior must hold the logs of {n_classes} frequencies that sum to 1, "
             f"got shape {tuple(prior.shape)} with sum {total:.4g}")
-    if (prior[y] == -math.inf).any():
+    if may_read(prior) and (prior[y] == -math.inf).any():
         raise ValueError("the batch has a class to which the prior gives no weight: "
             "estimate the prior on all training labels, or with smoothing")
     return prior

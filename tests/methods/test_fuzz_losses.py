@@ -9,9 +9,9 @@ from fuzzing import TIMES, refused, run
 from hypothesis import strategies as st
 
 from mmlit.methods.multimodal_loss import MultiModal, init_proxies, multi_proxy_logits, unimodal_accuracy
+from mmlit.methods.pairings import draw_pairings
 from mmlit.methods.tcmax import (
     TCMax,
-    draw_pairings,
     tcmax_loss,
     tcmax_loss_full,
     tcmax_loss_sampled,

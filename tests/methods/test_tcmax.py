@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,22 +13,22 @@ from common import generator
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
+from reads import Reads
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 from trajectories import OTHER_ORDER, Setting, same_trajectory
 
 from mmlit.bounds import class_log_prior, tcne, tcne_additive
 from mmlit.data.loaders import multimodal_dls
-from mmlit.fusion.heads import ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead, VectorEncoder
+from mmlit.fusion.heads import HEADS, ConcatHead, FiLMHead, GatedHead, MLPHead, SumHead, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel
 from mmlit.learner import multimodal_learner
+from mmlit.methods.pairings import draw_pairings, pairing_log_sums
 from mmlit.methods.tcmax import (
     TCMax,
     TCMaxLoss,
     TwoClasses,
     alignment_term,
-    draw_pairings,
-    pairing_log_sums,
     tcmax_loss,
     tcmax_loss_conditional,
     tcmax_loss_full,
@@ -38,7 +39,7 @@ from mmlit.methods.tcmax import (
 )
 
 TANGENT_FROM = 10.0  # log of the mean from which on the exponential of "nwj" is its tangent
-PAIRINGS = inspect.signature(tcmax_model_loss).parameters["pairings"].default
+PAIRINGS, NUMBERS = 512, 2**18  # what is scored by default: pairings, and logits in all
 
 OPTIONS = [
     dict(prior=prior, alignment=alignment, form=form)
@@ -790,7 +791,9 @@ def test_all_pairings_are_scored_where_just_as_many_are_allowed(M):
     scores = torch.stack([model.fuse(tuple(z[[i]] for z, i in zip(zs, k)))[0] for k in np.ndindex(*[B] * M)])
     bracket = scores.logsumexp((0, 1)) - model.fuse(zs).logsumexp(1).mean() - math.log(B)
     assert_close(alignment_term(model, zs, pairings=B**M), bracket)
-    assert abs(alignment_term(model, zs, pairings=B**M - 1, generator=generator()) - bracket) > 1e-6
+    enough = B**M - B if M == 2 else B**M  # two modalities: the false pairings, each once, beside the true ones
+    assert_close(alignment_term(model, zs, pairings=enough, generator=generator()), bracket)
+    assert abs(alignment_term(model, zs, pairings=enough - 1, generator=generator()) - bracket) > 1e-6
 
 
 # ---- options, and the callback
@@ -850,7 +853,7 @@ def test_the_callback_backpropagates_the_function_with_its_options(head, options
     learn = multimodal_learner(loaders(), method=Watched(**options), head=head, width=8)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
-    assert pairs and all(one == other for one, other in pairs)
+    assert pairs and all(one == pytest.approx(other, rel=1e-6) for one, other in pairs)
     assert learn.watched.history["tcmax"] == pytest.approx([np.mean([one for one, _ in pairs])], rel=1e-6)
 
 
@@ -1162,3 +1165,159 @@ def test_labels_as_two_classes_have_the_structure_of_the_model(kind, known):
         given, terms = two.conditional_contributions(zs)
         rows = torch.arange(5)
         assert_close(sum(t[rows, 0 if m == given else rows] for m, t in enumerate(terms)), both)
+
+
+# ---- a step waits for no device, and is one graph
+
+
+def losses_to_watch(device):
+    "The ways to the loss, as functions of tensors on a device."
+    torch.manual_seed(0)
+    B, C, dims = 6, 4, (3, 5)
+    f, y, log_prior = torch.randn(2, B, C), labels(B, C), torch.full((C,), 0.25).log()
+    f, y, log_prior = f.to(device), y.to(device), log_prior.to(device)
+    zs = [torch.randn(B, d, device=device) for d in dims]
+    for prior, alignment, form in (("uniform", 1.0, "dv"), ("empirical", 0.5, "nwj"), (log_prior, 0.0, "dv")):
+        yield partial(tcmax_loss, prior=prior, alignment=alignment, form=form), (f, y)
+    yield tcmax_loss_full, (torch.randn(B, B, C, device=device), y)
+    given, terms = FiLMHead(dims, C).to(device).conditional_contributions(zs)
+    yield partial(tcmax_loss_conditional, given), (terms, y)
+    index = draw_pairings(B, 2, 7, "shifts", generator()).to(device)
+    for diagonal in ("exact", "apart", "drawn"):
+        drawn = torch.randn(7, C, device=device)
+        yield partial(tcmax_loss_sampled, diagonal=diagonal), (f[0], drawn, index, y)
+    for name, head in HEADS.items():
+        model = FusionModel([torch.nn.Identity()] * 2, head(dims, C).eval()).to(device)
+        for pairings in (None, 9) if name in ("mlp", "attention") else (None,):
+            yield partial(tcmax_model_loss, model, pairings=pairings), (zs, y)
+
+
+def test_no_value_of_another_device_is_read():
+    "Tensors of the meta device have none: whoever looks at one is told so."
+    for loss, arguments in losses_to_watch("meta"):
+        assert loss(*arguments).shape == ()
+    with pytest.raises(RuntimeError, match="meta"):
+        float(torch.zeros(1, device="meta"))
+
+
+def test_each_loss_is_one_graph_with_its_value_and_gradient():
+    for loss, arguments in losses_to_watch("cpu"):
+        torch._dynamo.reset()
+        features = arguments[0] if isinstance(arguments[0], list) else [arguments[0]]
+        features = [z.detach().requires_grad_() for z in features]
+        given = (features if isinstance(arguments[0], list) else features[0], *arguments[1:])
+        answers = []
+        for call in (torch.compile(loss, backend="eager", fullgraph=True), loss):
+            torch.manual_seed(1)
+            value = call(*given)
+            answers.append((value, *torch.autograd.grad(value, features)))
+        assert_close(*answers)
+
+
+@pytest.mark.parametrize("monitor", [False, True])
+@pytest.mark.parametrize("head", [*HEADS, "labels"])
+def test_a_step_of_the_callback_reads_no_values(head, monitor):
+    seen = []
+
+    class Watched(TCMax):
+        def after_loss(self):
+            with Reads() as reads:
+                super().after_loss()
+            seen.append(reads.seen)
+
+    torch.manual_seed(0)
+    if head == "labels":
+        dls, model = several(2, head=MLPHead)
+        learn = Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), cbs=Watched(monitor=monitor, pairings=20))
+    else:
+        learn = multimodal_learner(classes_of(2, 8), head=head, method=Watched(monitor=monitor, pairings=20), width=4)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.01)
+    assert len(seen) > 3 and not sum(seen, [])
+
+
+def test_the_callback_says_wrong_labels_at_the_loss_and_the_functions_on_the_cpu():
+    for call in (tcmax_loss, unimodal_losses):
+        with pytest.raises(ValueError, match="got 0 to 4"):
+            call(torch.zeros(2, 3, 4), torch.tensor([0, 4, 1]))
+    with pytest.raises((IndexError, RuntimeError), match="(out of bounds|out of range)"):  # in a graph: by the look-up
+        torch.compile(tcmax_loss, backend="eager", fullgraph=True)(torch.zeros(2, 3, 4), torch.tensor([0, 4, 1]))
+    with pytest.raises((IndexError, RuntimeError), match="(out of bounds|out of range)"):
+        plain = torch.compile(partial(tcmax_loss, alignment=0.0), backend="eager", fullgraph=True)
+        plain(torch.zeros(2, 3, 4), torch.tensor([0, -100, 1]))  # which torch's cross-entropy would leave out
+
+
+# ---- what is scored by default
+
+
+@pytest.mark.parametrize("M, B, C, most", [(2, 16, 3, 256), (2, 40, 3, 512), (3, 10, 3, 512), (2, 40, 2048, 128)])
+def test_the_default_scores_at_most_512_pairings_and_a_quarter_of_a_million_logits(M, B, C, most):
+    torch.manual_seed(0)
+    model, zs = Plain(MLPHead((3,) * M, C)), [normal(B, 3, seed=m, dtype=torch.float32) for m in range(M)]
+    alignment_term(model, zs, generator=generator())
+    assert model.calls == [B, most] and most <= PAIRINGS and most * C <= NUMBERS
+
+
+@pytest.mark.parametrize("B, C, made", [(32, 128, True), (32, 129, False), (8, 4096, True), (8, 4097, False)])
+def test_the_table_of_a_conditional_head_is_bounded_and_made_where_all_pairings_are_allowed(B, C, made):
+    counts = []
+
+    class Watched(FiLMHead):
+        def conditional_contributions(self, zs):
+            counts.append(len(zs[0]))
+            return super().conditional_contributions(zs)
+
+    torch.manual_seed(0)
+    model, zs = FusionModel([torch.nn.Identity()] * 2, Watched((3, 4), C)), [normal(B, d).float() for d in (3, 4)]
+    assert made == (2 * B * B * C <= NUMBERS or B * B * C <= NUMBERS and B * B <= PAIRINGS)
+    alignment_term(model, zs)
+    assert counts == [B] * made
+    counts.clear()
+    every = alignment_term(model, zs, pairings=B * B)
+    assert counts == [B]
+    assert_close(every, alignment_term(Plain(model.head), zs, pairings=B * B))
+    sampled = (
+        [alignment_term(model, zs, pairings=64, generator=generator(s)) for s in range(30)] if not made else [every]
+    )
+    assert (torch.stack(sampled).mean() - every).abs() < 0.05
+
+
+@pytest.mark.parametrize("K", [5, 20, 37, 64])
+def test_shifts_are_false_different_and_equally_often_each(K):
+    B, runs, counts = 9, 3000, torch.zeros(9, 9)
+    for s in range(runs):
+        index = draw_pairings(B, 2, K, "shifts", generator(s))
+        assert (index[:, 0] != index[:, 1]).all() and len(index.unique(dim=0)) == K
+        for block in index.split(B):
+            assert all(len(rows.unique()) == len(block) for rows in block.T)
+        counts.index_put_(tuple(index.T), torch.ones(K), accumulate=True)
+    off = counts[~torch.eye(B).bool()] / runs
+    p = K / (B * B - B)
+    assert (off - p).abs().max() < 4.5 * math.sqrt(p * (1 - p) / runs)
+
+
+@pytest.mark.parametrize("B, M", [(3, 3), (2, 5), (300, 3), (5, 9)])
+def test_shifts_of_many_modalities_are_false(B, M):
+    "Also where there are more of them than are put in order."
+    index = draw_pairings(B, M, 4 * B, "shifts", generator())
+    assert index.shape == (4 * B, M) and ((index != index[:, :1]).any(1)).all()
+    for block in index.split(B):
+        assert (block.sort(0).values == torch.arange(B)[:, None]).all()
+
+
+@pytest.mark.parametrize("K", [8, 24, 100])
+def test_the_sum_over_shifts_is_unbiased(K):
+    scores, y = normal(12, 12, 3), labels(12, 3)
+    errors = torch.stack([sampled(scores, y, K, s, "shifts", "apart", form="nwj") for s in range(1500)])
+    errors = errors - tcmax_loss_full(scores, y, form="nwj")
+    standard_error = errors.std() / len(errors) ** 0.5
+    assert standard_error < 0.02 and errors.mean().abs() < 4 * standard_error
+
+
+def test_main_effects_make_no_error_of_whole_shifts():
+    rows, columns, y = normal(16, 1, 1), normal(1, 16, 1), labels(16, 2)
+    scores = (rows + 0 * columns).exp().log().expand(16, 16, 2)
+    for s in range(5):
+        assert_close(sampled(scores, y, 16, s, "shifts", "apart"), tcmax_loss_full(scores, y))
+    errors = [sampled(scores, y, 16, s, "independent", "exact") - tcmax_loss_full(scores, y) for s in range(20)]
+    assert torch.stack(errors).std() > 0.05
