@@ -52,16 +52,17 @@ def multi_proxy_terms(
     with torch.autocast(probs.device.type, enabled=False):
         M, C, _, K = proxies.shape
         dtype = torch.promote_types(torch.promote_types(probs.dtype, proxies.dtype), torch.float32)
-        p, W = probs.to(dtype), proxies.to(dtype)
-        P, e = (unit_proxies(W) if unit else W.relu()).reshape(M*C, C*K), p.transpose(0, 1).flatten(1)
+        W, e = proxies.to(dtype), probs.to(dtype).transpose(0, 1).flatten(1)        # e (B, M*C)
+        P = (unit_proxies(W) if unit else W.relu()).reshape(M*C, C*K)
 
         s = (normalize(e, dim=1) if unit else e) @ P                                # (B, C*K)
-        attention = (s/gamma).softmax(1)
-        w = (attention @ P.T).unflatten(1, (M, C)).transpose(0, 1)*float(attended)  # (M, B, C)
+        t = s/gamma
+        attention = t.softmax(1)
+        p = torch.addcmul(e, e, attention @ P.T) if attended else e                 # p*(1 + w)
 
-        s = s.unflatten(1, (C, K))
-        z = ((s/gamma).softmax(_AXES[axis])*s).sum(2)
-        return MultiProxyTerms(z, (p*(1 + w)).sum(0), attention.unflatten(1, (C, K)))
+        s, t = s.unflatten(1, (C, K)), t.unflatten(1, (C, K))
+        z = (t.softmax(_AXES[axis])*s).sum(2)
+        return MultiProxyTerms(z, p.unflatten(1, (M, C)).sum(1), attention.unflatten(1, (C, K)))
 
 # %% ../../nbs/18_multimodal_loss.ipynb #1f874253
 def _check_multi_proxy(probs, proxies, gamma, axis):
