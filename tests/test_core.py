@@ -22,6 +22,7 @@ from mmlit.core import (
     is_conditional,
     keep_random_state,
     log_likelihood,
+    may_read,
     one_of,
     scale_grad,
 )
@@ -242,3 +243,9 @@ def test_a_model_can_do_what_its_head_can(head):
     model = FusionModel([nn.Linear(3, 6), nn.Linear(4, 6)], HEADS[head]((6, 6), 3))
     assert is_additive(model) == is_additive(model.head) == (head in ("sum", "concat"))
     assert is_conditional(model) == is_conditional(model.head) == (head in ("film", "gated"))
+
+
+def test_values_are_not_read_of_another_device_nor_in_a_graph():
+    assert may_read(torch.ones(2)) and not may_read(torch.ones(2, device="meta"))
+    compiled = torch.compile(lambda x: x + 1 if may_read(x) else x + 2, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)) == 2

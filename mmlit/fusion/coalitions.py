@@ -8,12 +8,13 @@ __all__ = ['ABSENT', 'coalitions', 'zero_input', 'absent_features', 'mask_featur
 
 # %% ../../nbs/06_coalitions.ipynb #d07b22f1
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from operator import add
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlit.core import (
     MEMORY,
@@ -25,6 +26,7 @@ from mmlit.core import (
     is_additive,
     is_conditional,
     map_tensors,
+    may_read,
     one_of,
     presence_of,
 )
@@ -61,6 +63,7 @@ def absent_features(
     xs:Sequence[Tensor], # a batch of inputs
     kind:str,            # one of ABSENT
     zs:Sequence[Tensor]|None=None,   # the features of `xs`, where they are there already
+    check:bool=True,     # refuse a zero input whose feature is not finite? To look at it waits for the device
 )->tuple[Tensor, ...]:   # M tensors with one row
     "The feature that stands for each missing modality; gradients flow where they can."
     one_of("stand-in for a missing modality", kind, ABSENT)
@@ -71,7 +74,7 @@ def absent_features(
     if kind == "zero_input":
         # a batch of one row of zeros must not enter running averages
         with eval_mode(model): zs = tuple(model.encode(*map(zero_input, xs)))
-        if all(z.isfinite().all() for z in zs): return zs
+        if not check or all(z.isfinite().all() for z in zs): return zs
         raise ValueError("the feature of a zero input is not finite (a mean over no tokens?): use another stand-in")
 
     zs = model.encode(*xs) if zs is None else zs
@@ -81,7 +84,8 @@ def absent_features(
         raise ValueError("the mean of token ids has no meaning: use another stand-in than 'mean_feature'")
     presence = presence_of(xs)
     if presence is None: return tuple(z.mean(0, keepdim=True) for z in zs)
-    return tuple(z[there].sum(0, keepdim=True)/there.sum().clamp(min=1) for z, there in zip(zs, presence.T))
+    here = mask_features(zs, presence)
+    return tuple(z.sum(0, keepdim=True)/there.sum().clamp(min=1) for z, there in zip(here, presence.T))
 
 # %% ../../nbs/06_coalitions.ipynb #9bb01317
 def _stand_ins(zs, absent):
@@ -115,35 +119,42 @@ def _fits(n_numbers, like, memory):
     if size > memory:
         raise ValueError(f"the result takes {size:,} bytes, more than memory={memory:,}: ask for less, or allow more")
 
-def _broken(zs):
-    "Which rows hold a number that is not finite, (B, M)."
-    return torch.stack([~(z.isfinite().flatten(1).all(1) if z.ndim > 1 else z.isfinite()) for z in zs], 1)
+def _alone(model):
+    "Is the answer to a row that of its features alone, and is no gradient asked for? Then no row spoils another."
+    return not (torch.is_grad_enabled() or getattr(model, "training", False))
 
-def _fuse_apart(model, zs):
+def _finite(x, start): return x.isfinite().flatten(start).all(start) if x.ndim > start else x.isfinite()
+
+def _without(z, spoilt): return z.masked_fill(spoilt.view(-1, *[1]*(z.ndim - 1)), 0)
+
+def _probed(ask, model, zs):
+    "`ask(zs)` without a gradient, and in evaluation mode: what is only looked at enters no running average."
+    with torch.no_grad(), eval_mode(model) if isinstance(model, nn.Module) else nullcontext(): return ask(zs)
+
+def _fuse_apart(model, zs, apart=True):
     "`model.fuse(zs)`; rows with a NaN or infinity get no gradient where their answers are none: they spoil no others."
-    broken = _broken(zs).any(1)
-    if not broken.any(): return model.fuse(zs)
+    if not apart or _alone(model): return model.fuse(zs)
+    first = _probed(model.fuse, model, zs)
+    # no branch on what is found: to read it would be to wait for the device
+    spoilt = ~_finite(first, 1) & ~torch.stack([_finite(z, 1) for z in zs]).all(0)
+    clean = model.fuse(tuple(_without(z, spoilt) for z in zs))   # 0 times NaN is NaN in the gradient of a layer
+    return torch.where(spoilt.view(-1, *[1]*(clean.ndim - 1)), first.to(clean.dtype), clean)
 
-    spoilt = model.fuse(tuple(z[broken] for z in zs))
-    if not spoilt.isfinite().all(): spoilt = spoilt.detach()     # 0 times NaN is NaN in the gradient of a layer
-    whole = spoilt.new_empty(len(broken), *spoilt.shape[1:])
-    whole = whole.index_put((broken,), spoilt)
-    return whole if broken.all() else whole.index_put((~broken,), model.fuse(tuple(z[~broken] for z in zs)))
-
-def _fuse_rows(model, rows, n_rows, row_bytes, memory):
+def _fuse_rows(model, rows, n_rows, zs, memory, apart=True):
     "The head on `rows(index)` for all row numbers, in chunks of at most `memory` bytes of features."
-    size, out = max(1, int(memory//max(1, row_bytes))), []
-    for index in torch.arange(n_rows).split(size):
-        out.append(_fuse_apart(model, rows(index)))
+    size, out = max(1, int(memory//max(1, _row_bytes(zs)))), []
+    for index in torch.arange(n_rows, device=zs[0].device).split(size):
+        out.append(_fuse_apart(model, rows(index), apart))
         _fits(n_rows*out[0].shape[1:].numel(), out[0], memory)
     return torch.cat(out)
 
-def _contributions(model, zs, absent):
+def _contributions(model, zs, apart=True):
     "What each modality adds, (M, B, C); as in `_fuse_apart`."
-    there, broken = model.contributions(zs), _broken(zs)
-    if not broken.any() or there.isfinite().all(): return there
-    clean = model.contributions(mask_features(zs, ~broken, absent))
-    return torch.where(broken.T[..., None], there.detach(), clean)
+    if not apart or _alone(model): return model.contributions(zs)
+    first = _probed(model.contributions, model, zs)
+    spoilt = ~_finite(first, 2) & ~torch.stack([_finite(z, 1) for z in zs])
+    clean = model.contributions(tuple(_without(z, s) for z, s in zip(zs, spoilt)))
+    return torch.where(spoilt[..., None], first.to(clean.dtype), clean)
 
 def coalition_logits(
     model:Model,                         # has `fuse`; additive models also `contributions`
@@ -152,6 +163,7 @@ def coalition_logits(
     absent:Sequence[Tensor]|None=None,   # M stand-ins of one row for missing modalities (default: zero features)
     memory:int=MEMORY,                   # most bytes of stacked features per call of the head, and of the result
     presence:Tensor|None=None,           # bool (B, M), see `presence_of`: a feature that is missing stays as it is
+    apart:bool=True,                     # may a NaN be in a row? Then it spoils no others, at twice the price
 )->Tensor:                               # logits, shape (S, B, C)
     "What the head answers when only the modalities of each coalition are present; what stands for others is not seen."
     zs = check_features(zs)
@@ -159,19 +171,19 @@ def coalition_logits(
     present = coalitions(n) if present is None else present
     if present.ndim != 2 or present.shape[1] != n or present.dtype != torch.bool:
         raise ValueError(f"present must be bool of shape (S, M) with M={n}, got {present.dtype} {tuple(present.shape)}")
-    present, absent = present.to(zs[0].device), _stand_ins(zs, absent)
+    present, absent = present.to(zs[0].device, non_blocking=True), _stand_ins(zs, absent)
     lacking = torch.zeros(1, n, dtype=torch.bool, device=present.device) if presence is None else ~presence
 
     if is_additive(model):
-        there, gone = _contributions(model, zs, absent), model.contributions(absent)
+        there, gone = _contributions(model, zs, apart), model.contributions(absent)
         _fits(len(present)*there[0].numel(), there, memory)
         keep = (present[:, None] | lacking)[..., None]                   # (S, B or 1, M, 1)
         return reduce(add, (torch.where(keep[:, :, m], there[m], gone[m]) for m in range(n)))
 
     def rows(index):
-        s, b = index.to(present.device)//batch, index.to(present.device) % batch
+        s, b = index//batch, index % batch
         return mask_features(tuple(z[b] for z in zs), present[s] | lacking[b % len(lacking)], absent)
-    return _fuse_rows(model, rows, len(present)*batch, _row_bytes(zs), memory).unflatten(0, (len(present), batch))
+    return _fuse_rows(model, rows, len(present)*batch, zs, memory, apart).unflatten(0, (len(present), batch))
 
 # %% ../../nbs/06_coalitions.ipynb #e00862ac
 def unimodal_logits(
@@ -226,14 +238,14 @@ def check_pairings(
     batch:int,         # B
     n_modalities:int,  # M
 )->Tensor:             # the same, int64
-    "Row numbers as an index; ValueError unless they are integers from 0 to B-1, M in a row."
+    "Row numbers as an index; ValueError unless they are integers, M in a row, and on the CPU from 0 to B-1."
     index = torch.as_tensor(index)
     kind = index.is_floating_point() or index.is_complex() or index.dtype == torch.bool
     if kind or index.ndim != 2 or index.shape[1] != n_modalities:
         raise ValueError(f"index must hold integers of shape (K, M) with M={n_modalities}, "
                          f"got {index.dtype} {tuple(index.shape)}")
     index = index.long()
-    if index.numel():
+    if index.numel() and may_read(index):
         low, high = torch.stack(index.aminmax()).tolist()
         if low < 0 or high >= batch:
             raise ValueError(f"index must hold rows of a batch of {batch}, 0 to {batch - 1}; got {low} to {high}")
@@ -256,11 +268,11 @@ def pairing_logits(
         if out is not None: return out
 
         return pairing_logits(model, zs, all_pairings(batch, n), memory).unflatten(0, (batch,)*n)
-    index = check_pairings(index, batch, n).to(zs[0].device)
+    index = check_pairings(index, batch, n).to(zs[0].device, non_blocking=True)
     if is_additive(model):
-        terms = _contributions(model, zs, _stand_ins(zs, None))
+        terms = _contributions(model, zs)
         _fits(len(index)*terms.shape[-1], terms, memory)
-        return reduce(add, (c[i] for c, i in zip(terms, index.T)))
+        return reduce(add, (c.index_select(0, i) for c, i in zip(terms, index.T)))
 
-    def rows(k): return tuple(z[i] for z, i in zip(zs, index[k.to(index.device)].T))
-    return _fuse_rows(model, rows, len(index), _row_bytes(zs), memory)
+    def rows(k): return tuple(z.index_select(0, i) for z, i in zip(zs, index[k].T))
+    return _fuse_rows(model, rows, len(index), zs, memory)

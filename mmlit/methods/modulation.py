@@ -103,8 +103,8 @@ def muted_logits(
     muted, parts = present[skip:-1], [torch.zeros_like(full)[None]]*skip
     with eval_mode(model), cudnn.flags(enabled=False) if recurrent else nullcontext():
         features = current if reuse else model.encode(*xs)
-        gone = absent_features(model, xs, absent, features)
-        if len(muted): parts.append(coalition_logits(model, features, muted, gone, memory, presence_of(xs)))
+        gone = absent_features(model, xs, absent, features, check=False)
+        if len(muted): parts.append(coalition_logits(model, features, muted, gone, memory, presence_of(xs), False))
     return torch.cat([*parts, full[None]])
 
 # %% ../../nbs/22_modulation.ipynb #bcc36c9e

@@ -1,13 +1,16 @@
 "Coalitions and pairings equal their loops for every head, in one call or in many, gradients included."
 
 import copy
+import itertools
 
 import pytest
 import torch
 from common import linear_model
+from reads import Reads
 from torch import nn
 from torch.testing import assert_close
 
+from mmlit.core import with_presence
 from mmlit.fusion.coalitions import (
     absent_features,
     coalition_logits,
@@ -16,7 +19,7 @@ from mmlit.fusion.coalitions import (
     pairing_logits,
     unimodal_logits,
 )
-from mmlit.fusion.heads import HEADS
+from mmlit.fusion.heads import HEADS, FusionHead
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
 
 HEAD = pytest.mark.parametrize("name", HEADS)
@@ -208,3 +211,115 @@ def test_a_dict_of_tensors_has_stand_ins_and_a_zero_that_means_nothing():
     floats = EarlyFusion(nn.Identity(), 2)
     with pytest.raises(ValueError, match="got \\['dict', 'Tensor'\\].*name them"):
         coalition_logits(floats, floats.encode(*xs))
+
+
+# ---- a step of training does not wait
+
+
+def test_the_counter_of_reads_sees_each_kind_of_read():
+    x = torch.arange(3.0)
+    looks = [lambda: x.tolist(), lambda: x[0].item(), lambda: bool(x[0]), lambda: x[x > 1], lambda: x.nonzero()]
+    looks += [lambda: float(x[1]), lambda: x.long().bincount(), lambda: x.cpu(), lambda: x.numpy()]
+    for look in looks:
+        with Reads() as reads:
+            look()
+        assert reads.seen
+    with Reads() as reads:
+        (x[torch.tensor([0, 1])] + x.where(x > 1, 0).sum()).exp()
+    assert not reads.seen
+
+
+@HEAD
+@pytest.mark.parametrize("memory", [2**28, 400])
+def test_coalitions_and_pairings_of_a_training_step_read_no_values(name, memory):
+    model, xs = linear_model(name, 3)
+    presence = torch.ones(len(xs[0]), 3).bool()
+    presence[1, 2] = False
+    given = [with_presence(x, there) for x, there in zip(xs, presence.T)]
+    index = torch.tensor([[0, 1, 2], [3, 3, 0]])
+    # the encoders look at who is there, with any method and with none
+    zs = [z.detach().requires_grad_() for z in model.encode(*given)]
+    with Reads() as reads:
+        for kind in ("zero_feature", "zero_input", "mean_feature"):
+            absent = absent_features(model, given, kind, zs, check=False)
+            for there, apart in itertools.product((presence, None), (True, False)):
+                coalition_logits(model, zs, None, absent, memory, there, apart).sum().backward(retain_graph=True)
+        if name not in ("mlp", "attention"):  # all pairings of these are an index, and that is looked at
+            pairing_logits(model, zs).sum().backward()
+    assert not reads.seen
+    with Reads() as reads:
+        pairing_logits(model, zs, index)
+    assert set(reads.seen) == {"tolist"}  # what a caller gives is looked at, on the CPU
+
+
+def test_the_mean_stand_in_is_that_of_the_samples_that_have_it():
+    model, xs = linear_model("concat", 2)
+    presence = torch.tensor([[True, False], [True, True], [False, False], [True, False]])[: len(xs[0])]
+    given = [with_presence(x, there) for x, there in zip(xs, presence.T)]
+    zs = [z.detach().clone() for z in model.encode(*given)]
+    zs[0][2] = float("nan")  # whatever stands there
+    first, second = absent_features(model, given, "mean_feature", zs)
+    assert_close(first, zs[0][[0, 1, 3]].mean(0, keepdim=True))
+    assert_close(second, zs[1][[1]])
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_rows_that_are_not_finite_spoil_no_others_in_any_mode(grad, training):
+    torch.manual_seed(0)
+    model = FusionModel([nn.Identity()] * 2, Filling((3, 4), 2)).train(training)
+    zs = [torch.randn(5, 3), torch.randn(5, 4)]
+    zs[0][1, 0] = float("nan")  # the head has an answer to this
+    zs[1][3, 1] = float("inf")  # and none to that
+    everyone = torch.ones(1, 2).bool()
+    with torch.set_grad_enabled(grad):
+        logits = coalition_logits(model, zs, everyone)[0]
+    rows = torch.tensor([0, 1, 2, 4])
+    filled = [torch.where(zs[0].isnan(), 0.0, zs[0]), zs[1]]
+    assert_close(logits[rows], model.head.linear(torch.cat([z[rows] for z in filled], 1)))
+    assert not logits[3].isfinite().any()
+    if grad:  # the answer of a row with a NaN teaches, where the head has one
+        (ours,) = torch.autograd.grad(logits[rows].sum(), model.head.linear.weight)
+        assert_close(ours, torch.cat([z[rows] for z in filled], 1).sum(0).expand(2, -1))
+
+
+def test_rows_are_scored_once_where_a_caller_vouches_for_them():
+    model, xs = linear_model("mlp", 2)
+    zs, rows = model.encode(*xs), []
+    model.head.register_forward_hook(lambda m, i, o: rows.append(len(o)))
+    with torch.no_grad():
+        expected = coalition_logits(model, zs)
+    assert_close(coalition_logits(model, zs, apart=False), expected)
+    assert_close(coalition_logits(model, zs), expected)
+    assert rows == [16, 16, 16, 16]
+
+
+def test_a_probe_enters_no_running_average():
+    torch.manual_seed(0)
+    model = FusionModel([nn.Identity()] * 2, Normed((3, 4), 2)).train()
+    zs, once = [torch.randn(5, 3), torch.randn(5, 4)], copy.deepcopy(model)
+    coalition_logits(model, zs, torch.ones(1, 2).bool())
+    once.fuse(zs)
+    assert model.head.norm.num_batches_tracked == 1 and model.training and model.head.norm.training
+    assert_close(model.head.norm.running_mean, once.head.norm.running_mean)
+
+
+class Filling(FusionHead):
+    "A head that reads a NaN as a zero."
+
+    def __init__(self, dims, n_classes):
+        super().__init__(dims, n_classes)
+        self.linear = nn.Linear(sum(dims), n_classes)
+
+    def forward(self, zs):
+        z = torch.cat(zs, 1)
+        return self.linear(torch.where(z.isnan(), 0.0, z))
+
+
+class Normed(FusionHead):
+    def __init__(self, dims, n_classes):
+        super().__init__(dims, n_classes)
+        self.norm, self.linear = nn.BatchNorm1d(sum(dims)), nn.Linear(sum(dims), n_classes)
+
+    def forward(self, zs):
+        return self.linear(self.norm(torch.cat(zs, 1)))
