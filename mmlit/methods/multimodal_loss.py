@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import at_least_float32, check_count, check_number, one_of
+from ..core import at_least_float32, check_count, check_number, may_read, one_of
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
@@ -76,7 +76,7 @@ def _check_multi_proxy(probs, proxies, gamma, axis):
     if proxies.ndim != 4 or proxies.shape[:3] != (M, C, C) or proxies.shape[3] < 1:
         raise ValueError(f"expected proxies of shape (M, C, C, K) = ({M}, {C}, {C}, K) with K >= 1, "
                          f"got {tuple(proxies.shape)}")
-    if (probs < 0).any():
+    if may_read(probs) and (probs < 0).any():
         raise ValueError("expected probabilities and got negative numbers: pass logits through softmax(-1) first")
 
 def multi_proxy_logits(

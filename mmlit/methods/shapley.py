@@ -58,7 +58,7 @@ def combine_coalitions(
         raise ValueError(f"expected weights (M, S) and real values (S, ...), got {got}")
     values = at_least_float32(values) if values.is_floating_point() else values.double()
     with torch.autocast(values.device.type, enabled=False):
-        return torch.tensordot(weights.to(values), values, dims=1)
+        return torch.tensordot(weights.to(values, non_blocking=weights.device.type == "cpu"), values, dims=1)
 
 # %% ../../nbs/21_shapley.ipynb #ebffffdd
 def _n_players(game):
