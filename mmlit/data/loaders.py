@@ -291,7 +291,7 @@ class MultimodalDL(TfmdDL):
         everything = torch.ones(len(self.dataset), self.n_inp, dtype=torch.bool)
         rows, keep = self._plan or (self.dataset.index, everything)
         for at in torch.as_tensor(self.get_idxs(), dtype=torch.long).split(self.bs)[:len(self)]:
-            self.batch_index, self.batch_keep = rows[at], keep[at].to(self.device or "cpu", non_blocking=True)
+            self.batch_index, self.batch_keep = rows[at], keep[at].to(self.device or "cpu")
             batch = self.dataset.batch(self.batch_index)
             yield self.after_batch(batch if self.device is None else to_device(batch, self.device))
         self.after_iter()

@@ -9,7 +9,6 @@ __all__ = ['response_weights', 'modality_responses', 'muted_logits', 'Shares', '
            'ConditionalClip']
 
 # %% ../../nbs/22_modulation.ipynb #d60cec34
-import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.data.transforms import get_c
-from fastai.optimizer import average_sqr_grad
 from torch import Tensor, nn
 
 from mmlit.core import (
@@ -41,6 +39,7 @@ from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coali
 from ..fusion.models import Fusion
 from ..learner import FusionMethod, joint, register_method
 from .shapley import combine_coalitions, permutation_coalitions, shapley_matrix
+from ..training import hides_factors
 
 # %% ../../nbs/22_modulation.ipynb #91d5220f
 def response_weights(
@@ -52,7 +51,6 @@ def response_weights(
         present, weights, _ = permutation_coalitions(orders)
         weights[:, 0] += 1/n_modalities
         return present, weights
-
     weights = shapley_matrix(n_modalities).clone()
     weights[:, 0] = 0                                  # exact: nobody's answer cancels
     return coalitions(n_modalities), weights
@@ -107,7 +105,6 @@ def muted_logits(
     if present is None: present = coalitions(len(xs))
     elif may_read(present) and not present[-1].all():
         raise ValueError(f"the last coalition must be the full one, got {present[-1].tolist()}")
-
     muted, parts = present[skip:-1], [torch.zeros_like(full)[None]]*skip
     with _muted_mode(model):
         features = current if reuse else model.encode(*xs)
@@ -142,7 +139,6 @@ def modality_shares(
     if not is_additive(model):
         v = muted_logits(model, xs, zs, full, absent=absent, memory=memory)
         return Shares(full, modality_responses(v), torch.stack([v[2**m] for m in range(len(xs))]).detach())
-
     reuse, presence = not _depends_on_mode(model), presence_of(xs)
     with _muted_mode(model):
         features = zs if reuse else model.encode(*xs)
@@ -216,10 +212,8 @@ def modulation_coefficients(
 
 def _ahead(scores, among):
     "r: likelihood ratio to the others' mean. Scores above the floor never reach the clamp, those of others may."
-    if among is None: n, mean = scores.shape[1], scores.mean(1, keepdim=True)
-    else:
-        n = among.sum()
-        mean = scores.where(among, 0).sum(1, keepdim=True)/n
+    n = scores.shape[1] if among is None else among.sum()
+    mean = (scores if among is None else scores.where(among, 0)).sum(1, keepdim=True)/n
     others = max(n - 1, 1) if among is None else (n - 1).clamp(min=1)
     return ((scores - mean)*n/others).clamp(_SCORE_FLOOR, -_SCORE_FLOOR).exp()
 
@@ -281,9 +275,8 @@ def routed_shares(
     if kappa.shape != shares.own.shape[:1] or logits.shape != shares.total.shape:
         got = f"{tuple(logits.shape)}, {tuple(shares.own.shape)} and {tuple(kappa.shape)}"
         raise ValueError(f"expected logits (B, C), shares (M, B, C) and coefficients (M,), got shapes {got}")
-    own = at_least_float32(shares.own)
-    apart = kappa - kappa[0]                # exactly 0 where all are equal: then nothing flows through muted passes
-    mean = apart.mean()
+    own, apart = at_least_float32(shares.own), kappa - kappa[0]
+    mean = apart.mean()                     # exactly 0 where all are equal: then nothing flows through muted passes
     flow = ((apart - mean).to(own).view(-1, *[1]*logits.ndim)*own).sum(0) + (kappa[0] + mean).to(own)*shares.total
     return logits.detach() + (flow - flow.detach()).nan_to_num()      # what is not finite has no part in it
 
@@ -298,10 +291,8 @@ class ResponseHistory(nn.Module):
 
     def __init__(self, n_modalities:int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(n_modalities))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self.register_buffer("lacking", torch.zeros(n_modalities, dtype=torch.long))
-        self.register_buffer("spread", torch.zeros(()))
+        for name, shape in dict(mean=(n_modalities,), spread=()).items(): self.register_buffer(name, torch.zeros(shape))
+        for name, like in dict(steps=self.spread, lacking=self.mean).items(): self.register_buffer(name, like.long())
 
     def reset(self):
         "Forget all scores."
@@ -318,7 +309,7 @@ class ResponseHistory(nn.Module):
         return there & (known | ~known.any())
 
     def update(self, score:Tensor, there:Tensor|None=None, counts:Tensor|None=None):
-        "Take one more score (M,) into the mean; of modalities that are not `there`, (M,), it stays, or if none `counts`."
+        "Take one more score (M,) into the mean; it stays where one is not `there`, (M,), or none `counts`."
         if there is None: there = torch.ones_like(score, dtype=torch.bool)
         if counts is None: counts = torch.ones_like(self.steps, dtype=torch.bool)
         self.steps += counts
@@ -335,21 +326,6 @@ def _check_own_parameters(model):
     if len(set(owned)) < len(owned):
         raise ValueError('mode="lr" scales the step of each encoder by a factor of its own, and these encoders '
                          'share parameters: use mode="grad"')
-
-def _hides_factors(opt):
-    "Is the first step of this optimiser about as long when the gradient is a tenth? ('Adam-like')"
-    inner = getattr(opt, "opt", None)             # the torch optimiser inside fastai's `OptimWrapper`
-    if inner is None: return average_sqr_grad in getattr(opt, "cbs", ())
-    known = inspect.signature(type(inner)).parameters
-    options = {k: v for k, v in inner.defaults.items() if k in known} | {"lr": 1.}
-
-    def moved(gradient):
-        p = nn.Parameter(torch.zeros(1))
-        p.grad = torch.full((1,), gradient)
-        type(inner)([p], **options).step()
-        return p.abs().item()
-    try: return moved(.1) > .5*moved(1.)
-    except (TypeError, RuntimeError): return False      # it steps in another way, and cannot be asked
 
 class GradientModulation(FusionMethod):
     "AGM, adaptive gradient modulation (Li et al., ICCV 2023), for any number of modalities and any fusion."
@@ -387,13 +363,11 @@ class GradientModulation(FusionMethod):
         "Forget all scores, as before the first training. Without it the history goes on from one `fit` to the next."
         self.model.parts["response_history"].reset()
 
-    def begin_training(self):
-        # a stand-in that cannot be used is refused here: to look at it in each step would be to wait for the device
+    def begin_training(self):           # refuses a stand-in that cannot be used: to look at it in each step is to wait
         self._of_two_samples(lambda *xs: absent_features(self.model, xs, self.absent))
         super().begin_training()
-        self._kappas, self._noted = [], None
-        self._whole = not self.model.parts["response_history"].lacking.any()
-        if self.mode == "grad" and self.alpha and _hides_factors(self.opt):
+        self._kappas, self._noted, self._whole = [], None, not self.model.parts["response_history"].lacking.any()
+        if self.mode == "grad" and self.alpha and hides_factors(self.opt):
             warnings.warn("Adam-like optimisers hide constant factors on gradients: "
                           'use GradientModulation(mode="lr"), or SGD as published', stacklevel=2)
 
@@ -410,9 +384,7 @@ class GradientModulation(FusionMethod):
         there = torch.ones_like(score, dtype=torch.bool) if presence is None else presence.any(0)
         self._whole = self._whole and presence is None
         among = None if self._whole else history.judged(there)
-
-        # one overflow of half precision would stay in the mean for ever
-        fine = (score.isfinite() | ~there).all()
+        fine = (score.isfinite() | ~there).all()        # one overflow of half precision would stay in the mean for ever
         kappa = modulation_coefficients(score, history.mean, self.alpha, self.cap, among).where(fine, 1)
         history.update(score, there, fine)
         return kappa, there & fine
@@ -434,7 +406,6 @@ class GradientModulation(FusionMethod):
         super().after_train()
 
     # mode="lr": the optimiser's own step, scaled encoder by encoder; one of accumulated batches by their mean factor
-
     def before_step(self):
         if self.mode != "lr" or self.kappa is None: return
         self._kappas.append(self.kappa)
@@ -466,9 +437,8 @@ class ConditionalClip(Callback):
     def before_fit(self):
         head, n = getattr(self.model, "head", self.model), get_c(self.dls)
         self.weights = [m.weight for m in head.modules() if isinstance(m, nn.Linear) and m.out_features == n]
-        if self.weights: return
-        raise ValueError(f"ConditionalClip looks at the linear layers with {n} outputs, and {type(head).__name__} has "
-                         "none: use fastai's GradientClip")
+        if not self.weights: raise ValueError(f"ConditionalClip looks at the linear layers with {n} outputs, and "
+                                              f"{type(head).__name__} has none: use fastai's GradientClip")
 
     def before_step(self):
         largest = [w.grad.abs().max() for w in self.weights if w.grad is not None]

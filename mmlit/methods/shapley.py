@@ -406,11 +406,11 @@ class ModalityResampling(FusionMethod):
     def make_plan(self)->tuple[Tensor, Tensor]:
         "Value the training samples and say which rows the epoch shows, and what of them."
         index = chosen = self.dls.train.dataset.index
-        if self.level == "modality": chosen = index[draw_rows(len(index), self.fraction, self.replacement, self.generator)]
+        if self.level == "modality":
+            chosen = index[draw_rows(len(index), self.fraction, self.replacement, self.generator)]
         like = self.dls.train if self.augmented else self.dls.valid
         loader = like.new(self.dls.train.dataset, shuffle=False, drop_last=False)
         loader.plan = chosen, torch.ones(len(chosen), self.model.n_modalities, dtype=torch.bool)
-
         valued = valuate(self.model, loader, self.absent)
         phi, there = valued.phi.cpu(), valued.presence
         self.record(1, **{f"phi {m}": p for m, p in zip(self.modalities, mean_over_present(phi, there))})

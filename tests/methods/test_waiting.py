@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 import warnings
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import generator
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.training import GradientAccumulation
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -32,7 +33,6 @@ from mmlit.methods.mcr import MCR
 from mmlit.methods.modulation import (
     ConditionalClip,
     GradientModulation,
-    ResponseHistory,
     modality_responses,
     modality_shares,
     modulated_logits,
@@ -396,8 +396,9 @@ def test_copies_that_wait_are_seen():
 
 @pytest.mark.parametrize("loss", [agm_loss, agm_loss_of_coalitions])
 @pytest.mark.parametrize("head", ["sum", "mlp", "attention"])
-def test_the_loss_of_agm_waits_for_no_other_device(loss, head):
-    "On a device without numbers, where to read one is an error."
+def test_the_loss_of_agm_waits_for_no_other_device(loss, head, monkeypatch):
+    "On a device without numbers, where to read one is an error, and which has no autocast."
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     model, (xs, y) = model_of(head).to("meta"), batch()
     xs, y = [x.to("meta") for x in xs], y.to("meta")
     history = torch.zeros(3, device="meta")
@@ -430,22 +431,12 @@ def test_the_multi_proxy_loss_is_one_graph():
 # ---- memory
 
 
-def history_steps(n):
-    history, score = ResponseHistory(3), torch.zeros(3)
-    for _ in range(n):
-        history.update(score)
-    return history
-
-
-def growth(method, steps):
-    "Tensors, and bytes that Python holds, after `steps` more steps."
-    rows = 16 * 24
-    rng = np.random.default_rng(0)
-    dls = multimodal_dls(
-        [rng.normal(size=(rows, 4)).astype("float32") for _ in range(2)], np.arange(rows) % 3, bs=16, device="cpu"
-    )
-    per_epoch = len(dls.train)
-    kept = []
+@functools.cache
+def growth(name, steps):
+    "Tensors that are alive, and bytes that Python holds, after `steps` more steps than 48."
+    rng, kept = np.random.default_rng(0), []
+    xs = [rng.normal(size=(96, 4)).astype("float32") for _ in range(2)]
+    dls = multimodal_dls(xs, np.arange(96) % 3, bs=4, device="cpu", seed=0)
 
     class Count(Callback):
         order, run_valid = 1000, False
@@ -453,34 +444,32 @@ def growth(method, steps):
 
         def after_batch(self):
             self.n += 1
-            if self.n in (2 * per_epoch, 2 * per_epoch + steps):
+            if self.n in (48, 48 + steps):
                 gc.collect()
                 tensors = sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
-                kept.append((tensors, tracemalloc.get_traced_memory()[0]))
+                kept.append((tensors, tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else 0))
+            if self.n == 48 + steps:
+                raise CancelFitException
 
     torch.manual_seed(0)
-    learn = multimodal_learner(dls, width=4, method=method, cbs=[Count()])
-    tracemalloc.start()
-    try:
-        fit(learn, 2 + -(-steps // per_epoch))
-    finally:
-        tracemalloc.stop()
+    method = None if name is None else METHOD_CALLBACKS[name]()
+    fit(multimodal_learner(dls, width=4, method=method, cbs=[Count()]), steps)
     (before, held), (after, holds) = kept
     return after - before, holds - held
 
 
-def grows_no_further(name, steps):
-    tensors, held = growth(METHOD_CALLBACKS[name](), steps)
-    assert tensors <= 60, tensors  # what an epoch records, and the batch at which it is counted
-    assert held < 100_000 + 40 * steps, held  # the losses that fastai's recorder keeps, a list of numbers
-
-
 @pytest.mark.parametrize("name", METHOD_CALLBACKS)
-def test_nothing_grows_over_300_steps(name):
-    grows_no_further(name, 300)
+def test_no_tensor_stays_behind_in_300_steps(name):
+    "More than those that fastai's recorder keeps; a few come with an epoch, such as the mask of a plan."
+    assert growth(name, 300)[0] <= growth(None, 300)[0] + 50
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHOD_CALLBACKS)
-def test_nothing_grows_over_10_000_steps(name):
-    grows_no_further(name, 10_000)
+def test_nothing_stays_behind_in_10_000_steps(name):
+    tracemalloc.start()
+    try:
+        (tensors, held), (plain, plainly) = growth(name, 10_000), growth(None, 10_000)
+    finally:
+        tracemalloc.stop()
+    assert tensors <= plain + 50 and held <= plainly + 500_000  # an epoch of 24 steps adds a row to the table
