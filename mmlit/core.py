@@ -149,7 +149,7 @@ def log_likelihood(
     if not several < y.ndim <= len(shape) or y.shape != shape[len(shape) - y.ndim:]:
         raise ValueError(f"expected labels (B,), or of several labels zeros and ones (B, C), for logits of shape "
                          f"{tuple(logits.shape)}; got {y.dtype} {tuple(y.shape)}")
-    if y.numel():
+    if y.numel() and may_read(y):
         (low, high), top = y.aminmax(), 1 if several else logits.shape[-1] - 1
         if not (low >= 0 and high <= top): raise ValueError(f"expected labels from 0 to {top}, got {low} to {high}")
 
@@ -314,7 +314,7 @@ def eval_mode(
 ):
     "`model` in evaluation mode inside the block; gradients are not touched."
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training: model.eval()
     try: yield model
     finally:
         for module in training: module.training = True

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['is_training', 'is_search', 'first_epoch', 'task_of', 'check_answers', 'Budget', 'on_device', 'with_parts',
-           'untrained_parameters', 'check_companions', 'check_learner', 'check_training', 'check_linear',
-           'frozen_modules', 'TrainedParameters', 'CountedEpochs']
+           'untrained_parameters', 'hides_factors', 'check_companions', 'check_learner', 'check_training',
+           'check_linear', 'frozen_modules', 'TrainedParameters', 'CountedEpochs']
 
 # %% ../nbs/15b_training.ipynb #37eca8b7
+import inspect
 import random
 import warnings
 import zlib
@@ -180,6 +181,24 @@ def untrained_parameters(
     "Parameters that ask for a gradient and are in no group of the optimiser: nothing will change them."
     held = {id(p) for group in opt.param_lists for p in group}
     return [name for name, p in unwrap(model).named_parameters() if p.requires_grad and id(p) not in held]
+
+# %% ../nbs/15b_training.ipynb #c9627922
+def hides_factors(
+    opt, # an optimiser of a learner
+)->bool:
+    "Is the first step of this optimiser about as long when the gradient is a tenth? ('Adam-like')"
+    inner = getattr(opt, "opt", None)             # the torch optimiser inside fastai's `OptimWrapper`
+    if inner is None: return any(f.__name__ == "average_sqr_grad" for f in getattr(opt, "cbs", ()))
+    known = inspect.signature(type(inner)).parameters
+    options = {k: v for k, v in inner.defaults.items() if k in known} | {"lr": 1.}
+
+    def moved(gradient):
+        p = nn.Parameter(torch.zeros(1))
+        p.grad = torch.full((1,), gradient)
+        type(inner)([p], **options).step()
+        return p.abs().item()
+    try: return moved(.1) > .5*moved(1.)
+    except (TypeError, RuntimeError): return False      # it steps in another way, and cannot be asked
 
 # %% ../nbs/15b_training.ipynb #c2735c68
 def _excludes(one, other):

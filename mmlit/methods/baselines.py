@@ -227,7 +227,7 @@ class ModalityDropout(FusionMethod):
 
     def edit_features(self, zs):
         keep = torch.rand(len(zs[0]), len(zs), generator=self.generator) >= self.p
-        keep, presence = keep.to(zs[0].device), self.presence
+        keep, presence = keep.to(zs[0].device, non_blocking=True), self.presence
         left = keep if presence is None else keep & presence
         keep |= ~left.any(1, keepdim=True)                                      # a sample does not lose all that it has
         absent = getattr(self.model, "absent", None)

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import at_least_float32, check_count, check_number, one_of
+from ..core import at_least_float32, check_count, check_number, may_read, one_of
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
@@ -52,16 +52,17 @@ def multi_proxy_terms(
     with torch.autocast(probs.device.type, enabled=False):
         M, C, _, K = proxies.shape
         dtype = torch.promote_types(torch.promote_types(probs.dtype, proxies.dtype), torch.float32)
-        p, W = probs.to(dtype), proxies.to(dtype)
-        P, e = (unit_proxies(W) if unit else W.relu()).reshape(M*C, C*K), p.transpose(0, 1).flatten(1)
+        W, e = proxies.to(dtype), probs.to(dtype).transpose(0, 1).flatten(1)        # e (B, M*C)
+        P = (unit_proxies(W) if unit else W.relu()).reshape(M*C, C*K)
 
         s = (normalize(e, dim=1) if unit else e) @ P                                # (B, C*K)
-        attention = (s/gamma).softmax(1)
-        w = (attention @ P.T).unflatten(1, (M, C)).transpose(0, 1)*float(attended)  # (M, B, C)
+        t = s/gamma
+        attention = t.softmax(1)
+        p = torch.addcmul(e, e, attention @ P.T) if attended else e                 # p*(1 + w)
 
-        s = s.unflatten(1, (C, K))
-        z = ((s/gamma).softmax(_AXES[axis])*s).sum(2)
-        return MultiProxyTerms(z, (p*(1 + w)).sum(0), attention.unflatten(1, (C, K)))
+        s, t = s.unflatten(1, (C, K)), t.unflatten(1, (C, K))
+        z = (t.softmax(_AXES[axis])*s).sum(2)
+        return MultiProxyTerms(z, p.unflatten(1, (M, C)).sum(1), attention.unflatten(1, (C, K)))
 
 # %% ../../nbs/18_multimodal_loss.ipynb #1f874253
 def _check_multi_proxy(probs, proxies, gamma, axis):
@@ -75,7 +76,7 @@ def _check_multi_proxy(probs, proxies, gamma, axis):
     if proxies.ndim != 4 or proxies.shape[:3] != (M, C, C) or proxies.shape[3] < 1:
         raise ValueError(f"expected proxies of shape (M, C, C, K) = ({M}, {C}, {C}, K) with K >= 1, "
                          f"got {tuple(proxies.shape)}")
-    if (probs < 0).any():
+    if may_read(probs) and (probs < 0).any():
         raise ValueError("expected probabilities and got negative numbers: pass logits through softmax(-1) first")
 
 def multi_proxy_logits(

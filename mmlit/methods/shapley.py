@@ -32,6 +32,7 @@ from ..core import log_likelihood as log_likelihood_of
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions, mask_features
 from ..fusion.models import Fusion
 from ..learner import FusionMethod, joint, register_method
+from ..training import first_epoch, is_search
 
 # %% ../../nbs/21_shapley.ipynb #8f6b1dbe
 def shapley_matrix(
@@ -40,7 +41,6 @@ def shapley_matrix(
     "The matrix A with Shapley values `A @ v` for a game `v` listed by bit mask."
     present = coalitions(check_count("n_modalities", n_modalities))
     size = present.sum(1, keepdim=True)
-
     weight = [1/(n_modalities*math.comb(n_modalities - 1, k)) for k in range(n_modalities)]
     weight = torch.tensor(weight, dtype=torch.float64)
     joined = weight[(size - 1).clamp(min=0)]
@@ -58,7 +58,7 @@ def combine_coalitions(
         raise ValueError(f"expected weights (M, S) and real values (S, ...), got {got}")
     values = at_least_float32(values) if values.is_floating_point() else values.double()
     with torch.autocast(values.device.type, enabled=False):
-        return torch.tensordot(weights.to(values), values, dims=1)
+        return torch.tensordot(weights.to(values, non_blocking=weights.device.type == "cpu"), values, dims=1)
 
 # %% ../../nbs/21_shapley.ipynb #ebffffdd
 def _n_players(game):
@@ -77,6 +77,7 @@ def shapley_values(
 
 # %% ../../nbs/21_shapley.ipynb #6a20bd04
 _EXACT_MODALITIES = 17     # the largest M for which M!*(M+1)/2 < 2**53: the integers M!*phi are exact in float64
+_AT_A_TIME = 2**18         # numbers in float64, 2 MiB: what stays near the processor
 
 def modality_valuation(
     correct:Tensor,            # (2**M, ...) bool or 0/1, by bit mask: is the answer of this coalition right?
@@ -91,14 +92,24 @@ def modality_valuation(
         raise ValueError("correct must be boolean, or hold zeros and ones only; "
                          f"got {correct.dtype} from {correct.min()} to {correct.max()}")
 
-    units = math.factorial(n)
-    return combine_coalitions((units*shapley_matrix(n)).round(), _sized(coalitions(n), correct, presence))/units
+    if presence is not None and (correct.ndim < 2 or presence.shape != (correct.shape[1], n)):
+        raise ValueError(f"presence must be (B, M), got {tuple(presence.shape)} for answers {tuple(correct.shape)}")
+    if correct.ndim < 2: return modality_valuation(correct[:, None])[:, 0]
+
+    present, units = coalitions(n), math.factorial(n)
+    weights, size = (units*shapley_matrix(n)).round(), present.sum(1)
+    phi = torch.empty(n, *correct.shape[1:], dtype=torch.float64, device=correct.device)
+    step = max(1, _AT_A_TIME//max(1, correct[:, :1].numel()))
+    for k in range(0, correct.shape[1], step):            # a few samples at a time: a boolean becomes eight bytes
+        part = correct[:, k:k + step]
+        if presence is None: phi[:, k:k + step] = combine_coalitions(weights*size, part.double())
+        else: phi[:, k:k + step] = combine_coalitions(weights, _sized(present, part, presence[k:k + step]))
+    return phi/units
 
 def _sized(present, correct, presence):
     "`|S|*correct(S)` of the coalitions `present`; |S| counts what each sample has."
-    everybody = torch.ones(1, present.shape[1]) if presence is None else presence.cpu()
-    size = present.double()@everybody.double().T                      # (S, B), or (S, 1)
-    return size.view(*size.shape, *[1]*(correct.ndim - 2))*correct.double() if correct.ndim > 1 else size[:, 0]*correct
+    size = (present.double()@presence.double().cpu().T).to(correct.device)           # (S, B)
+    return size.view(*size.shape, *[1]*(correct.ndim - 2))*correct.double()
 
 # %% ../../nbs/21_shapley.ipynb #d06aee62
 def permutation_coalitions(
@@ -243,13 +254,11 @@ def valuate(
         raise ValueError(f"{type(model).__name__} does not say how many modalities it has: "
                          "wrap it with as_fusion(model, M)")
     _check_absent(absent)
-
     if n_permutations is None:
         if n > _EXACT_MODALITIES: raise ValueError(f"{n} modalities have 2**{n} coalitions: pass n_permutations")
         correct, log_likelihood, there = _outcomes(model, batches, coalitions(n), absent, memory)
         phi = _per_sample(modality_valuation(correct, there))
         return Valuation(phi, correct, log_likelihood, coalitions(n), there)
-
     outcomes = []
     def value_fn(present):
         outcomes.extend(_outcomes(model, batches, present, absent, memory))
@@ -285,7 +294,6 @@ def resampling_frequency(
         raise ValueError(f"expected a float valuation of shape (M, B), got {valuation.dtype} {tuple(valuation.shape)}")
     if not valuation.isfinite().all(): raise ValueError("the valuation holds NaN or infinite values")
     _check_frequency(level, function, alpha)
-
     f = FREQUENCIES[function]
     if alpha is None: alpha = 2. if level == "sample" else 1.
     if level == "sample":
@@ -342,14 +350,12 @@ def resampling_plan(
         got = f"{frequency.dtype} {tuple(frequency.shape)}"
         raise ValueError(f"expected integer copies (M, N) or float shares (M,), got {got}")
     if n_samples not in (None, n): raise ValueError(f"the frequencies are of {n} samples, n_samples is {n_samples}")
-
     if presence is not None:
         there = presence.cpu()[extra, modality]
         extra, modality = extra[there], modality[there]
     if max_copies is not None and len(extra) > max_copies:
         chosen = torch.randperm(len(extra), generator=generator)[:max_copies].sort().values
         extra, modality = extra[chosen], modality[chosen]
-
     M = len(frequency)
     rows = torch.cat([torch.arange(n), extra])
     keep = torch.cat([torch.ones(n, M, dtype=torch.bool), torch.eye(M, dtype=torch.bool)[modality]])
@@ -405,7 +411,6 @@ class ModalityResampling(FusionMethod):
         like = self.dls.train if self.augmented else self.dls.valid
         loader = like.new(self.dls.train.dataset, shuffle=False, drop_last=False)
         loader.plan = chosen, torch.ones(len(chosen), self.model.n_modalities, dtype=torch.bool)
-
         valued = valuate(self.model, loader, self.absent)
         phi, there = valued.phi.cpu(), valued.presence
         self.record(1, **{f"phi {m}": p for m, p in zip(self.modalities, mean_over_present(phi, there))})
@@ -415,9 +420,7 @@ class ModalityResampling(FusionMethod):
 
     def _without_plan(self):
         "Does this epoch go without a plan: warm-up, skipped by a training that is resumed, or `lr_find`?"
-        skip = getattr(self.learn, "skip_to_epoch", None)
-        skipped = skip is not None and self.epoch < skip._skip_to
-        return not self.active() or skipped or hasattr(self.learn, "lr_finder")
+        return not self.active() or self.epoch < first_epoch(self.learn) or is_search(self.learn)
 
     def begin_epoch(self):
         super().begin_epoch()
@@ -432,9 +435,7 @@ class ModalityResampling(FusionMethod):
         self.learn.dl = self.dls.train.new()
         self.learn.dl.rng, self.learn.dl.plan = self.dls.train.rng, self.plan
 
-    def edit_features(self, zs):
-        keep = self.learn.dl.batch_keep
-        return None if keep.all() else mask_features(zs, keep)
+    def edit_features(self, zs): return None if self.dl.plan is None else mask_features(zs, self.dl.batch_keep)
 
     def after_train(self):
         super().after_train()

@@ -26,7 +26,7 @@ from mmlit.learner import multimodal_learner
 from mmlit.methods.modulation import (
     ConditionalClip,
     GradientModulation,
-    _hides_factors,
+    hides_factors,
     modality_responses,
     modulation_coefficients,
     muted_logits,
@@ -247,7 +247,7 @@ def test_an_overflow_does_not_stay_in_the_history():
 )
 def test_what_hides_factors_is_seen_by_trying(kind, hides):
     model = nn.Linear(2, 2)
-    assert _hides_factors(OptimWrapper(model.parameters(), opt=kind, lr=0.1)) == hides
+    assert hides_factors(OptimWrapper(model.parameters(), opt=kind, lr=0.1)) == hides
 
 
 @pytest.mark.filterwarnings("ignore:Adam-like")

@@ -25,7 +25,7 @@ from mmlit.methods.modulation import (
     GradientModulation,
     ResponseHistory,
     _depends_on_mode,
-    _hides_factors,
+    hides_factors,
     modality_responses,
     modulated_logits,
     modulation_coefficients,
@@ -595,7 +595,7 @@ def test_an_optimiser_of_short_steps_can_hide_factors_too():
         return w.abs().item()
 
     assert moved(1.0) < 0.01 and moved(0.1) > 0.9 * moved(1.0)
-    assert _hides_factors(OptimWrapper(nn.Linear(2, 2).parameters(), opt=torch.optim.Adadelta, lr=0.1))
+    assert hides_factors(OptimWrapper(nn.Linear(2, 2).parameters(), opt=torch.optim.Adadelta, lr=0.1))
 
 
 # ---- the callback
