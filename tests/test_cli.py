@@ -162,7 +162,7 @@ def test_a_file_and_a_set_with_options_are_told_about_as_they_are(said):
         (["audit", "--data", "digits", "--modalities", "left"], "digits has one modality only, 'left'"),
         (["audit", "--data", "digits", "--modalities", "left", "a=b"], "'left' without columns beside others with"),
         (["audit", "--data", "a.csv", "--modalities", "a=b", "a=c", "--target", "y"], "--modalities has 'a' twice"),
-        (["audit", "--data", "digits", "--task", "regression"], "--task is given, and digits has one already"),
+        (["audit", "--data", "digits", "--task", "regression"], "--task is given, and digits has its own already"),
         (["audit", "--data", "digits", "--split", "part"], "--split part is no file, and digits is no table"),
         (["audit", "--data", "digits", "--valid", "x.npz"], "--valid is given without --test"),
         (["compare", "--data", "digits,a.csv"], "a.csv is a table among other data sets"),
