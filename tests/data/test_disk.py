@@ -422,7 +422,7 @@ def test_lists_of_one_length_are_vectors_and_gaps_are_missing_rows(tmp_path):
 def test_lists_that_are_no_rows_are_refused(tmp_path):
     path = lists(tmp_path, x=[[1.0, 2.0], [3.0]] * 20, u=[["a"], ["b", "c"]] * 20, v=[[[1.0, 2.0], [3.0]]] * 40)
     with pytest.raises(ValueError, match="column 'x' of modality 'm' holds lists, beside other columns"):
-        load_table(path, dict(m=["x", "plain"], plain="plain"), "y")
+        load_table(path, dict(m=["x", "plain"], v="v"), "y")
     with pytest.raises(ValueError, match="row 0 of modality 'u' holds str .*expected numbers"):
         load_table(path, dict(u="u", plain="plain"), "y")
     with pytest.raises(ValueError, match="row 0 of modality 'v' holds lists of different length"):
