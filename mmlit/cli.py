@@ -69,7 +69,7 @@ def _command(args):
     for name, value in vars(args).items():
         if name in ("command", "out", "workers") or value is None or value is False: continue
         words.append("--" + name.replace("_", "-"))
-        if name == "modalities": words += value
+        if name in ("modalities", "kinds", "layout"): words += value
         elif isinstance(value, list): words.append(",".join(map(str, value)) + ","*(len(value) == 1))
         elif value is not True: words.append(str(value))
     return shlex.join(words)
@@ -85,6 +85,21 @@ def _modality(text):
     if name.strip() and (_names(columns) or not says): return text
     raise argparse.ArgumentTypeError(f"expected name=column,column or name=pattern, or a name, got {text!r}")
 
+def _pair(text):
+    "A word of --kinds or --layout, as it is."
+    name, _, value = text.partition("=")
+    if name.strip() and value.strip(): return text
+    raise argparse.ArgumentTypeError(f"expected name=value, such as text=tokens, got {text!r}")
+
+def _pairs(option, words):
+    "Values by modality, or None."
+    if words is None: return None
+    pairs = [[part.strip() for part in word.split("=", 1)] for word in words]
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice: raise ValueError(f"--{option} has {twice!r} twice")
+    return dict(pairs)
+
 def _add_reading(parser):
     "How --data is to be read."
     _add(parser, "--test", None, "a file of test rows; then --data holds training rows", metavar="FILE")
@@ -97,6 +112,10 @@ def _add_reading(parser):
     _add(parser, "--split", None, "the column, or a file of words: train, valid, test", metavar="COLUMN")
     _add(parser, "--index", None, "of a folder, the column that names the rows", metavar="COLUMN")
     _add(parser, "--task", None, "classification, multi-label or regression, where labels do not tell", metavar="NAME")
+    _add(parser, "--kinds", None, "name=kind, where values do not tell: text=tokens for word ids, walk=sequence",
+         nargs="+", type=_pair, metavar="NAME=KIND")
+    _add(parser, "--layout", None, "name=channels_first or time_first, of sequences", nargs="+", type=_pair,
+         metavar="NAME=ORDER")
 
 def _modalities(words):
     "Columns by modality; or names to choose; or None."
@@ -127,7 +146,7 @@ def _read(args, several=False)->Any:
     names = _names(args.data) if several and args.test is None else [args.data]
     table = next((name for name in names if _is_table(name)), None)
     if table: raise ValueError(f"{table} is a table among other data sets: the options of a table are those of one")
-    if all(value is None for value in (args.test, args.modalities, args.split, args.task)):
+    if all(value is None for value in (args.test, args.modalities, args.split, args.task, args.kinds, args.layout)):
         return names if several else args.data
     sets = [_with_options(_parse(name, args), args) for name in names]
     return sets if several else sets[0]
@@ -144,7 +163,8 @@ def _read_table(args):
     several = args.target is not None and "," in args.target
     return load_table(
         args.data, _modalities(args.modalities), _names(args.target) if several else args.target, _words(args),
-        args.groups, args.index, _task(args), test=args.test, valid=args.valid)
+        args.groups, args.index, _task(args), test=args.test, valid=args.valid, kinds=_pairs("kinds", args.kinds),
+        layout=_pairs("layout", args.layout))
 
 def _check_no_table(args):
     "ValueError for an option that only a table has."
@@ -158,13 +178,15 @@ def _check_no_table(args):
 def _parse(name, args):
     "A data set of the catalogue, or of a file; with --test of several files."
     from mmlit.data.catalogue import parse_dataset
+    from mmlit.data.files import load_npz
     from mmlit.data.own import joined_parts
+    given = [option for option in ("task", "kinds", "layout") if getattr(args, option) is not None]
     def parse(text):
-        if args.task is None: return parse_dataset(text)
-        if not text.partition("?")[0].endswith(".npz"): raise ValueError(f"--task is given, and {text} has one already")
-        data = parse_dataset(f"{text}{'&' if '?' in text else '?'}task={_task(args)}")
-        data.name = Path(text.partition("?")[0]).stem
-        return data
+        path, _, own = text.partition("?")
+        if not given: return parse_dataset(text)
+        if not path.endswith(".npz"): raise ValueError(f"--{given[0]} is given, and {text} has its own already")
+        if own: raise ValueError(f"--{given[0]} is given beside {text}: give what stands behind the ? as options, too")
+        return load_npz(path, _pairs("kinds", args.kinds), _task(args), _pairs("layout", args.layout))
     if args.test is None: return parse(name)
     return joined_parts(parse(name), parse(args.test), None if args.valid is None else parse(args.valid))
 

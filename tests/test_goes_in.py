@@ -66,6 +66,7 @@ WHAT = {
     "sequence of different length": "sequence",
     "word ids of different length": "tokens",
     "dict of arrays": "dict",
+    "what a tokenizer returns": "dict",
     "tuple of arrays": "tuple",
 }
 

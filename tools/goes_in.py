@@ -152,13 +152,13 @@ def _npz(kind, folder):
 
 
 _NOT_SAID = "the command line has no option that says it"
-_NO_CELL = "a cell of a table holds one number or one text"
+_NO_CELL = "a cell of a table holds one number, one text or, in parquet, one list"
+_SEVERAL = ["dict of arrays", "what a tokenizer returns", "tuple of arrays"]
 _NO_FORM = {
-    "table file": dict.fromkeys(["sequence", "picture in an array", "dict of arrays", "tuple of arrays"], _NO_CELL)
-    | {"sequence of different length": _NO_CELL, "word ids of different length": _NO_CELL}
-    | dict.fromkeys(["word ids", "transformer", "class weights", "row weights"], _NOT_SAID),
-    "folder": dict.fromkeys(["dict of arrays", "tuple of arrays"], "a file holds one array")
-    | dict.fromkeys(["word ids", "transformer", "class weights", "row weights"], _NOT_SAID),
+    "table file": dict.fromkeys(["sequence", "picture in an array", *_SEVERAL], _NO_CELL)
+    | dict.fromkeys(["transformer", "class weights", "row weights"], _NOT_SAID),
+    "folder": dict.fromkeys(_SEVERAL, "a file holds one array")
+    | dict.fromkeys(["transformer", "class weights", "row weights"], _NOT_SAID),
 }
 
 
@@ -172,6 +172,12 @@ def _labels(one):
     return columns, words
 
 
+def _kinds(one):
+    "The kinds that the case is given, as words of the command."
+    kinds = one.options.get("kinds", {})
+    return ["--kinds", *(f"{m}={kind}" for m, kind in kinds.items())] if kinds else []
+
+
 def _columns(name, x):
     "A column of rows as columns of a table."
     if isinstance(x, pd.DataFrame):
@@ -183,8 +189,17 @@ def _table_file(kind, folder):
     one = given(kind)
     columns, words = _labels(one)
     inputs = {c: v for m, x in one.xs.items() for c, v in _columns(m, x).items()}
-    pd.DataFrame(inputs | columns).to_csv(folder / "data.csv", index=False)
-    _by_command(folder / "data.csv", folder, "--modalities", "x=x_*", "plain=plain_*", *words)
+    table, path = pd.DataFrame(inputs | columns), folder / "data.csv"
+    if _are_lists(one.xs["x"]):
+        path = path.with_suffix(".parquet")
+        table.assign(x_=[np.asarray(row).T.tolist() for row in one.xs["x"]]).to_parquet(path)
+    else:
+        table.to_csv(path, index=False)
+    _by_command(path, folder, "--modalities", "x=x_*", "plain=plain_*", *words, *_kinds(one))
+
+
+def _are_lists(x):
+    return isinstance(x, list) and not isinstance(x[0], str)
 
 
 def _folder(kind, folder):
@@ -201,7 +216,7 @@ def _folder(kind, folder):
     np.save(place / "plain.npy", one.xs["plain"])
     if not table:
         np.save(place / "x.npy", x if array else np.array([np.asarray(row) for row in x], dtype=object))
-    _by_command(place, folder, *words)
+    _by_command(place, folder, *words, *_kinds(one))
 
 
 # ---- files of a trained model

@@ -119,6 +119,7 @@ KINDS: dict[str, Callable] = {
     "sequence of different length": lambda rng, y, _: (_walks(rng, y),),
     "word ids of different length": lambda rng, y, _: (_ids(rng, y), _TOKENS),
     "dict of arrays": lambda rng, y, _: (_several(rng, y), {}, _words_encoders),
+    "what a tokenizer returns": lambda rng, y, _: (_several(rng, y),),
     "tuple of arrays": lambda rng, y, _: ((_level(rng, y, 3), _level(rng, y, 2)), _TUPLE, _pair_encoders),
     "missing modality": lambda rng, y, _: (_some(rng, y),),
     "transformer": lambda rng, y, _: (_level(rng, y, 30), dict(transform=dict(x=SelectKBest(k=5)))),

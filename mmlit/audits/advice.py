@@ -72,15 +72,17 @@ _FEW = 10        # independent samples or groups; with fewer nothing is called a
 
 def smallest_effects(
     given:Any=None, # one number for every score, or score -> number; None: the defaults
+    more:Mapping[str, float]=MappingProxyType({}), # defaults of further scores
 )->dict[str, float]:
     "The bounds of what counts as no difference, `SMALLEST_EFFECT` with what was given; ValueError for what is none."
-    if given is None: return dict(SMALLEST_EFFECT)
-    if not isinstance(given, Mapping): given = dict.fromkeys(SMALLEST_EFFECT, given)
+    known = dict(more) | SMALLEST_EFFECT
+    if given is None: return known
+    if not isinstance(given, Mapping): given = dict.fromkeys(known, given)
     for score, bound in given.items():
-        one_of("score in smallest_effect", score, SMALLEST_EFFECT)
+        one_of("score in smallest_effect", score, known)
         if isinstance(bound, bool) or not isinstance(bound, (int, float, np.number)) or not 0 < bound < math.inf:
             raise ValueError(f"smallest_effect is a number above 0, such as .02, or score -> number, got {bound!r}")
-    return SMALLEST_EFFECT | {score: float(bound) for score, bound in given.items()}
+    return known | {score: float(bound) for score, bound in given.items()}
 
 # %% ../../nbs/36_advice.ipynb #36948eed
 def interval_of(
@@ -193,7 +195,7 @@ def _under_trained(table, m, competition):
     gap = table.get("probes", "alone minus joint", m)
     if gap is None or not gap.low > 0 or table.reason(f"unimodal {m}"): return {}
     remedy = _TEXTS["try_a_loss" if competition else "no_harm"]
-    points = "r2" if table.score == "r2" else "accuracy"
+    points = table.scores[0]               # that of the probes
     return {f"under-trained {m}": _TEXTS["under_trained"].format(m=m, gap=table.text(gap, "", points)) + remedy}
 
 def _ignored(table, m):
@@ -267,7 +269,7 @@ def advise(
     marks:Mapping[str, str]=MappingProxyType({}), # models that decide nothing -> why
 )->Advice:
     "The rule above."
-    read = _Table(table, score, smallest_effects(smallest_effect), marks, freedom)
+    read = _Table(table, score, smallest_effects(smallest_effect, {score: .02}), marks, freedom)
     findings = _find(read, modalities) | _marked(read)
     gains = {name: read.minus(name, "joint") for name in _TRIED if name not in marks}
     gains = {name: i for name, i in gains.items() if i is not None}

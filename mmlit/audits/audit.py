@@ -8,7 +8,7 @@ __all__ = ['audit']
 # %% ../../nbs/38_audit.ipynb #ab2d9854
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -32,10 +32,17 @@ from .checks import check_model, check_stand_in
 from .companions import ResetError, check_reset, companion_runs, still_improving
 from .measure import LEVEL, Measured, measure, repeated_rows, tabulate
 from .report import Audit
-from .sample_scores import audit_metric, deciding_score, watched_score
-from mmlit.core import (
-    keep_random_state,
+from mmlit.audits.sample_scores import (
+    audit_metric,
+    audit_targets,
+    deciding_score,
+    is_own_score,
+    metric_effect,
+    metric_score,
+    shown_score,
+    watched_score,
 )
+from ..core import keep_random_state
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import MultimodalDataLoaders
@@ -50,12 +57,6 @@ from ..scores import Interval, headline
 from ..store import RunStore, Source, data_of, loaders
 
 # %% ../../nbs/38_audit.ipynb #2aa0417e
-def _check_task(data):
-    if getattr(data, "task", "") != "multi-label" and np.ndim(data.y) == 1: return
-    what = "target" if data.task == "regression" else "label"
-    raise ValueError(f"{data.name} has several {what}s per sample, and an audit compares models by one answer each: "
-                     f"audit one {what} at a time, with loaders of multimodal_dls(xs, y[:, k]) and a model of it")
-
 def _own_loaders(source):
     "Loaders with random states and plans of their own: what an audit draws moves nobody else's."
     if isinstance(source, MultimodalData): return source
@@ -70,14 +71,11 @@ def _check_source(data, model):
         raise ValueError("no data given: loaders of multimodal_dls, a MultimodalData or the name of a data set")
     source = parse_dataset(data) if isinstance(data, str) else data
     if isinstance(source, MultimodalData):
-        _check_task(source)
         if model is None: return source
         raise ValueError("a trained model is audited on the split it was trained on: "
                          "pass its loaders, not the whole data set")
     if isinstance(source, MultimodalDataLoaders):
-        if source.data is not None:
-            _check_task(source.data)
-            return _own_loaders(source)
+        if source.data is not None: return _own_loaders(source)
         raise ValueError("the loaders hold no data, as after learn.export: pass those that the model was trained on")
     if isinstance(source, DataLoaders):
         raise ValueError("the loaders do not say how they were split: make them with multimodal_dls")
@@ -109,7 +107,7 @@ class _Subject:
     learner:Learner|None         # that brought the model
     model:Fusion|None            # in two parts; None: the recipe
     source:Source
-    dls:MultimodalDataLoaders    # of the first seed
+    made:dict[int, MultimodalDataLoaders] # of each seed; one and the same where there is one split only
     seeds:list[int]
     budget:Budget
     absent:str
@@ -121,6 +119,8 @@ class _Subject:
     def fixed(self)->bool:
         "Is there one split only?"
         return not isinstance(self.source, MultimodalData) or self.source.parts is not None
+    @property
+    def dls(self)->MultimodalDataLoaders: return self.made[self.seeds[0]]
     @property
     def modalities(self)->list[str]: return list(self.dls.modalities)
     @property
@@ -145,25 +145,34 @@ def _check_options(given, seeds, encoders, unimodal, workers):
     if workers is not None and (not isinstance(workers, Integral) or workers < 1):
         raise ValueError(f"workers is how many runs train at a time, at least 1, or None; got {workers!r}")
 
+def _effects(smallest, metric, dls):
+    "What counts as no difference; for a metric that the library has no number for, it is measured on the targets."
+    if not is_own_score(metric): return smallest_effects(smallest)
+    score, given = metric_score(metric), isinstance(smallest, Mapping)
+    if smallest is not None and (not given or score in smallest): return smallest_effects(smallest, {score: 1.})
+    y = audit_targets(dls.data.y, dls.data.task)
+    return smallest_effects(smallest, {score: metric_effect(metric, y, dls.c)})
+
 def _take_in(given, data, budget, seeds, absent, smallest, metric):
     "What is audited; ValueError where it cannot be."
     learner = given if isinstance(given, Learner) else None
     model = given if learner is None else learner.model
     if learner is not None and data is None: data = learner.dls
-    effects, source = smallest_effects(smallest), _check_source(data, model)
+    source = _check_source(data, model)
     budget, which = _check_budget(budget, learner, source), which_seeds(seeds)
     source, loss = _with_loss(source, learner)
     metric = audit_metric(metric, data_of(source))
-    splits = which[1:] if isinstance(source, MultimodalData) else []
-    changes = [changes_epochs(metric, loaders(source, seed, budget)) for seed in splits]   # what fails, fails now
-    dls, name = loaders(source, which[0], budget), _name(model)
-    if changes_epochs(metric, dls) or any(changes): source = with_metric(source, metric)
+    if isinstance(source, MultimodalData): made = {seed: loaders(source, seed, budget) for seed in which}
+    else: made = dict.fromkeys(which, loaders(source, which[0], budget))
+    dls, name = made[which[0]], _name(model)
+    effects = _effects(smallest, metric, dls)
+    if any([changes_epochs(metric, each) for each in made.values()]): source = with_metric(source, metric)
     if model is not None:
         model = check_model(model, dls)
         check_stand_in(model, dls, absent)
     elif absent not in ("zero_feature", "zero_input"):
         raise ValueError(f"a recipe has zero_feature or zero_input for a missing modality, got {absent!r}")
-    return _Subject(name, learner, model, source, dls, which, budget, absent, loss, effects, metric)
+    return _Subject(name, learner, model, source, made, which, budget, absent, loss, effects, metric)
 
 def _check_unimodal(unimodal, subject):
     "Given unimodal models as models of all M inputs."
@@ -187,6 +196,10 @@ _NOTES = dict(
     few_groups_fixed="Cross-validate over groups.",
     few_groups_recipe="Use seeds=5, whose intervals are over splits.",
     one_answer="All answers of the {model} are {name!r}: its accuracy is the share of that class, and nothing else.",
+    targets="Each sample has {n} targets: R2 and r1 are means over them, each in units of its own spread; absolute "
+            "errors are averaged as they are.",
+    labels="Each sample has {n} labels: accuracy (the share that is right), balanced accuracy and AUC are means over "
+           "them, log losses add up.",
     rare="Class {name!r} has {k} of {n} test samples: models are compared by AUC, accuracy says little.",
     linear="A linear model of all inputs beats the joint model by {gain}: training fell short, whatever the fusion.",
     copies="{k} of {n} test samples have the same inputs as another one. If they are copies of one thing, say so with "
@@ -234,7 +247,7 @@ def _train(subject, runs, store, workers, progress):
         left = [seed for seed in subject.seeds if seed not in failed]
         if not left: raise
         note = _NOTES["lost"].format(seeds=", ".join(map(str, sorted(failed))), failure=failure)
-        return replace(subject, seeds=left, dls=loaders(subject.source, left[0], subject.budget)), [note]
+        return replace(subject, seeds=left), [note]
     return subject, []
 
 class _Done(NamedTuple):
@@ -244,7 +257,7 @@ class _Done(NamedTuple):
 
 def _measure_seed(subject, runs, alone, store, seed):
     "Measure the joint model beside its companions of one seed."
-    dls = loaders(subject.source, seed, subject.budget)
+    dls = subject.made[seed]
     def key(run): return subject.source, run, seed, subject.budget
     def trained(name): return store.model(*key(runs[name])).to(dls.device)
     def said(run): return store.answer(*key(run))
@@ -267,10 +280,10 @@ def _curves(subject, runs, store):
 # %% ../../nbs/38_audit.ipynb #6965d15a
 def _epoch_marks(subject, runs, store):
     "Companions that were still improving in their last epoch, on most seeds."
-    found, epochs, y = {}, subject.budget.epochs, torch.as_tensor(subject.data.y)
+    found, epochs, y = {}, subject.budget.epochs, audit_targets(subject.data.y, subject.data.task)
     for name, run in runs.items():
         infos = [store.answer(subject.source, run, seed, subject.budget).info for seed in subject.seeds]
-        watched = [(info["validation"], *watched_score(info["monitor"], y)) for info in infos]
+        watched = [(info["validation"], *watched_score(info["monitor"], y, subject.metric)) for info in infos]
         cut = [still_improving(v, higher, unit*subject.effects[score]) for v, higher, score, unit in watched]
         if name != "joint" and 2*sum(cut) > len(cut):
             found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)
@@ -294,9 +307,15 @@ def _marks(subject, table, score, cut):
     both = dict.fromkeys(("ensemble", "best unimodal"), _MARKS["member"].format(member=member)) if member else {}
     return marks | both, joint
 
+def _several(subject, y):
+    "What is averaged where a sample has several targets or labels."
+    if not y.is_floating_point(): return _NOTES["labels"].format(n=y.shape[1])
+    return _NOTES["targets"].format(n=y.shape[1])
+
 def _answer_notes(subject, first):
     "What makes accuracy say little, and the score that decides."
     score, names, n = deciding_score(first.y, subject.metric), subject.data.classes, len(first.y)
+    if first.y.ndim == 2: return [_several(subject, first.y)], score
     if first.y.is_floating_point(): return [], score
     answers = {"joint model": first.logits["joint"].argmax(1), "ensemble": first.logits["ensemble"].argmax(1)}
     alike = {model: int(answer[0]) for model, answer in answers.items() if len(answer.unique()) == 1}
@@ -344,7 +363,8 @@ def _report(subject, done, notes, curves, cut):
     "The audit of what was measured; `cut`: companions that were still improving."
     groups, first = _groups(subject, done), done[0].measured
     said, score = _answer_notes(subject, first)
-    facts = _facts(subject, done, groups) | dict(decides=score, smallest_effect=subject.effects)
+    facts = _facts(subject, done, groups) | dict(
+        decides=score, reported=shown_score(score, subject.metric)[0], smallest_effect=subject.effects)
     last, splits = done[-1].split, [d.measured.quantities for d in done]
     table = tabulate(splits, groups, len(last.test)/len(last.train), fixed=subject.fixed)
     table = table.assign(seeds=len(done), split=" ".join(facts["split"]))

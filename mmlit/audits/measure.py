@@ -31,23 +31,26 @@ from mmlit.audits.quantities import (
     hold,
     last_features,
     linear_answers,
+    metric_steps,
     missing_quantities,
     model_quantities,
     probe,
+    score_quantity,
     strength_quantities,
     training_part,
 )
 from .robustness import robustness_quantities
-from .sample_scores import sample_scores, step_of
+from .sample_scores import audit_targets, overall_score, scores_of
 from ..core import batch_parts, filled, map_tensors, presence_of
 from ..data.loaders import MultimodalDataLoaders
 from ..data.ragged import without_padding
 from ..fusion.models import EarlyFusion, Fusion
-from ..methods.baselines import ensemble_log_probabilities, ensemble_mean
+from ..methods.baselines import ensemble_log_odds, ensemble_log_probabilities, ensemble_mean
 from ..methods.shapley import combine_coalitions
 from ..metrics import Metric
 from ..permutation import js_divergence_with_logits
-from ..scores import Interval, bootstrap_interval, corrected_interval, gains, headline, widened
+from ..scores import Interval, bootstrap_interval, corrected_interval, headline, widened
+from ..training import task_of
 
 # %% ../../nbs/35_measure.ipynb #e24199f3
 @dataclass
@@ -61,6 +64,7 @@ class _Asked:
     logits:dict[str, dict[str, Tensor]]   # of each part: model -> (N, C)
     absent:str
     seed:int
+    metric:Metric|None=None
 
     @property
     def modalities(self)->list[str]: return list(self.dls.modalities)
@@ -70,43 +74,55 @@ class _Asked:
     def score(self)->str: return headline(self.classes)
 
     @cached_property
-    def train(self)->Held: return hold(self.joint, training_part(self.dls))
+    def train(self)->Held: return _held(self.joint, training_part(self.dls), self.dls)
     @cached_property
     def plan(self)->tuple[Tensor, Tensor]: return coalition_plan(len(self.modalities))
     @cached_property
     def outcomes(self)->dict[str, Tensor]:
         return coalition_outcomes(self.joint, self.held["test"], self.plan[0], self.absent)
 
+    @property
+    def several(self)->bool: return self.held["test"].y.ndim == 2      # targets, or labels, of a sample
+    @property
+    def groups(self)->np.ndarray|None:
+        "Of the test part."
+        groups = self.dls.data.groups
+        return None if groups is None else groups[self.dls.split.test]
+
+    def scores(self, logits)->dict[str, np.ndarray]:
+        "Of answers about the test part, see `scores_of`."
+        return scores_of(logits, self.held["test"].y, self.metric, self.groups)
+
     def labels(self, part)->np.ndarray: return self.held[part].y.numpy()
     def unimodal(self, part)->list[Tensor]: return [self.logits[part][f"unimodal {m}"] for m in self.modalities]
 
-def _goodness(logits, y, metric):
-    "The score by which the best model is chosen: more is better."
-    if metric is None: return float(gains(logits, y).mean())
-    return metric.goodness(logits, y, "regression" if y.is_floating_point() else "classification")
+def _held(model, batches, dls):
+    held = hold(model, batches)
+    return held._replace(y=audit_targets(held.y, task_of(dls)))
 
-def _ensemble(logits, classes, presence):
-    logits = torch.stack(logits)
-    return ensemble_log_probabilities(logits, presence=presence) if classes else ensemble_mean(logits, presence)
+def _ensemble(logits, task, presence):
+    logits, average = torch.stack(logits), _AVERAGES.get(task)
+    return ensemble_mean(logits, presence) if average is None else average(logits, presence=presence)
+
+_AVERAGES:dict[str, Any] = {"classification": ensemble_log_probabilities, "multi-label": ensemble_log_odds}
 
 def _ask(joint, alone, dls, others, absent, seed, metric):
     "Ask every model about the validation and the test part."
     parts = dict(valid=dls[1], test=dls[2])
-    held = {part: hold(joint, batches) for part, batches in parts.items()}
-    own = {part: [hold(u, batches)._replace(xs=()) for u in alone] for part, batches in parts.items()}
+    held = {part: _held(joint, batches, dls) for part, batches in parts.items()}
+    own = {part: [_held(u, batches, dls)._replace(xs=()) for u in alone] for part, batches in parts.items()}
     said = {part: [answers(u, h.zs) for u, h in zip(alone, own[part])] for part in parts}
-    good = [_goodness(logits, held["valid"].y, metric) for logits in said["valid"]]
-    best = int(np.argmax(good))
-    classes = not held["test"].y.is_floating_point()
+    good = [overall_score(logits, held["valid"].y, metric) for logits in said["valid"]]
+    best = int(np.argmax(np.where(held["valid"].presence.any(0), good, -np.inf)))     # nobody has it: it has no score
 
     logits = {}
     for i, part in enumerate(parts):
         logits[part] = {f"unimodal {m}": answer for m, answer in zip(dls.modalities, said[part])}
         logits[part]["best unimodal"] = said[part][best]
-        logits[part]["ensemble"] = _ensemble(said[part], classes, held[part].presence)
+        logits[part]["ensemble"] = _ensemble(said[part], task_of(dls), held[part].presence)
         logits[part]["joint"] = answers(joint, held[part].zs)
         logits[part] |= {name: pair[i] for name, pair in others.items()}
-    return _Asked(joint, alone, dls, held, own, logits, absent, seed)
+    return _Asked(joint, alone, dls, held, own, logits, absent, seed, metric)
 
 # %% ../../nbs/35_measure.ipynb #7bc9d68d
 _NO_ENCODERS = "Probes and information of the features were left out:"
@@ -118,6 +134,7 @@ _NOTES = dict(
                      "Wrap them, as_fusion(model, 1, encoders=[...]).",
     many_modalities=f"{_NO_CELLS} with {{M}} modalities the quantised table has too many cells.",
     numbers=f"{_NO_CELLS} they are measured for class labels.",
+    several="Information of the answers was left out: it is measured for one label or target of a sample.",
     one_label="Information was left out: the validation part has one label only.",
     strength="Competition strength was left out: {error}.",
 )
@@ -127,7 +144,8 @@ class _LeftOut(Exception):
     "A section of the table does not apply: one of the notes, filled in."
     def __init__(self, note, **values): super().__init__(_NOTES[note].format(**values))
 
-def _models(asked): return model_quantities(asked.logits["test"], asked.held["test"].y, asked.modalities)
+def _models(asked):
+    return model_quantities(asked.logits["test"], asked.held["test"].y, asked.modalities, asked.metric, asked.groups)
 
 def _coalitions(asked):
     present, weights = asked.plan
@@ -147,7 +165,8 @@ def _missing(asked):
     return missing_quantities(asked.logits["test"], held.y, held.presence, asked.modalities)
 
 def _robustness(asked):
-    return robustness_quantities(asked.joint, asked.held["test"], asked.modalities, _scores_without(asked), asked.seed)
+    return robustness_quantities(asked.joint, asked.held["test"], asked.modalities, _scores_without(asked), asked.seed,
+                                 metric=asked.metric, groups=asked.groups)
 
 def _check_encoders(asked):
     if isinstance(asked.joint, EarlyFusion): raise _LeftOut("one_network")
@@ -163,7 +182,7 @@ def _probes(asked):
     out = []
     for i, (m, model, test) in enumerate(zip(asked.modalities, asked.alone, asked.own["test"])):
         joint = _probed(asked.train, asked.held["test"], i)
-        alone = _probed(hold(model, training_part(asked.dls)), test, 0)
+        alone = _probed(_held(model, training_part(asked.dls), asked.dls), test, 0)
         values = {"joint": joint, "alone": alone, "alone minus joint": alone - joint}
         out += [Quantity("probes", name, m, v) for name, v in values.items()]
     return out
@@ -171,7 +190,7 @@ def _probes(asked):
 def _features(asked):
     "Information of the features of the joint model, counted on all held-out samples."
     _check_encoders(asked)
-    if not asked.classes: raise _LeftOut("numbers")
+    if not asked.classes or asked.several: raise _LeftOut("numbers")
     if len(asked.modalities) > _DECOMPOSED: raise _LeftOut("many_modalities", M=len(asked.modalities))
 
     groups, split = asked.dls.data.groups, asked.dls.split
@@ -182,6 +201,7 @@ def _features(asked):
 
 def _answers(asked):
     "Information of the answers of the unimodal models."
+    if asked.several: raise _LeftOut("several")
     if len(np.unique(asked.labels("valid"))) < 2: raise _LeftOut("one_label")
     def said(logits): return (logits.log_softmax(-1) if asked.classes else logits).double().numpy()
 
@@ -223,13 +243,14 @@ def _linear(asked):
     inputs = {f"unimodal {m}": [i] for i, m in enumerate(asked.modalities)}
     inputs |= {m: range(len(train)) for m in asked.logits["test"] if m not in ("ensemble", "best unimodal", *inputs)}
     said, out, weights = {}, [], getattr(asked.dls, "class_weights", None)
+    steps = metric_steps(y, asked.metric, asked.dls.c)
     for model, which in inputs.items():
         if any(table[i] is None for table in (train, test) for i in which): continue
         if (key := tuple(which)) not in said:
             seen, new = (np.hstack([table[i] for i in which]) for table in (train, test))
-            said[key] = sample_scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c, weights), y)
-        own = sample_scores(asked.logits["test"][model], y)
-        out += [Quantity("linear model", f"{score}, linear minus", model, v - own[score], step=step_of(score, y))
+            said[key] = asked.scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c, weights))
+        own = asked.scores(asked.logits["test"][model])
+        out += [score_quantity("linear model", f"{score}, linear minus", model, v - own[score], len(y), steps(score))
                 for score, v in said[key].items()]
     return out
 
@@ -246,8 +267,14 @@ class Measured(NamedTuple):
     notes:list[str]              # what was left out, and why
 
 def _conflict(asked):
-    "How far the unimodal models contradict each other on each test sample: the mean over pairs of models."
-    def apart(a, b): return js_divergence_with_logits(a, b) if asked.classes else (a - b)[:, 0].abs()
+    """How far the unimodal models contradict each other on each test sample: the mean over pairs of models, of several
+    labels and targets too; numbers in units of the deviation of their target."""
+    unit = asked.held["test"].y.double().reshape(len(asked.held["test"].y), -1).std(0) if not asked.classes else None
+    def apart(a, b):
+        if unit is not None: return ((a - b).abs()/unit).mean(1)
+        if not asked.several: return js_divergence_with_logits(a, b)
+        return js_divergence_with_logits(*(torch.stack([-s, s], -1)/2 for s in (a, b))).mean(1)
+
     each = [apart(a, b) for a, b in combinations(asked.unimodal("test"), 2)]
     return sum(each[1:], each[0])/len(each)
 
@@ -258,7 +285,7 @@ def measure(
     others:Mapping|None=None,     # further models: name -> logits on the validation and the test part
     absent:str="zero_feature",
     seed:int=0,
-    metric:Metric|None=None,      # chooses the best unimodal model; None: accuracy or R2
+    metric:Metric|None=None,      # decides, and chooses the best unimodal model; None: accuracy or R2
 )->Measured:
     "Measure a trained joint model beside trained unimodal models on one split."
     asked = _ask(joint, alone, dls, others or {}, absent, seed, metric)
@@ -270,7 +297,7 @@ def measure(
     game = asked.outcomes.get("log likelihood", asked.outcomes[asked.score])
     shapley = combine_coalitions(asked.plan[1], game)
     y = asked.held["valid"].y
-    validation = {model: _goodness(logits, y, metric) for model, logits in asked.logits["valid"].items()}
+    validation = {model: overall_score(logits, y, metric) for model, logits in asked.logits["valid"].items()}
     return Measured(
         quantities=found, shapley=shapley, logits=asked.logits["test"], conflict=_conflict(asked),
         y=asked.held["test"].y, rows=np.asarray(dls.split.test), validation=validation,

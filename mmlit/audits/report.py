@@ -18,6 +18,7 @@ from rich.console import Console
 
 from .advice import Advice, difference, interval_of
 from .measure import Measured
+from .sample_scores import first_score
 from ..data.columns import MultimodalData
 from ..data.show import show_samples
 from ..learner import Budget
@@ -32,7 +33,7 @@ from mmlit.pages import (
     terminal,
     terminal_table,
 )
-from ..scores import Interval, gains
+from ..scores import Interval
 
 # %% ../../nbs/37_report.ipynb #c63b85db
 @dataclass
@@ -162,7 +163,7 @@ def plot_curves(found:Audit):
 def _groups(found, n):
     "Mask, colour and label of the samples that are drawn in one colour."
     if found.score != "accuracy": return [(np.ones(n, dtype=bool), _BLUE, "sample")]
-    right = gains(found.first.logits["joint"], found.first.y)[:n].numpy() > .5
+    right = first_score(found.first.logits["joint"], found.first.y)[:n].numpy() > .5
     return [(right, _BLUE, "joint model right"), (~right, _ORANGE, "wrong")]
 
 def _plane(phi, groups, modalities, unit):
@@ -203,8 +204,11 @@ def conflicts(
 )->tuple[np.ndarray, list[str]]: # row numbers (k,), and what each model says
     "The test samples on which the unimodal models contradict each other most."
     first, classes = found.first, found.data.classes
-    def name(v): return str(classes[int(v)]) if classes else f"{float(v):.2f}"
-    def said(model, i): return name(first.logits[model][i].argmax() if classes else first.logits[model][i][0])
+    def name(v):
+        if not classes: return ", ".join(f"{t:.2f}" for t in v.reshape(-1).tolist())
+        return str(classes[int(v)]) if v.ndim == 0 else ", ".join(str(c) for c, t in zip(classes, v) if t > 0) or "none"
+    def said(model, i): return name(first.logits[model][i].argmax() if first.y.ndim < 2 and classes else
+                                    first.logits[model][i])
     def title(i):
         own = [f"{m}: {said(f'unimodal {m}', i)}" for m in found.modalities]
         return "\n".join([f"truth: {name(first.y[i])}", *own, f"joint: {said('joint', i)}"])
@@ -260,7 +264,8 @@ def _text(found, key, row):
     "The interval of a row as people read it."
     section, quantity, of = key
     of_score = section in ("probes", "robustness") and found.score == "accuracy" and "nats" not in quantity
-    share = quantity.partition(", ")[0] in _SHARES or of_score and "AUC" not in quantity
+    first, _, score = quantity.partition(", ")
+    share = first in _SHARES or of_score and score in ("", *_SHARES)
     return interval_text(Interval(row.value, row.low, row.high), share, "minus" in f"{quantity}{of}", unit=True)
 
 def _seeds(found):
@@ -319,7 +324,7 @@ def _how(found, command):
 
 def _print_table(found, console):
     "The main numbers on a terminal."
-    decides = {"log likelihood": "log loss"}.get(found.facts["decides"], found.facts["decides"])
+    decides = found.facts["reported"]
     shown = {
         ("models", found.score): found.score, ("models", decides): decides,
         ("probes", "alone minus joint"): "probe: alone minus joint",

@@ -12,17 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .quantities import Held, Quantity, answers, in_batches
-from .sample_scores import sample_scores, step_of
-from mmlit.core import (
-    has_presence,
-    map_tensors,
-    n_rows,
-    with_presence,
-)
+from .quantities import Held, Quantity, answers, in_batches, metric_steps, score_quantity
+from .sample_scores import first_score, scores_of
+from ..core import has_presence, map_tensors, n_rows, with_presence
 from ..data.ragged import is_padded
 from ..fusion.models import Fusion
-from ..scores import gains
+from ..metrics import Metric
 
 # %% ../../nbs/34b_robustness.ipynb #b38e0f35
 _SHAKEN = (.5, 1.)     # noise in standard deviations; for tokens half of that is the share of foreign words
@@ -80,19 +75,23 @@ def robustness_quantities(
     missing:Mapping[str, Tensor],# modality -> (N,) score without it, from the coalitions
     seed:int=0,
     permutations:int=10,
+    metric:Metric|None=None,     # of `audit_metric`
+    groups=None,                 # group id of each sample, (N,)
 )->list[Quantity]:
     "Loss of score when a modality is missing, permuted or noisy; and the permutation score in nats."
     generator, y, out = torch.Generator().manual_seed(seed), held.y, []
-    clean = sample_scores(answers(model, held.zs), y)
+    logits = answers(model, held.zs)
+    def scored(logits): return scores_of(logits, y, metric, groups)
+    clean, steps = scored(logits), metric_steps(y, metric, logits.shape[1])
     head = next(iter(clean))
     def lost(name, m, values, score=head):
-        out.append(Quantity("robustness", name, m, clean[score] - np.asarray(values), step=step_of(score, y)))
+        out.append(score_quantity("robustness", name, m, clean[score] - np.asarray(values), len(y), steps(score)))
 
     for i, m in enumerate(modalities):
-        swapped = [sample_scores(_swapped(model, held.zs, i, generator), y) for _ in range(permutations)]
+        swapped = [scored(_swapped(model, held.zs, i, generator)) for _ in range(permutations)]
         lost("missing", m, missing[m])
         for score in clean: lost(permuted_name(score, head), m, np.mean([s[score] for s in swapped], 0), score)
         for much in _SHAKEN:
             noisy = _noisy(model, held.xs, i, much, generator)
-            lost(f"noise of {much:g} s.d.", m, gains(noisy, y))
+            lost(f"noise of {much:g} s.d.", m, first_score(noisy, y))
     return out

@@ -216,6 +216,8 @@ def load_table(
     name:str|None=None,          # what tables call it; None: that of the file or folder
     test:str|Path|None=None,     # a file of test rows; then `path` holds training rows
     valid:str|Path|None=None,    # a file of validation rows, beside `test`
+    kinds:dict|None=None,        # modality's name -> kind, where values do not tell, such as tokens for word ids
+    layout:dict|None=None,       # modality's name -> channels_first or time_first, of sequences
 )->MultimodalData:
     """Tables on disk as a data set. Names of pictures are relative to the folder of the table.
     ValueError for what is unknown, in doubt, or said twice; ImportError for parquet without pyarrow."""
@@ -237,7 +239,10 @@ def load_table(
     several = not isinstance(target, str) or len(y) > 1
     labels = source.frame[y].set_axis([source.plain(c) for c in y], axis=1) if several else source.frame[y[0]]
     split = source.parts if split is None else split
-    return multimodal_data(data, labels, groups=ids, name=name or source.title, task=task, split=split)
+    for given in (kinds or {}, layout or {}):
+        for m in given: one_of(f"modality of {source.title}:", m, data)
+    return multimodal_data(data, labels, groups=ids, name=name or source.title, task=task, split=split, kinds=kinds,
+                           layout=layout)
 
 def _check_split(split, source):
     if source.parts is not None:
@@ -330,6 +335,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 def _values(source, m, columns):
     "The columns as a table, or names of pictures as paths."
     table = source.frame[columns]
+    lists = [c for c in columns if _are_lists(table[c].dropna())]
+    if lists: return _rows_of_lists(table, m, columns, lists[0])
     pictures = [c for c in columns if _are_pictures(table[c].dropna())]
     if not pictures:
         short = [source.plain(c) for c in columns]
@@ -342,6 +349,19 @@ def _values(source, m, columns):
         raise ValueError(f"modality {m!r} has no picture in {gone.sum()} rows, the first is row {gone.argmax()}: leave "
                          "these rows out")
     return [source.folder/v for v in table[pictures[0]]]
+
+def _are_lists(cells): return len(cells) > 0 and cells.map(lambda v: isinstance(v, (list, np.ndarray))).all()
+
+def _row_of_list(v):
+    "One cell: a list of numbers, or of lists of numbers, which pyarrow gives as an array of arrays."
+    if not isinstance(v, (list, np.ndarray)): return None
+    return np.stack([np.asarray(part) for part in v]) if len(v) and np.ndim(v[0]) else np.asarray(v)
+
+def _rows_of_lists(table, m, columns, first):
+    "A column of lists, as parquet keeps them, as rows, perhaps of different length; None where there is none."
+    if len(columns) == 1: return list(map(_row_of_list, table[first]))
+    raise ValueError(f"column {first!r} of modality {m!r} holds lists, beside other columns: make it a modality of its "
+                     "own")
 
 def _are_pictures(cells):
     return len(cells) > 0 and all(isinstance(v, str) and v.strip().lower().endswith(_PICTURES) for v in cells)

@@ -23,8 +23,9 @@ from .pictures import PictureFiles
 # %% ../../nbs/02c_files.ipynb #d637d9ba
 def load_npz(
     path:str|Path,        # of a file, as `MultimodalData.save` writes it, or your own
-    kinds:dict|None=None, # modality's name -> kind; None: those in the file
+    kinds:dict|None=None, # modality's name -> kind; of others, those in the file
     task:str|None=None,   # one of `TASKS`; None: that in the file, or from the values
+    layout:dict|None=None,# modality's name -> channels_first or time_first, of sequences
 )->MultimodalData:
     "The user's own arrays. ValueError for a damaged file, and for pickled objects: they run code when loaded."
     path = Path(path)
@@ -34,15 +35,16 @@ def load_npz(
     if own is not None and np.shape(own) != (len(arrays),):
         raise ValueError(f"{path} has {np.size(own)} kinds for the modalities {list(arrays)}")
 
-    if kinds is None and own is not None: kinds = dict(zip(arrays, own.tolist()))
     if kinds is not None and not isinstance(kinds, dict): raise ValueError(f"kinds are {kinds!r}, expected a dict")
-    for m in kinds or {}: one_of(f"modality of {path.name}:", m, arrays)
+    for given in (kinds or {}, layout or {}):
+        for m in given: one_of(f"modality of {path.name}:", m, arrays)
+    if own is not None: kinds = dict(zip(arrays, own.tolist())) | (kinds or {})
     if task is None and said is not None: task = str(said)
     codes = y.dtype.kind in "iu" and y.ndim == 1 and y.size
     if classes is not None and codes and 0 <= y.min() and y.max() < len(classes): y = classes.astype(str)[y]
     classes = None if classes is None else classes.tolist()
     return multimodal_data(arrays, y, None, groups, kinds, classes, name=path.stem, task=task, split=split,
-                           presence=presence)
+                           presence=presence, layout=layout)
 
 _OWN = ("y", "groups", "split", "presence", "classes", "kinds", "task")
 

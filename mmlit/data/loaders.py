@@ -26,10 +26,10 @@ from torch import Tensor
 
 from ..core import Several, has_presence, map_tensors, n_rows, one_of
 from .columns import MultimodalData
-from .encoders import FittedTransform, TokenIds, Vocabulary, fit_encoder
+from .encoders import FittedTransform, TokenIds, Vocabulary, fit_encoder, tokenized
 from .labels import name_of
 from .losses import check_targets, class_weights_of, draw_rows, loss_of, units_of, weighed
-from .missing import PartialColumn, check_presence, encode_some, pick_rows, rows_there
+from .missing import PartialColumn, check_presence, encode_some, pick_rows, present_rows, rows_there
 from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
 from .ragged import RaggedArrays
@@ -66,6 +66,8 @@ class Coding:
         self.input_kinds = {m: "vector" if isinstance(e, vectors) else self.kinds[m] for m, e in self.encoders.items()}
         self.sorts = {m: x.sorts for m, x in xs.items() if isinstance(x, MixedTable)}
         self.words = {m: e.words for m, e in self.encoders.items() if isinstance(e, (Vocabulary, TokenIds))}
+        ids = {m: words for m, x in xs.items() if m not in own and (words := tokenized(x)) is not None}
+        self.words, self.input_kinds = self.words | ids, self.input_kinds | dict.fromkeys(ids, "tokenized")
 
         for m, e in self.encoders.items(): e.check(xs[m], m)
         first = {m: e.encode(xs[m][train[m][:1]]) for m, e in self.encoders.items()}
@@ -140,7 +142,7 @@ class Rows(GetAttr):
     def presence(self)->Tensor|None:
         "Which row has which modality, bool (N, M); None where every row has all."
         if not any(isinstance(x, PartialColumn) for x in self.xs.values()): return None
-        there = [getattr(x, "present", np.ones(len(x), dtype=bool)) for x in self.xs.values()]
+        there = [present_rows(x) for x in self.xs.values()]
         return torch.as_tensor(np.stack(there, 1))[self.index]
 
     def name_of(self, y): return name_of(y, self.classes, self.task)
@@ -342,7 +344,7 @@ class MultimodalDataLoaders(DataLoaders):
     valid_ds:Rows
     modalities:list[str]                # names
     kinds:dict[str, str]                # per modality: vector, sequence, picture, tokens, dict, tuple or table
-    input_kinds:dict[str, str]          # the same of what a model gets: a table becomes a vector
+    input_kinds:dict[str, str]          # of what a model gets: a table is a vector, a tokenizer's dict "tokenized"
     shapes:dict[str, Any]               # per modality: of an encoded row; of a dict, name -> shape; None: differs
     padded:list[str]                    # modalities whose rows differ in length, and are padded in a batch
     task:str                            # one of `TASKS`

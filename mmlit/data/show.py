@@ -64,7 +64,7 @@ def _draw(ax, kind, x):
         text = "\n".join(f"{name}: {'' if pd.isna(cell) else cell}" for name, cell in x.items())
         return ax.text(.5, .5, text, ha="center", va="center", fontsize=7, parse_math=False)
 
-    if kind in ("dict", "tuple"):
+    if kind in ("dict", "tuple", "tokenized"):
         named = x.items() if isinstance(x, Mapping) else enumerate(x)
         text = "\n".join(f"{name} {tuple(np.shape(part))}" for name, part in named)
         return ax.text(.5, .5, text, ha="center", va="center", fontsize=8, parse_math=False)

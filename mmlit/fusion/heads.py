@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'FusionHead', 'SumHead', 'ConcatHead', 'ConditionalHead', 'FiLMHead', 'GatedHead', 'mlp', 'MLPHead',
            'AttentionHead', 'StructureOf', 'InUnits', 'in_units', 'VectorEncoder', 'PictureEncoder', 'SequenceEncoder',
-           'masked_mean', 'TokenEncoder', 'encoder_for', 'SelectOutput', 'feature_dims']
+           'masked_mean', 'TokenEncoder', 'TokenizedEncoder', 'encoder_for', 'SelectOutput', 'feature_dims']
 
 # %% ../../nbs/04_heads.ipynb #25ea60a8
 import math
@@ -381,21 +381,38 @@ class TokenEncoder(nn.Module):
         if not self.pool: return e
         return e.sum(1)/(x != 0).sum(1, keepdim=True).clamp(min=1)       # an empty bag is the zero feature
 
+class TokenizedEncoder(nn.Module):
+    "The same of a tokenizer's output, a dict with `input_ids` and `attention_mask` (B, T), which says what is padding."
+    def __init__(self,
+        vocabulary:int,  # number of token ids
+        n_out:int=64,    # feature width
+    ):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, n_out)
+
+    def forward(self, x):
+        ids, known = x["input_ids"], self.embedding.num_embeddings
+        if not torch.compiler.is_compiling() and ids.numel() and int(ids.max()) >= known:
+            raise ValueError(f"token id {int(ids.max())} is beyond the {known} ids that this encoder was made for, the "
+                             f"largest of its data: give an encoder of your own, TokenizedEncoder({int(ids.max()) + 1}"
+                             ") for the vocabulary of the tokenizer")
+        return masked_mean(self.embedding(ids).transpose(1, 2), x["attention_mask"] != 0)
+
 # %% ../../nbs/04_heads.ipynb #b59af1e4
 def encoder_for(
-    kind:str,            # "vector", "sequence", "picture" or "tokens"
+    kind:str,            # "vector", "sequence", "picture", "tokens" or "tokenized"
     shape:Sequence[int], # of one sample, without the batch axis
     n_out:int=64,        # feature width
-    vocabulary:int=0,    # number of token ids, padding included (tokens only)
+    vocabulary:int=0,    # number of token ids, padding included (tokens, tokenized)
 )->nn.Module:
     "The default encoder of an input of this kind; ValueError where the kind is unknown."
-    axes = dict(vector=None, sequence=2, picture=3, tokens=None)
+    axes = dict(vector=None, sequence=2, picture=3, tokens=None, tokenized=None)
     if axes[one_of("kind of modality", kind, axes)] not in (None, len(shape)):
         raise ValueError(f"a sample of kind {kind!r} has {axes[kind]} axes, got shape {tuple(shape)}")
     if kind == "vector": return VectorEncoder(math.prod(shape), n_out)
     if kind == "sequence": return SequenceEncoder(shape[0], n_out)
     if kind == "picture": return PictureEncoder(shape[0], n_out)
-    return TokenEncoder(vocabulary, n_out)
+    return (TokenEncoder if kind == "tokens" else TokenizedEncoder)(vocabulary, n_out)
 
 # %% ../../nbs/04_heads.ipynb #740cfb10
 class SelectOutput(nn.Module):

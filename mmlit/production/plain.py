@@ -37,6 +37,7 @@ from mmlit.fusion.heads import (
     SequenceEncoder,
     SumHead,
     TokenEncoder,
+    TokenizedEncoder,
     VectorEncoder,
 )
 from ..fusion.models import EarlyFusion, Fusion, FusionModel, JoinedMLP, SelectModalities, as_fusion
@@ -224,6 +225,7 @@ _ENCODERS:dict[type, Callable] = {
     SequenceEncoder: lambda m: dict(channels=m.layers[0].in_channels, n_out=m.layers[3].out_channels,
                                     width=m.layers[0].out_channels, pool=m.pool),
     TokenEncoder: lambda m: dict(vocabulary=m.embedding.num_embeddings, n_out=m.embedding.embedding_dim, pool=m.pool),
+    TokenizedEncoder: lambda m: dict(vocabulary=m.embedding.num_embeddings, n_out=m.embedding.embedding_dim),
     JoinedMLP: _joined_options,
 }
 _HEADS:dict[type, Callable] = {

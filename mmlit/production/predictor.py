@@ -154,7 +154,7 @@ def alike(
 
 def _probe(coding, model):
     "Made-up inputs and the answers to them; None where an answer is random, or an input is several arrays."
-    if any(kind in ("dict", "tuple") for kind in coding.input_kinds.values()): return None
+    if any(kind in ("dict", "tuple", "tokenized") for kind in coding.input_kinds.values()): return None
     draw, device = torch.Generator().manual_seed(0), device_of(model)
     def made(m):
         shape = (3, *(8 if size is None else size for size in coding.shapes[m]))

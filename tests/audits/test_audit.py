@@ -398,14 +398,6 @@ def test_the_options_stand_in_the_signature():
     assert list(inspect.signature(audit).parameters) == known.split()
 
 
-def test_several_labels_are_refused_before_training(tmp_path):
-    data = MultimodalData("tags", dict(a=np.zeros((64, 2)), b=np.ones((64, 2))), np.arange(64) % 2, ["p", "q"])
-    data.y, data.task = np.zeros((64, 3), dtype="float32"), "multi-label"
-    with pytest.raises(ValueError, match="audit one label at a time"):
-        audit(data=data, out=tmp_path / "runs", progress=False)
-    assert not (tmp_path / "runs").exists()
-
-
 def test_an_audit_leaves_learner_loaders_and_random_states_as_they_were(mixed, small, tmp_path):
     learn = multimodal_learner(multimodal_dls(mixed(), device="cpu"), width=8, cbs=ModalityMonitor())
     with learn.no_bar(), learn.no_logging():

@@ -11,6 +11,8 @@ from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.learner import Budget, multimodal_learner
 from mmlit.methods.baselines import unimodal_learner
+from mmlit.metrics import METRICS, Metric, drawn_scores, register_metric
+from mmlit.scores import drawn_interval
 
 TINY = Budget(epochs=2, width=4, bs=32)
 
@@ -60,8 +62,6 @@ def test_the_best_unimodal_model_is_chosen_by_the_metric():
     dls = multimodal_dls(data)
     joint = multimodal_learner(dls, width=4)
     alone = [unimodal_learner(dls, m, width=4).model for m in data.modalities]
-    from mmlit.metrics import METRICS
-
     for name in ("accuracy", "log_loss", "auroc"):
         found = measure(joint.model, alone, dls, metric=METRICS[name])
         best = max(data.modalities, key=lambda m: found.validation[f"unimodal {m}"])
@@ -78,9 +78,102 @@ def test_a_model_is_audited_by_a_metric_on_its_own_loaders(tmp_path):
 
 @pytest.mark.parametrize(
     ("metric", "message"),
-    [("f1", "f1 is none of the scores"), ("mae", "task of uneven"), ("accuracies", "did you mean 'accuracy'")],
+    [
+        (Metric("AUC", ("classification",), function=metrics.f1_score), "give the metric another name"),
+        (Metric("one", ("classification",), function=lambda y, answer: 1.0), "say what counts as no difference"),
+        (Metric("odd", ("classification",), function=lambda y, answer: np.ones(2)), "odd cannot be measured"),
+        ("mae", "task of uneven"),
+        ("accuracies", "did you mean 'accuracy'"),
+    ],
 )
 def test_a_metric_that_an_audit_does_not_have_is_refused_before_training(metric, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         audit(data=uneven(), metric=metric, out=tmp_path / "runs", progress=False)
     assert not (tmp_path / "runs").exists()
+
+
+def rate_of_yes(y, answer):
+    return float(((y == 1) & (answer == 1)).sum() / (y == 1).sum())
+
+
+@pytest.mark.parametrize(
+    ("metric", "own"),
+    [
+        ("f1", lambda y, p: metrics.f1_score(y, p.argmax(1), average="macro")),
+        ("average_precision", lambda y, p: np.mean([metrics.average_precision_score(y == c, p[:, c]) for c in (0, 1)])),
+        ("mcc", lambda y, p: metrics.matthews_corrcoef(y, p.argmax(1))),
+        (metrics.make_scorer(metrics.jaccard_score), lambda y, p: metrics.jaccard_score(y, p.argmax(1))),
+        (Metric("rate", ("classification",), function=rate_of_yes), lambda y, p: rate_of_yes(y, p.argmax(1))),
+    ],
+    ids=["f1", "average_precision", "mcc", "scorer", "own"],
+)
+def test_a_metric_that_is_no_mean_decides_with_an_interval_of_draws(metric, own, tmp_path):
+    data = uneven(300, seed=2)
+    found = audit(data=data, budget=TINY, metric=metric, out=tmp_path, progress=False)
+    name, y, said = found.facts["decides"], found.first.y, found.first.logits
+    assert name in str(found.advice)
+    p = {model: out.double().softmax(1).numpy() for model, out in said.items()}
+    for model in ("joint", "ensemble", "best unimodal"):
+        assert abs(found.get("models", name, model).mean - own(y.numpy(), p[model])) < 1e-9
+    gap = found.get("differences", name, "joint minus ensemble")
+    assert abs(gap.mean - (own(y.numpy(), p["joint"]) - own(y.numpy(), p["ensemble"]))) < 1e-9
+    best = max(data.modalities, key=lambda m: found.facts["validation"][f"unimodal {m}"])
+    assert torch.equal(said["best unimodal"], said[f"unimodal {best}"])  # chosen by the metric, too
+
+    drawn = []  # the same rows for both models, drawn here by hand
+    for seed in range(300):
+        rows = np.random.default_rng([9, seed]).integers(len(y), size=len(y))
+        drawn.append(own(y.numpy()[rows], p["joint"][rows]) - own(y.numpy()[rows], p["ensemble"][rows]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert gap.low < low + 0.3 * (high - low) and gap.high > high - 0.3 * (high - low)  # or wider: the sign test
+    page = found.to_html(tmp_path / "page.html").read_text()
+    assert name in page and f"{found.facts['smallest_effect'][name]:g} of {name}" in page
+
+
+def test_draws_are_of_whole_groups_and_paired(tmp_path):
+    data = uneven(240, seed=3)
+    groups = np.arange(240) // 6
+    data = MultimodalData("grouped", data.xs, data.y, data.classes, groups=groups)
+    dls = multimodal_dls(data)
+    joint, metric = multimodal_learner(dls, width=4), METRICS["f1"]
+    alone = [unimodal_learner(dls, m, width=4).model for m in data.modalities]
+    found = measure(joint.model, alone, dls, metric=metric)
+    got = {q[:3]: q.given for q in found.quantities if "f1" in q.name}
+    of_test = groups[dls.split.test]
+
+    def drawn(model):
+        return drawn_scores(metric, found.logits[model], found.y, "classification", of_test)
+
+    assert got["models", "f1", "joint"] == drawn_interval(drawn("joint")[None])
+    pair = drawn("joint") - drawn("ensemble")
+    assert got["differences", "f1", "joint minus ensemble"] == drawn_interval(pair[None])
+    assert ("linear model", "f1, linear minus", "joint") in got and ("robustness", "permuted, f1", "left") in got
+
+
+def test_an_error_in_the_unit_of_the_target_decides_with_the_sign_of_a_gain(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 4)).astype(np.float32)
+    data = MultimodalData("numbers", dict(left=x[:, :2], right=x[:, 2:]), 50 * x.sum(1))
+    found = audit(data=data, budget=TINY, metric="rmse", seeds=2, out=tmp_path, progress=False)
+    assert found.facts["decides"] == "neg_rmse" and found.facts["reported"] == "rmse"
+    joint, ensemble = (found.get("models", "rmse", model).mean for model in ("joint", "ensemble"))
+    assert joint > 0 and found.get("differences", "neg_rmse", "joint minus ensemble").mean == pytest.approx(
+        ensemble - joint
+    )
+    assert found.facts["smallest_effect"]["neg_rmse"] == pytest.approx(0.02 * 2**0.5 * np.std(data.y), rel=0.2)
+    given = audit(
+        data=data, budget=TINY, metric="rmse", smallest_effect=dict(neg_rmse=3.0), out=tmp_path, progress=False
+    )
+    assert given.facts["smallest_effect"]["neg_rmse"] == 3.0 and "of neg_rmse" in str(given.advice)
+
+
+def test_a_registered_metric_audits_as_it_compares(tmp_path):
+    from mmlit import metrics as ours
+
+    register_metric("rate of yes", rate_of_yes)
+    try:
+        found = audit(data=uneven(300), budget=TINY, metric="rate of yes", out=tmp_path, progress=False)
+    finally:
+        ours._METRICS.pop("rate of yes")
+    answer = found.first.logits["joint"].argmax(1)
+    assert found.get("models", "rate of yes", "joint").mean == rate_of_yes(found.first.y.numpy(), answer.numpy())
