@@ -289,9 +289,7 @@ class CountedEpochs(Callback):
         if self._start is None or not isinstance(loader, MultimodalDL): return
         known, state = self._at if 0 < self._at[0] <= number else (0, self._start)
         loader.rng.setstate(state)
-        for _ in range(number - known):
-            loader.randomize()
-            loader.get_idxs()
+        for _ in range(number - known): loader.skip_pass()
         self._at = number, loader.rng.getstate()
 
     def before_fit(self):
@@ -308,7 +306,9 @@ class CountedEpochs(Callback):
     def before_train(self):
         seed = zlib.crc32(f"{torch.initial_seed()} {self.done + self.learn.epoch}".encode())
         if self._states is None: self._states = get_random_states()
-        torch.manual_seed(seed)
+        # `torch.manual_seed` would note the call for devices that are not there, with a picture of the stack
+        seeded = torch.default_generator if device_of(self.learn.model).type == "cpu" else torch
+        seeded.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
 
