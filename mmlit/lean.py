@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from fastai.callback.core import TrainEvalCallback
 from fastai.callback.schedule import ParamScheduler, combine_scheds
-from fastai.data.core import DataLoader
 from fastai.learner import AvgLoss, AvgMetric, AvgSmoothLoss, CastToTensor, Learner, Recorder, _ConstantFunc
 from fastai.metrics import accuracy
 from fastai.optimizer import Optimizer, adam_step, average_grad, average_sqr_grad, debias, step_stat, weight_decay
 from fastai.torch_core import find_bs, nested_reorder
+from fastcore.meta import delegates
 from torch import Tensor
 
 # %% ../nbs/15c_lean.ipynb #33279026
@@ -37,8 +37,9 @@ class _SideBySide:
         "Take in gradients and averages that are elsewhere: those of the first step, or what was loaded or replaced."
         for p, state, g, a, s in zip(self.params, states, self.grads, self.means, self.squares):
             if p.grad is not g: p.grad = g.copy_(p.grad)
-            if (held := state.get("grad_avg")) is not a: state["grad_avg"] = a.zero_() if held is None else a.copy_(held)
-            if (held := state.get("sqr_avg")) is not s: state["sqr_avg"] = s.zero_() if held is None else s.copy_(held)
+            for name, own in (("grad_avg", a), ("sqr_avg", s)):
+                held = state.get(name)
+                if held is not own: state[name] = own.zero_() if held is None else own.copy_(held)
 
     def update(self, states, hyper, t):
         "One step, the t-th."
@@ -85,10 +86,10 @@ class LeanAdam(Optimizer):
         return found
 
     def _block(self, params):
-        which = tuple(map(id, params))
+        which = params[0].dtype, params[0].device, *map(id, params)
         if which not in self._blocks:
-            own = set(which)            # a parameter has one place only
-            self._blocks = {key: block for key, block in self._blocks.items() if own.isdisjoint(key)}
+            own = set(which[2:])        # a parameter has one place only
+            self._blocks = {key: block for key, block in self._blocks.items() if own.isdisjoint(key[2:])}
             self._blocks[which] = _SideBySide(params)
         return self._blocks[which]
 
@@ -100,7 +101,8 @@ class LeanAdam(Optimizer):
 
     def __getstate__(self): return vars(self) | {"_blocks": {}}
 
-_ADAM = [(weight_decay, {}), (average_grad, {"dampening": True}), *((f, {}) for f in (average_sqr_grad, step_stat, adam_step))]
+_ADAM = [(weight_decay, {}), (average_grad, {"dampening": True})]
+_ADAM += [(f, {}) for f in (average_sqr_grad, step_stat, adam_step)]
 
 # %% ../nbs/15c_lean.ipynb #7a452e72
 def quick_schedule(
@@ -236,6 +238,23 @@ class LeanLearner(Learner):
     def _split(self, b):
         if self._inputs is None: return super()._split(b)
         self.xb, self.yb = b[:self._inputs], b[self._inputs:]
+
+    @delegates(Learner.get_preds)
+    def get_preds(self, ds_idx=1, dl=None, with_input=False, reorder=True, **kwargs):
+        if not (with_input and reorder):
+            return super().get_preds(ds_idx=ds_idx, dl=dl, with_input=with_input, reorder=reorder, **kwargs)
+        if dl is None: dl = self.dls[ds_idx]
+        if getattr(dl, "drop_last", False) or getattr(dl, "shuffle", False): dl = dl.new(shuffle=False, drop_last=False)
+        if not hasattr(dl, "get_idxs"): return super().get_preds(dl=dl, with_input=True, **kwargs)
+        order = dl.get_idxs()
+        told = super().get_preds(dl=dl.new(get_idxs=_ConstantFunc(order)), with_input=True, reorder=False, **kwargs)
+        return _reorder(told, torch.as_tensor(order).argsort())
+
+def _reorder(t, order):
+    "`nested_reorder` of fastai, which dicts of tensors pass too."
+    if isinstance(t, Mapping): return {name: _reorder(part, order) for name, part in t.items()}
+    if isinstance(t, (tuple, list)): return type(t)(_reorder(part, order) for part in t)
+    return nested_reorder(t, order)
 
 # events that callbacks see whether or not they listen: these put `run` right, or are rare
 _FOR_ALL = {"after_create", "before_fit", "after_fit"}

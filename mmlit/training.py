@@ -11,18 +11,17 @@ __all__ = ['is_training', 'is_search', 'first_epoch', 'task_of', 'check_answers'
 import random
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import fastai.learner
 import numpy as np
 import torch
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
-from fastai.torch_core import default_device, defaults, get_random_states, nested_reorder, set_random_states
+from fastai.torch_core import default_device, defaults, get_random_states, set_random_states
 from torch import Tensor, nn
 
 from mmlit.core import (
@@ -59,15 +58,6 @@ def first_epoch(
     "The epoch a training starts at: that of `start_epoch`, where it is resumed."
     skip = getattr(learn, "skip_to_epoch", None)
     return 0 if skip is None else skip._skip_to
-
-# %% ../nbs/15b_training.ipynb #23faaa0f
-def _reorder(t, idxs):
-    "`nested_reorder` of fastai, which dicts of tensors pass too."
-    if isinstance(t, Mapping): return {name: _reorder(part, idxs) for name, part in t.items()}
-    if isinstance(t, (tuple, list)): return type(t)(_reorder(part, idxs) for part in t)
-    return nested_reorder(t, idxs)
-
-fastai.learner.nested_reorder = _reorder
 
 # %% ../nbs/15b_training.ipynb #a2424bbc
 def task_of(
