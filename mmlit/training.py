@@ -233,6 +233,7 @@ def frozen_modules(
     model:nn.Module, # any module
 )->list[nn.Module]:
     "The submodules that have parameters, and none that is trained."
+    if all(p.requires_grad for p in model.parameters()): return []
     asked = [(m, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
     return [m for m, asks in asked if asks and not any(asks)]
 
@@ -257,6 +258,13 @@ class TrainedParameters(Callback):
         for module in frozen_modules(self.learn.model): module.eval()
 
 # %% ../nbs/15b_training.ipynb #6bb26797
+def _skip_pass(loader):
+    "Leave the generator where a pass over the data leaves it; what the last pass drew need not be drawn again."
+    start, n, end = loader.passed
+    if n == loader.n and start == loader.rng.getstate(): return loader.rng.setstate(end)
+    loader.randomize()
+    loader.get_idxs()
+
 class CountedEpochs(Callback):
     "Shuffling and random draws of an epoch depend on its number: a resumed training equals an uninterrupted one."
     order, run_valid = TrainEvalCallback.order + 1, False
@@ -279,7 +287,7 @@ class CountedEpochs(Callback):
         if self._start is None or not isinstance(loader, MultimodalDL): return
         known, state = self._at if 0 < self._at[0] <= number else (0, self._start)
         loader.rng.setstate(state)
-        for _ in range(number - known): loader.skip_pass()
+        for _ in range(number - known): _skip_pass(loader)
         self._at = number, loader.rng.getstate()
 
     def before_fit(self):
