@@ -243,12 +243,12 @@ class _Couplings:
         table = np.zeros(self.shape)
         table[self.cells] = q
         return table
-
     def fit(self, q): return _match_marginals(self.table(q), self.marginals)[self.cells]
     def constrained(self, q):                                                                                    # A q
         return np.concatenate([_pairwise(self.table(q), m).ravel() for m in range(len(self.marginals))])[self.occurs]
     def priced(self, prices):                                                                             # A^T prices
-        return sum(_lift(s, m, len(self.marginals)) for m, s in enumerate(self.scores(prices)))[self.cells]
+        lifted = (_lift(s, m, len(self.marginals)) for m, s in enumerate(self.scores(prices)))
+        return sum(lifted, np.zeros(1))[self.cells]
     def without_label(self, q): return np.bincount(self.pairing, q)                     # G q sums out y: by pairing
     def log_posterior(self, q): return np.log(q) - np.log(self.without_label(q))[self.pairing]
     def objective(self, q, mu): return q@self.log_posterior(q) - mu*np.log(q).sum()

@@ -7,7 +7,7 @@ __all__ = ['LeanAdam', 'quick_schedule', 'LeanLearner']
 
 # %% ../nbs/15c_lean.ipynb #41f9f95c
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 # %% ../nbs/15c_lean.ipynb #33279026
+_lists:Any = torch       # its operations on lists of tensors have private names
+
 class _SideBySide:
     "Parameters that are treated alike: their gradients and averages are parts of one tensor each."
     def __init__(self, params):
@@ -48,11 +50,11 @@ class _SideBySide:
         lr, wd, eps, beta, decay = (float(hyper[name]) for name in ("lr", "wd", "eps", "mom", "sqr_mom"))
 
         decaying = [p for p, state in zip(self.params, states) if state.get("do_wd", True)]
-        if wd and decaying: torch._foreach_mul_(decaying, 1 - lr*wd)
+        if wd and decaying: _lists._foreach_mul_(decaying, 1 - lr*wd)
         self.mean.mul_(beta).add_(self.grad, alpha=1 - beta)
         self.square.mul_(decay).addcmul_(self.grad, self.grad, value=1 - decay)
         torch.div(self.square, debias(decay, 1 - decay, t), out=self.size).sqrt_().add_(eps)
-        torch._foreach_addcdiv_(self.params, self.means, self.sizes, value=-lr/debias(beta, 1 - beta, t))
+        _lists._foreach_addcdiv_(self.params, self.means, self.sizes, value=-lr/debias(beta, 1 - beta, t))
 
 class LeanAdam(Optimizer):
     "fastai's `Adam` with decoupled decay, in operations on all parameters at once; state and hyper-parameters are its."
@@ -60,11 +62,13 @@ class LeanAdam(Optimizer):
 
     @classmethod
     def of(cls,
-        opt, # an optimiser
-    ): # the same with quick steps, where it is that Adam; else `opt` as it is
+        opt:Any, # an optimiser
+    )->Any: # the same with quick steps, where it is that Adam; else `opt` as it is
         "Make an optimiser quick, if it can be."
         said = [(cb.func, cb.keywords) if isinstance(cb, partial) else (cb, {}) for cb in getattr(opt, "cbs", ())]
-        if type(opt) is Optimizer and said == _ADAM: opt.__class__, opt._blocks = cls, {}
+        if type(opt) is not Optimizer or said != _ADAM: return opt
+        opt.__class__ = cls
+        vars(opt)["_blocks"] = {}
         return opt
 
     def step(self,
@@ -97,7 +101,7 @@ class LeanAdam(Optimizer):
         "Zeros in place, as gradients stay where they are."
         grads = [p.grad for held in self.param_lists for p in held if p.grad is not None]
         for grad in grads: grad.detach_()
-        if grads: torch._foreach_zero_(grads)
+        if grads: _lists._foreach_zero_(grads)
 
     def __getstate__(self): return vars(self) | {"_blocks": {}}
 
@@ -106,10 +110,10 @@ _ADAM += [(f, {}) for f in (average_sqr_grad, step_stat, adam_step)]
 
 # %% ../nbs/15c_lean.ipynb #7a452e72
 def quick_schedule(
-    schedule, # position in the training, from 0 to 1 -> value
+    schedule:Any, # position in the training, from 0 to 1 -> value
 ):            # the same; of `combine_scheds` the answers take no tensor operations
     "A schedule that answers quickly, where fastai's `combine_scheds` made it."
-    made = getattr(schedule, "__code__", None)
+    made:Any = getattr(schedule, "__code__", None)
     if made is not _COMBINED: return schedule
     held = dict(zip(made.co_freevars, (cell.cell_contents for cell in schedule.__closure__)))
     starts, parts = list(held["pcts"].numpy()), held["scheds"]
@@ -160,7 +164,7 @@ def _smooth(metric, learn):
 def _average(metric, learn):
     "`accumulate` of `AvgLoss` and `AvgMetric`"
     if type(metric) is AvgLoss: value = _mean(learn.loss)
-    else: value = _SAME.get(metric.func, metric.func)(learn.pred, *learn.yb)
+    else: value = (_SAME.get(metric.func) or metric.func)(learn.pred, *learn.yb)
     if isinstance(value, Tensor): value = value.detach().as_subclass(Tensor).cpu()
     n = find_bs(learn.yb)
     metric.total += value*n
@@ -171,9 +175,9 @@ def _accuracy(answers, y):
     said = answers.argmax(-1)
     return (said == y).float().mean() if said.shape == y.shape else accuracy(answers, y)
 
-_SAME = {accuracy: _accuracy}
+_SAME:dict[Any, Callable] = {accuracy: _accuracy}
 
-_ACCUMULATE = {AvgSmoothLoss: _smooth, AvgLoss: _average, AvgMetric: _average}
+_ACCUMULATE:dict[type, Callable] = {AvgSmoothLoss: _smooth, AvgLoss: _average, AvgMetric: _average}
 
 def _record(cb, learn):
     "`Recorder.after_batch`"
@@ -181,13 +185,14 @@ def _record(cb, learn):
     if cb not in learn._kept: learn._kept[cb] = list(cb._train_mets if learn.training else cb._valid_mets)
     for metric in learn._kept[cb]:
         quick = _ACCUMULATE.get(type(metric))
-        quick(metric, learn) if quick else metric.accumulate(learn)
+        if quick is None: metric.accumulate(learn)
+        else: quick(metric, learn)
     if not learn.training: return
     cb.lrs.append(learn.opt.hypers[-1]["lr"])
     learn.smooth_loss = cb.smooth_loss.value
     cb.losses.append(learn.smooth_loss)
 
-_QUICK = {(TrainEvalCallback, "after_batch"): _count, (CastToTensor, "before_batch"): _cast,
+_QUICK:dict[tuple, Callable] = {(TrainEvalCallback, "after_batch"): _count, (CastToTensor, "before_batch"): _cast,
           (ParamScheduler, "before_batch"): _schedule, (ParamScheduler, "after_batch"): _note_rates,
           (Recorder, "after_batch"): _record}
 
@@ -226,7 +231,8 @@ class LeanLearner(Learner):
         return [(cb, _QUICK.get((type(cb), event)) if event not in vars(cb) else None) for cb in there]
 
     def all_batches(self):
-        self._place, self._inputs = self._set_device(torch.empty(0)).device, getattr(self.dls, "n_inp", None)
+        somewhere:Any = self._set_device(torch.empty(0))
+        self._place, self._inputs = somewhere.device, getattr(self.dls, "n_inp", None)
         self._kept = {}
         try: super().all_batches()
         finally: self._place, self._inputs, self._kept = None, None, {}

@@ -163,6 +163,7 @@ def units_of(
 
 class _Plain(BaseLoss):
     "A loss of fastai in torch's own tensors: its subclass, which looks at each operation, changes no number."
+    axis:int
     def _contiguous(self, x): return x.transpose(self.axis, -1).contiguous() if isinstance(x, Tensor) else x
 
 class _CrossEntropy(_Plain, CrossEntropyLossFlat): pass
