@@ -10,13 +10,13 @@ __all__ = ['check_distribution', 'marginal', 'entropy', 'kl_divergence', 'js_div
            'gaussian_total_correlation', 'gaussian_mutual_information', 'gaussian_conditional_mutual_information']
 
 # %% ../nbs/01_information.ipynb #6b08269a
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import sparse
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from torch import Tensor
 
@@ -202,7 +202,6 @@ def guaranteed_information(
         normaliser = sum((_lift(s, k, M) for k, s in enumerate(scores)), scores[m].new_zeros(())).logsumexp(-1)
         worst = normaliser.amax([k for k in range(M) if k != m])
         scores[m] = scores[m] - torch.where(worst.isfinite(), worst, 0.)[:, None]
-
     scores = [torch.where(pair > 0, score, 0.) for score, pair in zip(scores, marginals)]
     h_y = entropy(marginals[0].sum(0))
     return h_y + sum((score*pair).sum() for score, pair in zip(scores, marginals)), scores
@@ -212,13 +211,13 @@ def _ratio(a, b):
     "a/b, and 0 where b is 0 (numpy)."
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b > 0)
 
+def _pairwise(q, m): return q.sum(tuple(k for k in range(q.ndim - 1) if k != m))
+
 def _match_marginals(q, marginals):
     "A distribution near the table q >= 0 whose pairwise marginals are exactly `marginals` (numpy)."
     M = len(marginals)
-    def pairwise(m): return q.sum(tuple(k for k in range(M) if k != m))
-    for m, pair in enumerate(marginals): q = q*_lift(np.minimum(_ratio(pair, pairwise(m)), 1), m, M)
-
-    missing = [np.maximum(pair - pairwise(m), 0) for m, pair in enumerate(marginals)]
+    for m, pair in enumerate(marginals): q = q*_lift(np.minimum(_ratio(pair, _pairwise(q, m)), 1), m, M)
+    missing = [np.maximum(pair - _pairwise(q, m), 0) for m, pair in enumerate(marginals)]
     extra = _lift(missing[0], 0, M)
     for m in range(1, M): extra = extra*_ratio(_lift(missing[m], m, M), missing[m].sum(0))
     return q + extra
@@ -232,38 +231,46 @@ class _Couplings:
         for m, pair in enumerate(marginals): allowed &= _lift(pair > 0, m, M)
         self.marginals, self.shape, self.cells = marginals, allowed.shape, np.nonzero(allowed)
         self.n = len(self.cells[0])
-        *xs, y = self.cells
-
+        self.pairing = np.unique(np.ravel_multi_index(self.cells[:-1], self.shape[:-1]), return_inverse=True)[1]
         # one constraint for each pair (x_m, y) that occurs: its cells sum to the marginal
         self.starts = np.cumsum([0] + [pair.size for pair in marginals])
         every = np.concatenate([pair.ravel() for pair in marginals])
         self.occurs = every > 0
         self.b = every[self.occurs]
-        rows = np.concatenate([start + x*C + y for start, x in zip(self.starts, xs)])
-        columns = np.tile(np.arange(self.n), M)
-        A = sparse.csr_matrix((np.ones(self.n*M), (rows, columns)), shape=(self.starts[-1], self.n))
-        self.A = A[self.occurs]
-
-        # G sums out y: it has one row per pairing
-        self.pairing = np.unique(np.ravel_multi_index(tuple(xs), self.shape[:-1]), return_inverse=True)[1]
-        self.G = sparse.csr_matrix((np.ones(self.n), (self.pairing, np.arange(self.n))))
 
     def table(self, q):
         "The cells q as a table of all variables."
         table = np.zeros(self.shape)
         table[self.cells] = q
         return table
-
     def fit(self, q): return _match_marginals(self.table(q), self.marginals)[self.cells]
-    def log_posterior(self, q): return np.log(q) - np.log(self.G@q)[self.pairing]
+    def constrained(self, q):                                                                                    # A q
+        return np.concatenate([_pairwise(self.table(q), m).ravel() for m in range(len(self.marginals))])[self.occurs]
+    def priced(self, prices):                                                                             # A^T prices
+        lifted = (_lift(s, m, len(self.marginals)) for m, s in enumerate(self.scores(prices)))
+        return sum(lifted, np.zeros(1))[self.cells]
+    def without_label(self, q): return np.bincount(self.pairing, q)                     # G q sums out y: by pairing
+    def log_posterior(self, q): return np.log(q) - np.log(self.without_label(q))[self.pairing]
     def objective(self, q, mu): return q@self.log_posterior(q) - mu*np.log(q).sum()
 
+    def system(self, d, left):
+        "A (D + D G^T diag(1/left) G D) A^T for D = diag(d). What is between couples cells of one pairing: y and y'."
+        M, C, spans = len(self.marginals), self.shape[-1], [*map(slice, self.starts, self.starts[1:])]
+        table, weight = self.table(d), self.table(1/left[self.pairing]).max(-1)
+        between = table[..., None]*table[..., None, :]*weight[..., None, None] + table[..., None]*np.eye(C)
+        whole = np.zeros((self.starts[-1],)*2)
+        for i, j in itertools.product(range(M), repeat=2):
+            part = np.einsum(between, range(M + 2), [i, M, M + 1] if i == j else [i, M, j, M + 1])
+            if i == j: part = part[:, :, None]*np.eye(len(part))[:, None, :, None]
+            whole[spans[i], spans[j]] = part.reshape(len(part)*C, -1)
+        return whole[np.ix_(self.occurs, self.occurs)]
+
     def scores(self, prices):
-        "Multipliers of A q = b as M score tables (torch)."
+        "Multipliers of A q = b as M score tables."
         every = np.zeros(self.starts[-1])
         every[self.occurs] = prices
-        parts = np.split(every, self.starts[1:-1])
-        return [torch.from_numpy(part.reshape(pair.shape)) for part, pair in zip(parts, self.marginals)]
+        return [s.reshape(pair.shape) for s, pair in zip(np.split(every, self.starts[1:-1]), self.marginals)]
+
 
 # %% ../nbs/01_information.ipynb #ae4d3c83
 _RIDGE = 1e-13 # relative; keeps the linear system regular, as the constraints of two modalities both contain p(y)
@@ -272,17 +279,14 @@ _TINY = 1e-60  # cells below it count as impossible; their share of any informat
 def _newton_step(c, q, prices, mu):
     "Newton direction of the objective under A q = b, its new multipliers, and the gradient."
     gradient = c.log_posterior(q) - mu/q
-    d, left = q**2/(q + mu), c.G@(q*mu/(q + mu))
-    def unbend(v): return d*v + d*(c.G@(d*v)/left)[c.pairing]              # the inverse of the Hessian
-    Ad = c.A.multiply(d).tocsr()
-    AdG = Ad@c.G.T
-    system = (Ad@c.A.T + AdG.multiply(1/left)@AdG.T).toarray()
-
+    d, left = q**2/(q + mu), c.without_label(q*mu/(q + mu))
+    def unbend(v): return d*v + d*(c.without_label(d*v)/left)[c.pairing]   # the inverse of the Hessian
+    system = c.system(d, left)
     scale = system.diagonal()**-.5
     system = system*np.outer(scale, scale) + _RIDGE*np.eye(len(scale))
-    target = scale*(c.b - c.A@q + c.A@unbend(gradient - c.A.T@prices))
+    target = scale*(c.b - c.constrained(q) + c.constrained(unbend(gradient - c.priced(prices))))
     prices = prices + scale*cho_solve(cho_factor(system), target)
-    return unbend(c.A.T@prices - gradient), prices, gradient
+    return unbend(c.priced(prices) - gradient), prices, gradient
 
 def _line_search(c, q, mu, step, slope):
     "q moved by the first of 1, 1/2, 1/4.. of a step within positive numbers that lowers the objective as promised."
@@ -298,21 +302,19 @@ def _line_search(c, q, mu, step, slope):
 def _close_gap(marginals, tolerance, max_steps):
     "Best coupling and scores for M pairwise marginals (numpy), and the upper and lower bound that they prove."
     c, tensors = _Couplings(marginals), [torch.from_numpy(pair) for pair in marginals]
+    def guaranteed(prices): return guaranteed_information([*map(torch.from_numpy, c.scores(prices))], tensors)
     h_y = float(entropy(tensors[0].sum(0)))
     q, prices, mu = c.fit(np.zeros(c.n)), np.zeros(len(c.b)), 1/c.n
     best, upper = q, h_y + q@c.log_posterior(q)
-    lower, scores = guaranteed_information(c.scores(prices), tensors)
-
+    lower, scores = guaranteed(prices)
     for _ in range(max_steps):
         try: step, prices, gradient = _newton_step(c, q, prices, mu)
         except (LinAlgError, ValueError): break                            # rounding won: keep what is proved
-
-        proved = guaranteed_information(c.scores(prices), tensors)
+        proved = guaranteed(prices)
         if proved[0] > lower: lower, scores = proved
         q = c.fit(_line_search(c, q, mu, step, gradient@step))
         value = h_y + q@c.log_posterior(q)
         if value < upper: best, upper = q, value
-
         gap = upper - float(lower)
         if gap <= tolerance: break
         if gap < 2*c.n*mu: mu = .1*gap/c.n
@@ -335,13 +337,11 @@ def union_information(
     p, _ = _check_modalities(p)
     exact = torch.where(p > _TINY, p, 0.).double()
     exact = exact/exact.sum()
-
     held = [pair.numpy() for pair in pairwise_marginals(exact.detach().cpu())]
     coupling, scores, upper, lower = _close_gap(held, tolerance, max_steps)
     if upper - lower > tolerance:
         warnings.warn(f"union information is known within {upper - lower:.1g} nats only, not within {tolerance:.1g}; "
             "raise max_steps", stacklevel=2)
-
     scores = [score.to(p.device) for score in scores]
     h_y = entropy(marginal(exact, -1))
     information = h_y + sum((pair*score).sum() for pair, score in zip(pairwise_marginals(exact), scores))

@@ -44,6 +44,7 @@ from .data.loaders import MultimodalDataLoaders
 from .fusion.heads import HEADS, encoder_for, feature_dims, in_units
 from .fusion.models import Fusion, FusionModel, as_fusion, unwrap
 from .fusion.padding import check_padding, with_mask
+from .lean import LeanLearner
 from mmlit.training import (
     Budget,  # noqa: F401  what a run is given: known here too
     CountedEpochs,
@@ -133,7 +134,7 @@ def multimodal_learner(
 
     fused = build_model(dls, model, head, width, learn_absent)
     if "loss_func" not in kwargs: check_answers(fused, dls)        # whoever brings a loss knows what it takes
-    learn = Learner(dls, fused, cbs=always, **options)
+    learn = LeanLearner(dls, fused, cbs=always, **options)
     learn.add_cbs([*L(cbs), *L(method)])
     return learn
 

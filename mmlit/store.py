@@ -78,11 +78,14 @@ def _(o:MultimodalDataLoaders):
 _LIBRARIES = ("torch", "fastai", "numpy", "scikit-learn")        # they train, or say which rows are trained on
 
 @functools.cache
+def _own_code(digest): return digest(mmlit)      # looking for the files of the package each time would take a while
+
+@functools.cache
 def _versions(): return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 def _surroundings():
     "What decides the numbers of every run."
-    return code_digest(mmlit), _versions(), str(torch.get_default_dtype()), default_device().type
+    return _own_code(code_digest), _versions(), str(torch.get_default_dtype()), default_device().type
 
 # %% ../nbs/29_store.ipynb #ea704241
 _LONGEST = 100     # bytes of a name in a path; most file systems allow 255 with what stands around it

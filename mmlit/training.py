@@ -12,18 +12,17 @@ import inspect
 import random
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import fastai.learner
 import numpy as np
 import torch
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.learner import Learner
-from fastai.torch_core import default_device, defaults, get_random_states, nested_reorder, set_random_states
+from fastai.torch_core import default_device, defaults, get_random_states, set_random_states
 from torch import Tensor, nn
 
 from mmlit.core import (
@@ -60,15 +59,6 @@ def first_epoch(
     "The epoch a training starts at: that of `start_epoch`, where it is resumed."
     skip = getattr(learn, "skip_to_epoch", None)
     return 0 if skip is None else skip._skip_to
-
-# %% ../nbs/15b_training.ipynb #23faaa0f
-def _reorder(t, idxs):
-    "`nested_reorder` of fastai, which dicts of tensors pass too."
-    if isinstance(t, Mapping): return {name: _reorder(part, idxs) for name, part in t.items()}
-    if isinstance(t, (tuple, list)): return type(t)(_reorder(part, idxs) for part in t)
-    return nested_reorder(t, idxs)
-
-fastai.learner.nested_reorder = _reorder
 
 # %% ../nbs/15b_training.ipynb #a2424bbc
 def task_of(
@@ -262,6 +252,7 @@ def frozen_modules(
     model:nn.Module, # any module
 )->list[nn.Module]:
     "The submodules that have parameters, and none that is trained."
+    if all(p.requires_grad for p in model.parameters()): return []
     asked = [(m, [p.requires_grad for p in m.parameters()]) for m in model.modules()]
     return [m for m, asks in asked if asks and not any(asks)]
 
@@ -286,6 +277,13 @@ class TrainedParameters(Callback):
         for module in frozen_modules(self.learn.model): module.eval()
 
 # %% ../nbs/15b_training.ipynb #6bb26797
+def _skip_pass(loader):
+    "Leave the generator where a pass over the data leaves it; what the last pass drew need not be drawn again."
+    start, n, end = loader.passed
+    if n == loader.n and start == loader.rng.getstate(): return loader.rng.setstate(end)
+    loader.randomize()
+    loader.get_idxs()
+
 class CountedEpochs(Callback):
     "Shuffling and random draws of an epoch depend on its number: a resumed training equals an uninterrupted one."
     order, run_valid = TrainEvalCallback.order + 1, False
@@ -308,9 +306,7 @@ class CountedEpochs(Callback):
         if self._start is None or not isinstance(loader, MultimodalDL): return
         known, state = self._at if 0 < self._at[0] <= number else (0, self._start)
         loader.rng.setstate(state)
-        for _ in range(number - known):
-            loader.randomize()
-            loader.get_idxs()
+        for _ in range(number - known): _skip_pass(loader)
         self._at = number, loader.rng.getstate()
 
     def before_fit(self):
@@ -327,7 +323,9 @@ class CountedEpochs(Callback):
     def before_train(self):
         seed = zlib.crc32(f"{torch.initial_seed()} {self.done + self.learn.epoch}".encode())
         if self._states is None: self._states = get_random_states()
-        torch.manual_seed(seed)
+        # `torch.manual_seed` would note the call for devices that are not there, with a picture of the stack
+        seeded = torch.default_generator if device_of(self.learn.model).type == "cpu" else torch
+        seeded.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
 

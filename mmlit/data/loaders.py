@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core import Several, has_presence, map_tensors, n_rows, one_of
 from .columns import MultimodalData
-from .encoders import FittedTransform, TokenIds, Vocabulary, fit_encoder, tokenized
+from .encoders import FittedTransform, TokenIds, Vocabulary, encode_whole, fit_encoder, tokenized
 from .labels import name_of
 from .losses import check_targets, class_weights_of, draw_rows, loss_of, units_of, weighed
 from .missing import PartialColumn, check_presence, encode_some, pick_rows, present_rows, rows_there
@@ -78,7 +78,6 @@ class Coding:
         self.missing = data.missing
         self.n_inp, self.c = len(data.xs), len(data.classes) or (1 if data.y.ndim == 1 else data.y.shape[1])
         self.vocab = np.array(data.classes)                 # an array: fastai takes the last item of a list
-
         targets, self.class_weights = data.y[split.train], class_weights_of(data, split.train)
         self.units = units_of(targets) if data.task == "regression" else None
         self.loss_func = loss_of(data.task, self.class_weights, self.units)
@@ -119,7 +118,9 @@ class Rows(GetAttr):
     ):
         self.coding, self.xs, self.y, self.data = coding, xs, y, data
         self.index = torch.as_tensor(index, dtype=torch.long)
+        self.whole:dict[str, Tensor|None] = {}      # small columns that were encoded once; None: batch by batch
 
+    def __getstate__(self): return vars(self) | {"whole": {}}
     def __len__(self): return len(self.index)
     def __getitem__(self, i): return map_tensors(lambda t: t[0], self.batch(self.index[[i]]))
     def new_empty(self): return Rows(self.coding, {}, None, [])
@@ -128,8 +129,14 @@ class Rows(GetAttr):
         rows:Tensor, # row numbers, (B,)
     )->tuple:        # M inputs, and the labels where there are any
         "`(x_1, ..., x_M, y)` of these rows."
-        xs = tuple(encode_some(e, self.xs[m][rows.numpy()], self.blank[m]) for m, e in self.encoders.items())
+        xs = tuple(self._encoded(m, rows) for m in self.encoders)
         return xs if self.y is None else (*xs, self.y[rows])
+
+    def _encoded(self, m, rows):
+        "Encoded rows of one modality."
+        if m not in self.whole: self.whole[m] = encode_whole(self.encoders[m], self.xs[m])
+        if (whole := self.whole[m]) is not None: return whole[rows]
+        return encode_some(self.encoders[m], self.xs[m][rows.numpy()], self.blank[m])
 
     def raw(self,
         row, # a row number
@@ -255,6 +262,7 @@ class MultimodalDL(TfmdDL):
         for option in kwargs: one_of("option of MultimodalDL:", option, inspect.signature(MultimodalDL).parameters)
         check_whole("bs", bs, 1)
         self._plan, self.batch_index, self.batch_keep = None, None, None
+        self.passed:tuple = None, None, None    # by the last pass: the generator's state before, its length, after it
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
 
     @property
@@ -288,14 +296,17 @@ class MultimodalDL(TfmdDL):
     def _drops(self): return self.drop_last and self.n >= self.bs     # never drop the only batch
 
     def __iter__(self):
+        start = self.rng.getstate()
         self.randomize()
         self.before_iter()
-        everything = torch.ones(len(self.dataset), self.n_inp, dtype=torch.bool)
-        rows, keep = self._plan or (self.dataset.index, everything)
-        for at in torch.as_tensor(self.get_idxs(), dtype=torch.long).split(self.bs)[:len(self)]:
-            self.batch_index, self.batch_keep = rows[at], keep[at].to(self.device or "cpu")
+        rows, keep = self._plan or (self.dataset.index, torch.ones(len(self.dataset), self.n_inp, dtype=torch.bool))
+        order = torch.as_tensor(self.get_idxs(), dtype=torch.long)
+        self.passed = start, self.n, self.rng.getstate()
+        here = self.device is None or torch.device(self.device).type == "cpu"
+        for at in order.split(self.bs)[:len(self)]:
+            self.batch_index, self.batch_keep = rows[at], keep[at] if here else keep[at].to(self.device)
             batch = self.dataset.batch(self.batch_index)
-            yield self.after_batch(batch if self.device is None else to_device(batch, self.device))
+            yield self.after_batch(batch if here else to_device(batch, self.device))
         self.after_iter()
 
     def _one_pass(self): self._n_inp, self._types = self.n_inp, {tuple: [Tensor]*(self.n_inp + 1)}
@@ -425,10 +436,10 @@ def multimodal_dls(
     if n_train is not None: parts = fewer_rows(parts, data.y, data.groups, n_train, seed)
     parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
     check_targets(data, parts.train)
-
     coding = Coding(data, parts, standardize, min_count, max_words)
     labels = torch.as_tensor(data.y)
     train, *held = (Rows(coding, data.xs, labels, part, data) for part in parts)
+    for part in held: part.whole = train.whole
     first = MultimodalDL(train, bs=bs, shuffle=True, drop_last=drop_last)
     loaders = [first, *(MultimodalDL(part, bs=bs) for part in held)]
     first.rng.seed(seed)

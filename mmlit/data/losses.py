@@ -161,6 +161,14 @@ def units_of(
     if y.ndim == 2: return tuple(map(np.array, zip(*map(units_of, y.T))))
     return float(y.mean(dtype=np.float64)), float(y.std(dtype=np.float64)) or 1.
 
+class _Plain(BaseLoss):
+    "A loss of fastai in torch's own tensors: its subclass, which looks at each operation, changes no number."
+    axis:int
+    def _contiguous(self, x): return x.transpose(self.axis, -1).contiguous() if isinstance(x, Tensor) else x
+
+class _CrossEntropy(_Plain, CrossEntropyLossFlat): pass
+class _OfEachLabel(_Plain, BCEWithLogitsLossFlat): pass
+
 def loss_of(
     task:str,                # one of `TASKS`
     weights=None,            # of `class_weights_of`
@@ -169,7 +177,7 @@ def loss_of(
     "Cross-entropy, or that of each label, weighted; for numbers the relative squared error."
     if task == "regression":
         several = np.ndim(units[1]) == 1
-        return BaseLoss(RelativeSquaredError, units[1]**2, floatify=True, is_2d=False, flatten=not several)
+        return _Plain(RelativeSquaredError, units[1]**2, floatify=True, is_2d=False, flatten=not several)
     w:Any = None if weights is None else torch.as_tensor(np.asarray(weights), dtype=torch.float32)
-    if task == "classification": return CrossEntropyLossFlat() if w is None else CrossEntropyLossFlat(weight=w)
-    return BCEWithLogitsLossFlat() if w is None else BCEWithLogitsLossFlat(pos_weight=w)
+    if task == "classification": return _CrossEntropy() if w is None else _CrossEntropy(weight=w)
+    return _OfEachLabel() if w is None else _OfEachLabel(pos_weight=w)
