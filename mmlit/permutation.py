@@ -24,6 +24,47 @@ from .core import MEMORY, at_least_float32, check_features, group_ids, log_likel
 # %% ../nbs/08_permutation.ipynb #06f5f6e5
 _RULED_OUT = -1e4      # log of a probability that is 0 in every precision, and whose differences are finite
 
+def _probabilities(logits):
+    "Probabilities and their logs: `log_softmax` takes several times as long where classes are few."
+    x = logits - logits.amax(-1, keepdim=True)
+    e = x.exp()
+    total = e.sum(-1, keepdim=True)
+    return e/total, (x - total.log()).clamp(min=_RULED_OUT)
+
+def _summed_to(x, shape):
+    "The gradient of what was broadcast."
+    return x if x.shape == shape else x.sum_to_size(shape)
+
+def _relative_terms(logits_p, logits_q):
+    "p and p log(p/m), then q and q log(q/m), of each class."
+    (p, log_p), (q, log_q) = _probabilities(logits_p), _probabilities(logits_q)
+    d = log_q - log_p
+    near = math.log(2) - d.abs().neg().exp().log1p()
+    return p, p*(near - d.relu()), q, q*(near - d.neg().relu())
+
+class _JensenShannon(torch.autograd.Function):
+    "The divergence of the softmax of two sets of logits, with the gradient in closed form, and its terms."
+    generate_vmap_rule = True
+    @staticmethod
+    def forward(logits_p, logits_q):
+        terms = _relative_terms(logits_p, logits_q)
+        return .5*(terms[1] + terms[3]).sum(-1), *terms
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        *logits, p, of_p, q, of_q = ctx.saved_tensors
+        if grad is None: return None, None
+        if torch.is_grad_enabled(): p, of_p, q, of_q = _relative_terms(*logits)      # what is differentiated again
+        def of(x, term): return (term - x*term.sum(-1, keepdim=True))*(.5*grad[..., None])
+        sides = zip(logits, (p, q), (of_p, of_q), ctx.needs_input_grad)
+        return tuple(_summed_to(of(x, term), v.shape) if needed else None for v, x, term, needed in sides)
+
 def js_divergence_with_logits(
     logits_p:Tensor, # shape (..., C); minus infinity is a class that is ruled out
     logits_q:Tensor, # shape (..., C), may broadcast against `logits_p`
@@ -33,12 +74,7 @@ def js_divergence_with_logits(
         got = f"{tuple(logits_p.shape)} and {tuple(logits_q.shape)}"
         raise ValueError(f"expected logits of as many classes, got shapes {got}")
 
-    log_p, log_q = (at_least_float32(v).log_softmax(-1).clamp(min=_RULED_OUT) for v in (logits_p, logits_q))
-    d = log_q - log_p
-    zero = torch.zeros_like(d)
-    of_p = log_p.exp()*(math.log(2) - torch.logaddexp(d, zero))
-    of_q = log_q.exp()*(math.log(2) - torch.logaddexp(-d, zero))
-    return .5*(of_p + of_q).sum(-1)
+    return _JensenShannon.apply(at_least_float32(logits_p), at_least_float32(logits_q))[0]
 
 # %% ../nbs/08_permutation.ipynb #08be8be1
 def _check_size(n, k, at_least=1):
