@@ -123,7 +123,7 @@ _KNOWN_SHARES:WeakKeyDictionary = WeakKeyDictionary()      # model -> its struct
 
 @torch.compiler.assume_constant_result
 def _shares(model, features):
-    "Places of the tensors; by name the parameters that one modality's term uses, with a mask of elements that are shared."
+    "Places of the tensors; by name the parameters that are owned, with a mask of elements that are not (None: all are)."
     now, known = _structure(model, features), _KNOWN_SHARES.get(model)
     if known is None or known[0] != now:
         masks = {n: u > 1 for n, u in _uses(model, features).items()} if features else {}
@@ -131,16 +131,12 @@ def _shares(model, features):
         known = _KNOWN_SHARES[model] = now, (_places(model), owned)
     return known[1]
 
-def _owned_parameters(
-    model:nn.Module,      # a module with `contributions` or `summands`
-    zs:Sequence[Tensor],  # M features, each (B, D_m)
-)->dict[str, Tensor]:     # by name: the parameters of these terms
-    "The parameters, with every element that the terms of two or more modalities use cut off from the gradient."
+def _owned_parameters(model, zs)->dict[str, Tensor]:
+    "By name the parameters of the terms; elements that those of two or more modalities use are cut off."
     part, prefix = _fusing(model)
     params = dict(part.named_parameters(prefix))
-    _, owned = _shares(model, _kinds(zs))
-    return {n: params[n] if mask is None else torch.where(mask, params[n].detach(), params[n])
-            for n, mask in owned.items()}
+    def cut(p, mask): return p if mask is None else torch.where(mask, p.detach(), p)
+    return {n: cut(params[n], mask) for n, mask in _shares(model, _kinds(zs))[1].items()}
 
 def _routed(model, zs, strategy, owned="slices"):
     "The model whose parameters get only what the strategy gives them."
@@ -196,14 +192,15 @@ class _Draws(NamedTuple):
     index:Tensor     # (M, D, B), or (M, D, 1) where all samples take the same row
     who:Tensor       # bool (M, D): is modality m taken from there? Else it stays
     of:Tensor        # (D,), the subset, in order
+    even:bool=True   # has each subset as many draws?
 
-    def to(self, device): return _Draws(*(sent(t, device) for t in self))
+    def to(self, device): return _Draws(*(sent(t, device) for t in self[:3]), self.even)
 
 def sent(
     t:Tensor,             # on the CPU
     device:torch.device,  # where it is needed
 )->Tensor:                # the same there
-    "A tensor on its way to the device; nobody waits for it."
+    "The tensor on the device; nobody waits for it."
     return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
 
 def _exact_draws(subsets, batch, shared):
@@ -213,7 +210,7 @@ def _exact_draws(subsets, batch, shared):
         rows = torch.stack(partners(int(subset.sum()), batch, "exact", shared=shared))
         of.append(torch.full((rows.shape[1],), s))
         index.append(rows.new_zeros(len(subset), *rows.shape[1:]).index_put((subset,), rows))
-    return _Draws(torch.cat(index, 1), subsets.T[:, torch.cat(of)], torch.cat(of))
+    return _Draws(torch.cat(index, 1), subsets.T[:, torch.cat(of)], torch.cat(of), len({len(o) for o in of}) == 1)
 
 def _draws(subsets, batch, permutations, draw, rows, generator, shared, exclude)->_Draws:
     "The draws of all subsets; of `pairs` as many as fit `rows` answers, at least one of each subset."
@@ -291,18 +288,22 @@ def _tables(rows, spares, k):
     if torch.is_tensor(rows): return torch.cat([spares, kept(rows)], 1).unbind()
     return [torch.cat([s, kept(r)]) for s, r in zip(spares, rows)]
 
+def _answers(head:Any, rows):
+    "The answers of a head, given M features, or the M terms of a sum."
+    split = _split(head)
+    if split is None: return head.fuse(rows)
+    return reduce(add, rows) if split == "contributions" else head.finish(reduce(add, rows))
+
 def _mixer(head:Any, tables, batch)->tuple[Callable, int]:
     "A function (index, who) -> answers (D, B, C), see `_Draws`, and how many bytes a row of it takes."
-    split, device = _split(head), tables[0].device
+    device = tables[0].device
     own = len(tables[0]) - batch + torch.arange(batch, device=device)
     def mix(index, who):
         at = torch.where(who[..., None], index, own)
         rows = [t.index_select(0, i.flatten()) for t, i in zip(tables, at)]
-        if split is None: answers = head.fuse(rows)
-        else: answers = reduce(add, rows) if split == "contributions" else head.finish(reduce(add, rows))
-        return answers.unflatten(0, at.shape[1:])
+        return _answers(head, rows).unflatten(0, at.shape[1:])
     sizes = [t[:1].numel()*t.element_size() for t in tables]
-    return mix, sum(sizes) if split is None else sizes[0]
+    return mix, sizes[0] if _split(head) else sum(sizes)
 
 def _chunked(f, draws, most):
     "The sum of f(*draws) over chunks of at most `most` draws, each of them computed again going backwards."
@@ -329,8 +330,12 @@ def _kept(index, who, exclude, name):
 
 def _divergences(mix, clean, draws, kept, n_subsets, distance, most):
     "(S, B): the divergence of the answers when each subset is exchanged; the mean of a row is that of all kept pairs."
+    def apart(index, who, of): return distance(mix(index, who), clean if clean.ndim == 2 else clean[of])
+    if kept is None and draws.even and len(draws.of) <= most:
+        return apart(draws.index, draws.who, draws.of).unflatten(0, (n_subsets, -1)).mean(1)
+
     def total(index, who, of):
-        values = distance(mix(index, who), clean if clean.ndim == 2 else clean[of])
+        values = apart(index, who, of)
         keep = torch.ones_like(values) if kept is None else kept(index, who).to(values)
         both = torch.stack([values*keep, keep])
         return both.new_zeros(2, n_subsets, both.shape[2]).index_add(1, of, both)
@@ -347,8 +352,7 @@ def _check_subsets(subsets, n):
         raise ValueError("a subset must exchange at least one modality and keep at least one")
     return subsets.cpu()
 
-# most answers of a head in a step where its kind is: a sum; begins with a sum; asked as a whole
-_ROWS = {"contributions": 8192, "summands": 2048, None: 1024}
+_ROWS, _ROWS_OF_WHOLE = 2048, 1024      # answers of "pairs": of sums, and of others
 
 _KNOWN = dict(strategy=STRATEGIES, owned=_OWNED, clean_grad=(None, "detach", "full"), draw=_DRAWS, exclude=_EXCLUDE,
               distance=(None, *DISTANCES), shared=(False, True))
@@ -371,17 +375,17 @@ def _distance(name, y):
     apart = DISTANCES[name or "jensen_shannon"]
     return partial(apart, y=y) if apart is gaussian_js_divergence else apart
 
-def _clean(head, rows, subsets, k, grad):
+def _clean(head, rows, subsets, k, grad, logits):
     "Answers with nothing exchanged, (B, C); (S, B, C) where each subset has a gradient of its own."
-    batch, full = len(rows[0]), grad == "full"
-    mix, _ = _mixer(head, _tables(rows, rows, k), batch)
-    itself = torch.arange(batch, device=rows[0].device)[None, None]
-    if full and k != 1: return mix(itself, subsets.T.to(itself.device))     # members pass theirs, others k times theirs
-    with torch.set_grad_enabled(full and torch.is_grad_enabled()):
-        return mix(itself, torch.zeros(len(rows), 1, dtype=torch.bool, device=itself.device))[0]
+    if grad == "full" and k != 1:      # members of a subset pass theirs, others k times theirs
+        mix, _ = _mixer(head, _tables(rows, rows, k), len(rows[0]))
+        return mix(torch.arange(len(rows[0]), device=rows[0].device)[None, None], sent(subsets.T, rows[0].device))
+    # a sum is added up as those it is compared with are: no rounding tells them apart
+    if logits is not None and grad == "detach" and _split(head) is None: return logits.detach()
+    with torch.set_grad_enabled(grad == "full" and torch.is_grad_enabled()): return _answers(head, rows)
 
 def mipd(
-    model:Model,                             # has `fuse`; models with structure also say so, see `_split`
+    model:Model,                             # has `fuse`; models that sum terms also say so, see `_split`
     zs:Sequence[Tensor],                     # M features, each (B, ...)
     subsets:Tensor|None=None,                # bool (S, M): who is exchanged; default: `proper_subsets(M)`
     strategy:str="collaborative",            # routing of gradients, one of STRATEGIES; by default the plain one
@@ -396,7 +400,8 @@ def mipd(
     distance:str|None=None,                  # one of DISTANCES; None: "jensen_shannon", for classes
     generator:torch.Generator|None=None,     # of the draws
     memory:int=MEMORY,                       # bytes of one chunk of mixed rows
-    rows:int|None=None,                      # most answers of "pairs", of all subsets together; None: by the head, `_ROWS`
+    rows:int|None=None,                      # most answers of "pairs", of all subsets together; None: by the head
+    logits:Tensor|None=None,                 # (B, C): `model.fuse(zs)`, where it is there already
 )->Tensor:                                   # (S, B), mean over B: that over all kept pairs; nats for the JSDs
     "How far answers are from those with each subset of modalities exchanged (MCR, eq. 8), sample by sample."
     check_game(dict(strategy=strategy, owned=owned, clean_grad=clean_grad, permutations=permutations, draw=draw,
@@ -407,16 +412,16 @@ def mipd(
     n_rows = batch if substitutes is None else len(substitutes[0])
     if n_rows not in (1, batch) or exclude and n_rows != batch:
         raise ValueError(f"substitutes must have {batch} rows (or 1, without exclude), got {n_rows}")
-    name = None if exclude is None else _name(batch, exclude, y).to(device)
-    kept = None if exclude is None else partial(_kept, exclude=exclude, name=name)
+    kept = None if exclude is None else partial(_kept, exclude=exclude, name=_name(batch, exclude, y).to(device))
 
-    limit = _ROWS[_split(model)] if rows is None else rows
+    limit = rows or (_ROWS if _split(model) else _ROWS_OF_WHOLE)
     draws = _draws(subsets, n_rows, permutations, draw, limit, generator, shared, exclude).to(device)
     head = _routed(model, zs, strategy, owned)
     as_rows = getattr(head, _split(model) or "", tuple)
     own = as_rows(zs)
-    mix, row_bytes = _mixer(head, _tables(own, own if substitutes is None else as_rows(check_features(substitutes)), k), batch)
-    clean = _clean(head, own, subsets, k, clean_grad or ("full" if k == 1 else "detach"))
+    spares = own if substitutes is None else as_rows(check_features(substitutes))
+    mix, row_bytes = _mixer(head, _tables(own, spares, k), batch)
+    clean = _clean(head, own, subsets, k, clean_grad or ("full" if k == 1 else "detach"), logits)
     if apart is js_divergence_with_logits and clean.shape[-1] < 2:
         raise ValueError(f"one output has no distribution over classes, got answers of shape {tuple(clean.shape)}: "
                          "for a regression choose distance='gaussian' or 'bounded_squared_error'")

@@ -40,10 +40,12 @@ def _pair_terms(z, at, positive, negative):
     anchors = z if at is None else z[at]
     s = anchors @ z.T
     others = s.masked_fill(~negative, torch.finfo(s.dtype).min)
-    total = others.logsumexp(1, keepdim=True)
-    terms = torch.where(positive, torch.logaddexp(total - s, s.new_zeros(())), 0.)
-    weight = -torch.expm1(-terms)                                    # sigmoid(total - s), zero where no pair is
-    flow = torch.exp(others - total)*weight.sum(1, keepdim=True) - weight
+    top = others.amax(1, keepdim=True)
+    share = (others - top).exp()
+    total = share.sum(1, keepdim=True)
+    terms = torch.where(positive, torch.logaddexp(top + total.log() - s, s.new_zeros(())), 0.)
+    weight = -torch.expm1(-terms)                          # of a term the slope, zero where no pair is
+    flow = share*(weight.sum(1, keepdim=True)/total) - weight
     grad, own = flow.T @ anchors, flow @ z
     return terms.sum(), grad + own if at is None else grad.index_add(0, at, own)
 
@@ -213,7 +215,7 @@ def mcr_loss(
         parts["unimodal"] = unimodal_losses(task_loss, list(at_least_float32(heads(zs))), targets, presence)
     if mipd_weight:
         _warn_of_no_players(zs, model, strategy, kwargs.get("owned", "slices"))
-        parts["mipd"] = mipd(model, zs, strategy=strategy, y=y, **kwargs).mean(1)
+        parts["mipd"] = mipd(model, zs, strategy=strategy, y=y, logits=logits, **kwargs).mean(1)
     if contrastive_weight:
         vectors = _as_vectors(zs) if heads is None else heads.embed(zs)
         classes, draw = _classes(y) if labels is None else labels, kwargs.get("generator")
