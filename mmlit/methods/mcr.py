@@ -25,12 +25,13 @@ from mmlit.core import (
     check_number,
     eval_mode,
     one_of,
+    sent,
     unimodal_losses,
 )
 from ..fusion.heads import in_units
 from ..learner import FusionMethod, joint, register_method
 from .baselines import pretrained
-from .exchange import check_game, mipd, proper_subsets, sent, stand_ins
+from .exchange import check_game, mipd, proper_subsets, stand_ins
 
 # %% ../../nbs/20_mcr.ipynb #736ccd91
 _PAIRS = 2**16      # pairs of rows that a step compares: all of 256 rows
