@@ -100,7 +100,7 @@ def _uses(model, features)->dict[str, Tensor]:
     with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
         # noise: no feature is zero by chance, and none takes back what another one adds
         noise = [torch.randn(64, *shape, generator=gen).to(device_of(model)) for shape, _ in features]
-        zs = [e.to(dtype) if dtype.is_floating_point else torch.zeros_like(e, dtype=dtype)
+        zs = [e.to(dtype) if dtype.is_floating_point else torch.ones_like(e, dtype=dtype)
               for e, (_, dtype) in zip(noise, features)]
         terms = getattr(model, str(_split(model)))(zs)
         if not params or not terms.requires_grad: return {}
@@ -108,7 +108,7 @@ def _uses(model, features)->dict[str, Tensor]:
         all_of = partial(torch.autograd.grad, inputs=list(params.values()), retain_graph=True, allow_unused=True)
         grads = [all_of(term, grad_outputs=weight) for term, weight in zip(terms, weights)]
     # which rows of a table integers take is not known here: it is used as a whole
-    def used(g): return torch.ne(g, 0).int() if numbers else torch.ones_like(g, dtype=torch.int32)
+    def used(g): return (torch.ne(g, 0) if numbers else torch.ne(g, 0).any().expand_as(g)).int()
     uses = {n: [used(g) for g in gs if g is not None] for n, *gs in zip(params, *grads)}
     return {n: reduce(add, each) for n, each in uses.items() if each}
 
