@@ -433,11 +433,8 @@ def test_rows_of_a_table_are_owned_as_a_whole():
     class Tables(nn.Module):
         def __init__(self, shared):
             super().__init__()
-            self.tables = nn.ModuleList(
-                [nn.Embedding(9, 4, padding_idx=0)] * 2
-                if shared
-                else [nn.Embedding(9, 4, padding_idx=0), nn.Embedding(9, 4, padding_idx=0)]
-            )
+            first, second = (nn.Embedding(9, 4, padding_idx=0) for _ in range(2))
+            self.tables = nn.ModuleList([first, first if shared else second])
 
         def contributions(self, zs):
             return torch.stack([t(z) for t, z in zip(self.tables, zs)])

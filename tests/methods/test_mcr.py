@@ -23,7 +23,7 @@ from torch.utils.data import TensorDataset
 from trajectories import OTHER_ORDER, Setting, same_trajectory
 
 from mmlit.data.loaders import multimodal_dls
-from mmlit.fusion.heads import HEADS, AttentionHead, ConcatHead, MLPHead, SumHead, VectorEncoder
+from mmlit.fusion.heads import HEADS, AttentionHead, ConcatHead, FiLMHead, MLPHead, SumHead, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
 from mmlit.learner import build_model, multimodal_learner
 from mmlit.methods.baselines import unimodal_learner
@@ -329,6 +329,9 @@ def test_classes_are_numbered_as_unique_does():
     assert torch.equal(_classes(torch.tensor([3, 1])), torch.tensor([3, 1]))
 
 
+WAITING = "_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "is_nonzero", "equal", "masked_select"
+
+
 def reads(f):
     "The operations by which a program waits for a value, as often as they are asked for."
     found = []
@@ -336,15 +339,7 @@ def reads(f):
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             name = func.overloadpacket.__name__
-            if name in (
-                "_local_scalar_dense",
-                "nonzero",
-                "_unique2",
-                "unique_dim",
-                "is_nonzero",
-                "equal",
-                "masked_select",
-            ):
+            if name in WAITING:
                 found.append(name)
             return func(*args, **(kwargs or {}))
 
