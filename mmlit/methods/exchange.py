@@ -116,21 +116,24 @@ def _kinds(zs): return tuple((tuple(z.shape[1:]), z.dtype) for z in zs)
 
 def _structure(model, features):
     "What decides who uses which parameter: the features, the modules, their parameters and which of them train."
-    modules = [(id(m), [(n, id(p), p is not None and p.requires_grad) for n, p in m._parameters.items()])
-               for m in _fusing(model)[0].modules()]
-    return features, modules
+    return features, [(id(m), [(n, id(p), p is not None and p.requires_grad) for n, p in m._parameters.items()])
+                      for m in _fusing(model)[0].modules()]
 
 _KNOWN_SHARES:WeakKeyDictionary = WeakKeyDictionary()      # model -> its structure, and what was found for it
 
 @torch.compiler.assume_constant_result
+def _find_shares(model, features):
+    "Who uses which parameter, found anew where the structure is another one."
+    now, known = _structure(model, features), _KNOWN_SHARES.get(model)
+    if known is not None and known[0] == now: return
+    masks = {n: u > 1 for n, u in _uses(model, features).items()} if features else {}
+    owned = {n: mask if mask.any() else None for n, mask in masks.items() if not mask.all()}
+    _KNOWN_SHARES[model] = now, _places(model), owned
+
 def _shares(model, features):
     "Places of the tensors; by name the parameters that are owned, with a mask of elements that are not, if any."
-    now, known = _structure(model, features), _KNOWN_SHARES.get(model)
-    if known is None or known[0] != now:
-        masks = {n: u > 1 for n, u in _uses(model, features).items()} if features else {}
-        owned = {n: mask if mask.any() else None for n, mask in masks.items() if not mask.all()}
-        known = _KNOWN_SHARES[model] = now, (_places(model), owned)
-    return known[1]
+    _find_shares(model, features)
+    return _KNOWN_SHARES[model][1:]
 
 def _owned_parameters(model, zs)->dict[str, Tensor]:
     "By name the parameters of the terms; elements that those of two or more modalities use are cut off."
@@ -209,10 +212,9 @@ def _exact_draws(subsets, batch, shared):
 def _draws(subsets, batch, permutations, draw, rows, generator, shared, exclude)->_Draws:
     "The draws of all subsets; of `pairs` as many as fit `rows` answers, at least one of each subset."
     if permutations == "exact" or batch == 1: return _exact_draws(subsets, batch, shared)
-    n, m = subsets.shape
+    (n, m), pairs = subsets.shape, permutations == "pairs"
     least, parts = int(exclude is not None), 1 if shared else m       # nobody who excludes partners keeps itself
     most = batch - least
-    pairs = permutations == "pairs"
     k = min(most, max(1, rows//(n*batch))) if pairs else int(permutations)
     index, who = None, subsets.T
     if not pairs: index = _drawn(parts*n, batch, k, draw, generator)
