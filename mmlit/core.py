@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task'
            'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'at_least_float32', 'task_name',
            'log_likelihood', 'may_read', 'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows',
            'with_presence', 'has_presence', 'presence_of', 'filled', 'mean_over_present', 'unimodal_losses',
-           'batch_parts', 'eval_mode', 'keep_random_state', 'device_of']
+           'batch_parts', 'eval_mode', 'keep_random_state', 'device_of', 'sent']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
@@ -339,6 +339,14 @@ def device_of(
     "The device that a model is on."
     held = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if held is None else held.device
+
+# %% ../nbs/00_core.ipynb #554f1704
+def sent(
+    t:Tensor,             # on the CPU
+    device:torch.device,  # where it is needed
+)->Tensor:                # the same there
+    "A tensor on its way to a device, for which the program does not wait."
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
 
 # %% ../nbs/00_core.ipynb #5f547084
 MEMORY = 2**28     # bytes of stacked features per call of a head, and of a result: 256 MiB; activations come on top

@@ -11,7 +11,7 @@ __all__ = ['js_divergence_with_logits', 'random_permutations', 'derangements', '
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import NamedTuple
 
@@ -19,10 +19,60 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .core import MEMORY, at_least_float32, check_features, group_ids, log_likelihood, one_of
+from mmlit.core import (
+    MEMORY,
+    Model,
+    at_least_float32,
+    check_features,
+    group_ids,
+    is_additive,
+    log_likelihood,
+    one_of,
+)
 
 # %% ../nbs/08_permutation.ipynb #06f5f6e5
 _RULED_OUT = -1e4      # log of a probability that is 0 in every precision, and whose differences are finite
+
+def _probabilities(logits):
+    "Probabilities and their logs: `log_softmax` takes several times as long where classes are few."
+    x = logits - logits.amax(-1, keepdim=True)
+    e = x.exp()
+    total = e.sum(-1, keepdim=True)
+    return e/total, (x - total.log()).clamp(min=_RULED_OUT)
+
+def _summed_to(x, shape):
+    "The gradient of what was broadcast."
+    return x if x.shape == shape else x.sum_to_size(shape)
+
+def _relative_terms(logits_p, logits_q):
+    "p and p log(p/m), then q and q log(q/m), of each class."
+    (p, log_p), (q, log_q) = _probabilities(logits_p), _probabilities(logits_q)
+    d = log_q - log_p
+    near = math.log(2) - d.abs().neg().exp().log1p()
+    return p, p*(near - d.relu()), q, q*(near - d.neg().relu())
+
+class _JensenShannon(torch.autograd.Function):
+    "The divergence of the softmax of two sets of logits, with the gradient in closed form, and its terms."
+    generate_vmap_rule = True
+    @staticmethod
+    def forward(logits_p, logits_q):
+        terms = _relative_terms(logits_p, logits_q)
+        return .5*(terms[1] + terms[3]).sum(-1), *terms
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        *logits, p, of_p, q, of_q = ctx.saved_tensors
+        if grad is None: return None, None
+        if torch.is_grad_enabled(): p, of_p, q, of_q = _relative_terms(*logits)      # what is differentiated again
+        def of(x, term): return (term - x*term.sum(-1, keepdim=True))*(.5*grad[..., None])
+        sides = zip(logits, (p, q), (of_p, of_q), ctx.needs_input_grad)
+        return tuple(_summed_to(of(x, term), v.shape) if needed else None for v, x, term, needed in sides)
 
 def js_divergence_with_logits(
     logits_p:Tensor, # shape (..., C); minus infinity is a class that is ruled out
@@ -33,12 +83,7 @@ def js_divergence_with_logits(
         got = f"{tuple(logits_p.shape)} and {tuple(logits_q.shape)}"
         raise ValueError(f"expected logits of as many classes, got shapes {got}")
 
-    log_p, log_q = (at_least_float32(v).log_softmax(-1).clamp(min=_RULED_OUT) for v in (logits_p, logits_q))
-    d = log_q - log_p
-    zero = torch.zeros_like(d)
-    of_p = log_p.exp()*(math.log(2) - torch.logaddexp(d, zero))
-    of_q = log_q.exp()*(math.log(2) - torch.logaddexp(-d, zero))
-    return .5*(of_p + of_q).sum(-1)
+    return _JensenShannon.apply(at_least_float32(logits_p), at_least_float32(logits_q))[0]
 
 # %% ../nbs/08_permutation.ipynb #08be8be1
 def _check_size(n, k, at_least=1):
@@ -146,9 +191,26 @@ def _repaired_logits(fuse, zs, ms, index):
         raise ValueError(f"fuse must return logits of shape ({k*n}, C), got {tuple(logits.shape)}")
     return logits.unflatten(0, (k, n))
 
+def _log_p(logits, labels):
+    "The log-probability of labels that are checked already, (K, B)."
+    logits = at_least_float32(logits)
+    top = logits.detach().amax(-1, keepdim=True)
+    total = (logits - top).exp().sum(-1).log() + top[..., 0]
+    return logits.gather(-1, labels.expand(logits.shape[:-1])[..., None])[..., 0] - total
+
+def _asked(fuse, zs)->tuple[Callable, Sequence[Tensor]]:
+    "What answers, and what it is asked: of an additive model or head the terms, (B, C) each, whose sum is the answer."
+    if is_additive(fuse): return partial(reduce, add), fuse.contributions(zs).unbind()
+    return getattr(fuse, "fuse", fuse), zs
+
+_CACHED_ROWS = 2**13
+
 def _index_chunks(zs, index, memory):
     batch_bytes = sum(z.numel()*z.element_size() for z in zs)
-    return index.to(zs[0].device).split(max(1, int(memory//max(1, batch_bytes))))
+    most = max(1, int(memory//max(1, batch_bytes)))
+    # what fits into a processor's cache is asked faster; chunks that are to be differentiated are computed twice
+    if not torch.is_grad_enabled(): most = min(most, max(1, _CACHED_ROWS//max(1, len(zs[0]))))
+    return index.to(zs[0].device).split(most)
 
 def _check_labels(y, logits):
     n, classes = logits.shape
@@ -159,7 +221,7 @@ def _check_labels(y, logits):
 
 # %% ../nbs/08_permutation.ipynb #98b05169
 def permutation_cmi(
-    fuse:Callable,                         # maps M features (B, ...) to logits (B, C)
+    fuse:Callable|Model,                   # maps M features (B, ...) to logits (B, C); or a model, fastest if additive
     zs:Sequence[Tensor],                   # M features, each (B, ...)
     m:int|Sequence[int],                   # the modality, or modalities, to permute
     y:Tensor|None=None,                    # labels (B,), for the log-ratio form
@@ -173,13 +235,14 @@ def permutation_cmi(
     zs, ms = _modalities(zs, m)
     one_of("form", form, ("log_ratio", "jsd"))
     index = _permutation_index(permutations, len(zs[0]), ms, shared, generator)
-    clean = fuse(zs)
+    ask, zs = _asked(fuse, zs)
+    clean = ask(zs)
     labels = _check_labels(y, clean) if form == "log_ratio" else None
 
     def contrast(part):
-        logits = _repaired_logits(fuse, zs, ms, part)
+        logits = _repaired_logits(ask, zs, ms, part)
         if labels is None: return js_divergence_with_logits(clean, logits).sum(0)
-        return (log_likelihood(clean, labels) - log_likelihood(logits, labels)).sum(0)
+        return (log_likelihood(clean, labels) - _log_p(logits, labels)).sum(0)
 
     chunks = _index_chunks(zs, index, memory)
     redo = torch.is_grad_enabled() and len(chunks) > 1
@@ -261,7 +324,7 @@ def conditional_weights(
 # %% ../nbs/08_permutation.ipynb #dda9235c
 @torch.no_grad()
 def conditional_permutation_cmi(
-    fuse:Callable,              # maps M features (B, ...) to logits (B, C)
+    fuse:Callable|Model,        # maps M features (B, ...) to logits (B, C); or a model, fastest if additive
     zs:Sequence[Tensor],        # M features, each (B, ...), better not those the model was trained on
     m:int|Sequence[int],        # the modality, or modalities that move together
     y:Tensor|None=None,         # labels (B,); None: the model's own answers stand for them
@@ -271,13 +334,14 @@ def conditional_permutation_cmi(
 )->PermutationCMI:              # mean () and per sample (B,), in nats
     "I(X_m; Y | rest) as far as the answers know it: modality m is exchanged where the rest agrees. No gradient."
     zs, ms = _modalities(zs, m)
-    n, clean = len(zs[0]), fuse(zs)
+    ask, rows = _asked(fuse, zs)
+    n, clean = len(zs[0]), ask(rows)
     weights = conditional_weights(zs, ms, generator) if weights is None else _check_weights(weights, n)
     labels = None if y is None else _check_labels(y, clean)
     own = at_least_float32(clean).log_softmax(-1)
     weights, mean, lowest = weights.to(own), torch.zeros_like(own), own.exp()
-    for part in _index_chunks(zs, cyclic_shifts(n)[:, None], memory):
-        answers = at_least_float32(_repaired_logits(fuse, zs, ms, part)).log_softmax(-1).exp()
+    for part in _index_chunks(rows, cyclic_shifts(n)[:, None], memory):
+        answers = at_least_float32(_repaired_logits(ask, rows, ms, part)).log_softmax(-1).exp()
         mean += (weights.gather(1, part[:, 0].T).T[..., None]*answers).sum(0)
         lowest = torch.minimum(lowest, answers.amin(0))
     log_q = mean.maximum(lowest.clamp_min(torch.finfo(own.dtype).tiny)).log()

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
@@ -26,13 +27,16 @@ from mmlit.core import (
     check_count,
     check_features,
     check_number,
+    device_of,
+    eval_mode,
     filled,
     is_additive,
-    is_conditional,
     one_of,
     scale_grad,
+    sent,
 )
 from ..fusion.coalitions import all_pairings, coalitions, zero_input
+from ..fusion.models import FusionModel
 from ..permutation import cyclic_shifts, derangements, js_divergence_with_logits, random_permutations
 
 # %% ../../nbs/19b_exchange.ipynb #7d2296c6
@@ -46,12 +50,7 @@ def proper_subsets(
         raise ValueError(f"exchanging a modality while the others stay needs at least two, got {n_modalities}")
     return coalitions(n_modalities)[1:-1]
 
-def _player_scales(
-    subsets:Tensor, # bool (S, M): who is exchanged
-    strategy:str,   # one of STRATEGIES
-)->Tensor:          # (S, M)
-    "The factor on the gradient that player m gets from the divergence of subset S: 1 for members, k for the others."
-    return torch.where(subsets, 1., STRATEGIES[one_of("strategy", strategy, STRATEGIES)])
+
 
 # %% ../../nbs/19b_exchange.ipynb #f7d69d2b
 _OWNED = ("slices", "encoders")     # of the head: what only one modality passes, as published; or nothing
@@ -65,55 +64,108 @@ class _Method(nn.Module):
 
 class _Exchanged:
     "The methods of a model with some of its parameters and buffers exchanged; it has those that the model has."
-    def __init__(self, model, tensors):
-        self._model, self._tensors = model, _places(model, tensors)
+    def __init__(self, model, tensors, places):
+        self._model, self._tensors = model, {place: tensors[n] for place, n in places.items() if n in tensors}
 
     def __getattr__(self, name):
-        getattr(self._model, name)          # an AttributeError where the model has no such method
+        ask = getattr(self._model, name)    # an AttributeError where the model has no such method
+        if not self._tensors: return ask
         return lambda x: functional_call(_Method(self._model, name), self._tensors, (x,), tie_weights=False)
 
-def _places(model, tensors):
-    "Each tensor under every name of a place that holds what it replaces, and once a place."
+def _fusing(model)->tuple[nn.Module, str]:
+    "The module that holds all that fuses, and its name: the head of a `FusionModel`, else the model itself."
+    return (model.head, "head") if type(model) is FusionModel else (model, "")
+
+def _places(model)->dict[str, str]:
+    "Every place that holds a parameter or a buffer, once, and the first name of what it holds."
     # functional_call finds tied weights itself, but of a module that is registered twice (one encoder for two
     # modalities) it swaps the tensors twice, and leaves the replacements in the model
-    def held(module, **how): return [*module.named_parameters(**how), *module.named_buffers(**how)]
-    new = {id(t): tensors[n] for n, t in held(model) if n in tensors}
-    return {".".join(filter(None, ("model", path, n))): new[id(t)] for path, module in model.named_modules()
-            for n, t in held(module, recurse=False, remove_duplicate=False) if id(t) in new}
+    part, prefix = _fusing(model)
+    names = {id(t): n for n, t in [*part.named_parameters(prefix), *part.named_buffers(prefix)]}
+    places = {}
+    for path, module in part.named_modules(prefix=prefix):
+        for n, t in [*module.named_parameters("", False, False), *module.named_buffers("", False, False)]:
+            places[".".join(filter(None, ("model", path, n)))] = names[id(t)]
+    return places
 
 def _split(model)->str|None:
     "The method by which a model says what each modality adds: to its answer, or to its first layer. None: by none."
     return "contributions" if is_additive(model) else "summands" if hasattr(model, "summands") else None
 
-def _owned_parameters(
-    model:nn.Module,      # a module with `contributions` or `summands`
-    zs:Sequence[Tensor],  # M features, each (B, D_m)
-)->dict[str, Tensor]:     # by name: the parameters of these terms
-    "The parameters, with every element that the terms of two or more modalities use cut off from the gradient."
-    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    with torch.enable_grad():
-        parts = getattr(model, str(_split(model)))([z.detach() for z in zs])
-        if not params or not parts.requires_grad: return {}
-        # else features that cancel in the sum would hide what they use
-        uneven = torch.arange(1., parts.shape[1] + 1, device=parts.device).sqrt()[:, None]
+def _uses(model, features)->dict[str, Tensor]:
+    "By name of a parameter: of each element, how many modalities' terms use it. `features`: their (shape, dtype)."
+    gen, numbers = torch.Generator().manual_seed(0), all(dtype.is_floating_point for _, dtype in features)
+    part, prefix = _fusing(model)
+    params = {n: p for n, p in part.named_parameters(prefix) if p.requires_grad}
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
+        # noise: no feature is zero by chance, and none takes back what another one adds
+        noise = [torch.randn(64, *shape, generator=gen).to(device_of(model)) for shape, _ in features]
+        zs = [e.to(dtype) if dtype.is_floating_point else torch.ones_like(e, dtype=dtype)
+              for e, (_, dtype) in zip(noise, features)]
+        terms = getattr(model, str(_split(model)))(zs)
+        if not params or not terms.requires_grad: return {}
+        weights = torch.rand(terms.shape, generator=gen).to(terms) + .5
         all_of = partial(torch.autograd.grad, inputs=list(params.values()), retain_graph=True, allow_unused=True)
-        grads = [all_of((part*uneven).sum()) for part in parts]
-    uses = [sum(torch.ne(g, 0).int() for g in used if g is not None) for used in zip(*grads)]     # of each element
-    return {n: torch.where(u > 1, p.detach(), p) for (n, p), u in zip(params.items(), uses) if isinstance(u, Tensor)}
+        grads = [all_of(term, grad_outputs=weight) for term, weight in zip(terms, weights)]
+    # which rows of a table integers take is not known here: it is used as a whole
+    def used(g): return (torch.ne(g, 0) if numbers else torch.ne(g, 0).any().expand_as(g)).int()
+    uses = {n: [used(g) for g in gs if g is not None] for n, *gs in zip(params, *grads)}
+    return {n: reduce(add, each) for n, each in uses.items() if each}
+
+def _kinds(zs): return tuple((tuple(z.shape[1:]), z.dtype) for z in zs)
+
+def _structure(model, features):
+    "What decides who uses which parameter: the features, the modules, their parameters and which of them train."
+    return features, [(id(m), [(n, id(p), p is not None and p.requires_grad) for n, p in m._parameters.items()])
+                      for m in _fusing(model)[0].modules()]
+
+_KNOWN_SHARES:WeakKeyDictionary = WeakKeyDictionary()      # model -> its structure, and what was found for it
+
+@torch.compiler.assume_constant_result
+def _find_shares(model, features):
+    "Who uses which parameter, found anew where the structure is another one."
+    now, known = _structure(model, features), _KNOWN_SHARES.get(model)
+    if known is not None and known[0] == now: return
+    masks = {n: u > 1 for n, u in _uses(model, features).items()} if features else {}
+    owned = {n: mask if mask.any() else None for n, mask in masks.items() if not mask.all()}
+    _KNOWN_SHARES[model] = now, _places(model), owned
+
+def _shares(model, features):
+    "Places of the tensors; by name the parameters that are owned, with a mask of elements that are not, if any."
+    _find_shares(model, features)
+    return _KNOWN_SHARES[model][1:]
+
+def _owned_parameters(model, zs)->dict[str, Tensor]:
+    "By name the parameters of the terms; elements that those of two or more modalities use are cut off."
+    part, prefix = _fusing(model)
+    params = dict(part.named_parameters(prefix))
+    def cut(p, mask): return p if mask is None else torch.where(mask, p.detach(), p)
+    return {n: cut(params[n], mask) for n, mask in _shares(model, _kinds(zs))[1].items()}
 
 def _routed(model, zs, strategy, owned="slices"):
     "The model whose parameters get only what the strategy gives them."
-    buffers = {n: b.clone() for n, b in model.named_buffers()} if model.training else {}
-    if strategy == "collaborative" or not torch.is_grad_enabled(): return _Exchanged(model, buffers)
-    constants = {n: p.detach() for n, p in model.named_parameters()}
-    own = _owned_parameters(model, zs) if owned == "slices" and _split(model) else {}
-    return _Exchanged(model, {**buffers, **constants, **own})
+    part, prefix = _fusing(model)
+    tensors = {n: b.clone() for n, b in part.named_buffers(prefix)} if model.training else {}
+    if strategy == "collaborative" or not torch.is_grad_enabled():
+        return _Exchanged(model, tensors, _places(model) if tensors else {})
+    tensors |= {n: p.detach() for n, p in part.named_parameters(prefix)}
+    slices = owned == "slices" and _split(model)
+    if slices: tensors |= _owned_parameters(model, zs)
+    return _Exchanged(model, tensors, _shares(model, _kinds(zs) if slices else ())[0])
+
 
 # %% ../../nbs/19b_exchange.ipynb #055a4d04
 _DRAWS = dict(random=random_permutations, shift=cyclic_shifts, derangement=derangements)
 
 def _check_permutations(permutations):
     if permutations not in ("pairs", "exact"): check_count("permutations, if not 'pairs' or 'exact',", permutations, 1)
+
+def _drawn(n, batch, k, draw, generator, least=0):
+    "Partners of each sample in K draws, (n, K, B); K different shifts begin with that by `least`."
+    if draw != "shift": return _DRAWS[draw](batch, n*k, generator).unflatten(0, (n, k))
+    if k > batch: cyclic_shifts(batch, k)      # a ValueError: there are fewer
+    shifts = least + torch.rand(n, batch - least, generator=generator).argsort(1)[:, :k, None]
+    return (torch.arange(batch) + shifts) % batch
 
 def partners(
     n_members:int,                         # |S|, how many modalities are exchanged
@@ -137,8 +189,44 @@ def partners(
     if permutations == "pairs":
         if n_members == 1: return [torch.arange(batch)[:, None]]
         permutations, draw = batch, "shift"
-    make = _DRAWS[one_of("draw", draw, _DRAWS)]
-    return [make(batch, int(permutations), generator) for _ in range(n_members)]
+    return list(_drawn(n_members, batch, int(permutations), one_of("draw", draw, _DRAWS), generator))
+
+class _Draws(NamedTuple):
+    "Who takes which row, for the draws of all subsets together."
+    index:Tensor     # (M, D, B), or (M, D, 1) where all samples take the same row
+    who:Tensor       # bool (M, D): is modality m taken from there? Else it stays
+    of:Tensor        # (D,), the subset, in order
+    even:bool=True   # has each subset as many draws?
+
+    def to(self, device): return _Draws(*(sent(t, device) for t in self[:3]), self.even)
+
+def _exact_draws(subsets, batch, shared):
+    "All combinations of partners."
+    index, of = [], []
+    for s, subset in enumerate(subsets):
+        rows = torch.stack(partners(int(subset.sum()), batch, "exact", shared=shared))
+        of.append(torch.full((rows.shape[1],), s))
+        index.append(rows.new_zeros(len(subset), *rows.shape[1:]).index_put((subset,), rows))
+    return _Draws(torch.cat(index, 1), subsets.T[:, torch.cat(of)], torch.cat(of), len({len(o) for o in of}) == 1)
+
+def _draws(subsets, batch, permutations, draw, rows, generator, shared, exclude)->_Draws:
+    "The draws of all subsets; of `pairs` as many as fit `rows` answers, at least one of each subset."
+    if permutations == "exact" or batch == 1: return _exact_draws(subsets, batch, shared)
+    (n, m), pairs = subsets.shape, permutations == "pairs"
+    least, parts = int(exclude is not None), 1 if shared else m       # nobody who excludes partners keeps itself
+    most = batch - least
+    k = min(most, max(1, rows//(n*batch))) if pairs else int(permutations)
+    index, who = None, subsets.T
+    if not pairs: index = _drawn(parts*n, batch, k, draw, generator)
+    elif k < most or parts > 2: index = _drawn(parts*n, batch, k, "shift", generator, least)
+    if pairs and k == most:          # all there are: only how those of several members meet is drawn
+        in_order = (torch.arange(batch) + torch.arange(least, batch)[:, None]) % batch
+        first = who & (who.cumsum(0) == 1)
+        index = in_order if index is None else index.view(parts, n, k, batch).where(~first[..., None, None], in_order)
+    index = index.expand(parts*n, k, batch) if index.ndim == 2 else index
+    of = torch.arange(n).repeat_interleave(k)
+    return _Draws(index.reshape(parts, n*k, batch).expand(m, -1, -1), who[:, of], of)
+
 
 # %% ../../nbs/19b_exchange.ipynb #eaba2371
 _TINY = torch.finfo(torch.float32).tiny      # makes 0/0 of a constant answer 0
@@ -147,7 +235,7 @@ _FAR = 16.                                   # standard deviations: there the JS
 
 def bernoulli_js_divergence(
     p:Tensor, # logits of C labels, (..., B, C)
-    q:Tensor, # logits, (B, C)
+    q:Tensor, # logits, (B, C) or (..., B, C)
 )->Tensor:    # (..., B), nats, between 0 and C ln 2
     "The sum over labels of the Jensen-Shannon divergence between two coins: never below that of all labels together."
     def coin(logits): return torch.stack([logits, torch.zeros_like(logits)], -1)
@@ -155,15 +243,15 @@ def bernoulli_js_divergence(
 
 def gaussian_js_divergence(
     p:Tensor, # means, (..., B, C)
-    q:Tensor, # means, (B, C)
+    q:Tensor, # means, (B, C) or (..., B, C)
     y:Tensor, # targets, (B,) or (B, C); their mean squared distance from q is the variance of each output
 )->Tensor:    # (..., B), nats, between 0 and ln 2
     "The Jensen-Shannon divergence between normal distributions around two answers, of the variance of the errors of q."
     p, q = at_least_float32(p), at_least_float32(q)
-    if y is None or y.numel() != q.numel():
+    if y is None or y.numel() != q.shape[-2:].numel():
         got = None if y is None else tuple(y.shape)
-        raise ValueError(f"the Gaussian divergence needs targets y of shape {tuple(q.shape)}, got {got}")
-    variance = (q - y.view(q.shape)).square().mean(0).detach()
+        raise ValueError(f"the Gaussian divergence needs targets y of shape {tuple(q.shape[-2:])}, got {got}")
+    variance = (q - y.view(q.shape[-2:])).square().mean(-2, keepdim=True).detach()
     delta = ((p - q)/(variance + _TINY).sqrt()).clamp(-_FAR, _FAR)
     delta = torch.linalg.vector_norm(delta, dim=-1).clamp(max=_FAR)[..., None]
     nodes, weights = (torch.as_tensor(v).to(delta) for v in (_NODES, _WEIGHTS/_WEIGHTS.sum()))
@@ -172,86 +260,84 @@ def gaussian_js_divergence(
 
 def squared_error(
     p:Tensor, # answers, (..., B, C)
-    q:Tensor, # answers, (B, C)
+    q:Tensor, # answers, (B, C) or (..., B, C)
 )->Tensor:    # (..., B), the answers' unit squared
     "The mean squared error over the outputs, sample by sample: MCR's published distance for regression."
     return at_least_float32(p).sub(q).square().mean(-1)
 
 def bounded_squared_error(
     p:Tensor, # answers, (..., B, C)
-    q:Tensor, # answers, (B, C)
+    q:Tensor, # answers, (B, C) or (..., B, C)
 )->Tensor:    # (..., B), between 0 and 1
     "`d/(d + V)`: d the squared error of a sample, V the variance of the answers q over the batch, mean over outputs."
-    d, variance = squared_error(p, q), at_least_float32(q).var(0, unbiased=False).mean()
-    return d/(d + variance + _TINY)
+    d, variance = squared_error(p, q), at_least_float32(q).var(-2, unbiased=False).mean(-1)
+    return d/(d + variance[..., None] + _TINY)
 
 DISTANCES = dict(jensen_shannon=js_divergence_with_logits, bernoulli=bernoulli_js_divergence,
                  gaussian=gaussian_js_divergence, squared_error=squared_error,
                  bounded_squared_error=bounded_squared_error)
 
 # %% ../../nbs/19b_exchange.ipynb #0edb4296
-def _mixer(head:Any, rows, memory)->tuple[Callable, int]:
-    "A function index -> answers (K, B, C), modality m of sample i from row index[m][k, i] of rows[m]; a row's bytes."
-    def size(t): return t[:1].numel()*t.element_size()
-    def total(index): return reduce(add, (r[i] for r, i in zip(rows, index)))
-    def finished(index): return head.finish((t := total(index)).flatten(0, 1)).unflatten(0, t.shape[:2])
-    def mix(index):
-        shape = torch.broadcast_shapes(*(i.shape for i in index))
-        return head.fuse([r[i.expand(shape)].flatten(0, 1) for r, i in zip(rows, index)]).unflatten(0, shape)
+def _tables(rows, spares, k):
+    "For each modality what is put in its place, then its own rows, whose gradient is multiplied by k."
+    def kept(r): return r if k == 1 else r.detach() if k == 0 else scale_grad(r, k)
+    if torch.is_tensor(rows): return torch.cat([spares, kept(rows)], 1).unbind()
+    return [torch.cat([s, kept(r)]) for s, r in zip(spares, rows)]
 
+def _answers(head:Any, rows):
+    "The answers of a head, given M features, or the M terms of a sum."
     split = _split(head)
-    if split is not None: return total if split == "contributions" else finished, size(rows[0])
-    if is_conditional(head) and len({len(r) for r in rows}) == 1:
-        g, terms = head.conditional_contributions([r[:1] for r in rows])
-        if (len(rows) - 1)*len(rows[0])**2*size(terms[g]) <= memory:
-            g, terms = head.conditional_contributions(rows)
-            def pick(index): return sum(t[index[g], index[m] if m != g else 0] for m, t in enumerate(terms))
-            return pick, size(terms[g])
-    return mix, sum(size(r) for r in rows)
+    if split is None: return head.fuse(rows)
+    return reduce(add, rows) if split == "contributions" else head.finish(reduce(add, rows))
 
-def _chunked(f, index, keep, draws):
-    "(B,): the sum of f(index, keep) over all K draws; where these are chunks, each is computed again going backwards."
-    # index: M tensors (K, B), (K, 1) or, for kept modalities, (1, B); keep: bool (K, B); draws: how many are a chunk
-    if len(keep) <= draws: return f(index, keep)
+def _mixer(head:Any, tables, batch)->tuple[Callable, int]:
+    "A function (index, who) -> answers (D, B, C), see `_Draws`, and how many bytes a row of it takes."
+    device = tables[0].device
+    own = len(tables[0]) - batch + torch.arange(batch, device=device)
+    def mix(index, who):
+        at = torch.where(who[..., None], index, own)
+        rows = [t.index_select(0, i.flatten()) for t, i in zip(tables, at)]
+        return _answers(head, rows).unflatten(0, at.shape[1:])
+    sizes = [t[:1].numel()*t.element_size() for t in tables]
+    return mix, sizes[0] if _split(head) else sum(sizes)
 
-    cuts = [i.split(draws) if len(i) == len(keep) > 1 else [i]*math.ceil(len(keep)/draws) for i in index]
-    parts = zip(*cuts, keep.split(draws))
-    return reduce(add, (checkpoint(f, list(part), k, use_reentrant=False) for *part, k in parts))
+def _chunked(f, draws, most):
+    "The sum of f(*draws) over chunks of at most `most` draws, each of them computed again going backwards."
+    if len(draws.of) <= most: return f(*draws[:3])
+    parts = zip(draws.index.split(most, 1), draws.who.split(most, 1), draws.of.split(most))
+    return reduce(add, (checkpoint(f, *part, use_reentrant=False) for part in parts))
 
 _EXCLUDE = (None, "self", "label", "other_label")     # partners that do not count
 
-def _kept_pairs(index, batch, exclude, y):
-    "bool (K, B): which draws count, given the rows that each exchanged modality is taken from."
-    itself = torch.arange(batch, device=index[0].device)
-    keep = torch.ones(len(index[0]), batch, dtype=torch.bool, device=index[0].device)
-    if exclude is None: return keep
-    if exclude != "self" and (y is None or len(y) != batch):
+def _name(batch, exclude, y):
+    "By what a sample knows its like, (B,) or (B, 1, ...)."
+    if exclude == "self": return torch.arange(batch)
+    if y is None or len(y) != batch:
         got = None if y is None else tuple(y.shape)
         raise ValueError(f"exclude={exclude!r} needs the labels y of {batch} samples, got {got}")
+    return y
 
-    name = itself if exclude == "self" else y if y.ndim == 1 else y.unique(dim=0, return_inverse=True)[1]
-    for i in index:
-        same = name[i] == name
-        keep = keep & (same & (i != itself) if exclude == "other_label" else ~same)
-    return keep
+def _kept(index, who, exclude, name):
+    "bool (D, B): which draws count for which sample."
+    itself = torch.arange(len(name), device=index.device)
+    same = (name[index] == name).flatten(3).all(3) if name.ndim > 1 else name[index] == name
+    fits = same & (index != itself) if exclude == "other_label" else ~same
+    return (fits | ~who[..., None]).all(0)
 
-def _subset_divergence(head, rows, spares, scales, members, index, keep, distance, detach, memory):
-    "(B,): the divergence of the answers when `members` are exchanged; its mean is that over all kept pairs."
-    rows = [scale_grad(r, k) for r, k in zip(rows, scales)]
-    mixed = rows
-    if spares is not None:
-        mixed = [scale_grad(s, k) if m in members else r for m, (r, s, k) in enumerate(zip(rows, spares, scales))]
-    mix, row_bytes = _mixer(head, mixed, memory)
-    itself = [torch.arange(len(rows[0]), device=rows[0].device)[None]]*len(rows)
-    clean = (mix if spares is None else _mixer(head, rows, 0)[0])(itself)[0]
-    clean = clean.detach() if detach else clean
-    if distance is js_divergence_with_logits and clean.shape[-1] < 2:
-        raise ValueError(f"one output has no distribution over classes, got answers of shape {tuple(clean.shape)}: "
-                         "for a regression choose distance='gaussian' or 'bounded_squared_error'")
+def _divergences(mix, clean, draws, kept, n_subsets, distance, most):
+    "(S, B): the divergence of the answers when each subset is exchanged; the mean of a row is that of all kept pairs."
+    def apart(index, who, of): return distance(mix(index, who), clean if clean.ndim == 2 else clean[of])
+    if kept is None and draws.even and len(draws.of) <= most:
+        return apart(draws.index, draws.who, draws.of).unflatten(0, (n_subsets, -1)).mean(1)
 
-    def divergence(index, keep): return (distance(mix(index), clean)*keep).sum(0)
-    total = _chunked(divergence, index, keep, max(1, memory//(keep.shape[1]*row_bytes)))
-    return total*keep.shape[1]/keep.sum().clamp(min=1)
+    def total(index, who, of):
+        values = apart(index, who, of)
+        keep = torch.ones_like(values) if kept is None else kept(index, who).to(values)
+        both = torch.stack([values*keep, keep])
+        return both.new_zeros(2, n_subsets, both.shape[2]).index_add(1, of, both)
+    sums, counts = _chunked(total, draws, most)
+    return sums*sums.shape[1]/counts.sum(1, keepdim=True).clamp(min=1)
+
 
 # %% ../../nbs/19b_exchange.ipynb #04e9c05d
 def _check_subsets(subsets, n):
@@ -261,6 +347,8 @@ def _check_subsets(subsets, n):
     if not subsets.any(1).all() or subsets.all(1).any():
         raise ValueError("a subset must exchange at least one modality and keep at least one")
     return subsets.cpu()
+
+_ROWS, _ROWS_OF_WHOLE = 2048, 1024      # answers of "pairs": of sums, and of others
 
 _KNOWN = dict(strategy=STRATEGIES, owned=_OWNED, clean_grad=(None, "detach", "full"), draw=_DRAWS, exclude=_EXCLUDE,
               distance=(None, *DISTANCES), shared=(False, True))
@@ -273,6 +361,7 @@ def check_game(
         if name in game: one_of(name, game[name], known)
     _check_permutations(game.get("permutations", "pairs"))
     check_number("memory, in bytes,", game.get("memory", MEMORY), "[1, inf)")
+    if game.get("rows") is not None: check_count("rows", game["rows"], 1)
 
 def _distance(name, y):
     "The distance of this name; for None that of classes, which numbers and several labels do not have."
@@ -282,8 +371,17 @@ def _distance(name, y):
     apart = DISTANCES[name or "jensen_shannon"]
     return partial(apart, y=y) if apart is gaussian_js_divergence else apart
 
+def _clean(head, rows, subsets, k, grad, logits):
+    "Answers with nothing exchanged, (B, C); (S, B, C) where each subset has a gradient of its own."
+    if grad == "full" and k != 1:      # members of a subset pass theirs, others k times theirs
+        mix, _ = _mixer(head, _tables(rows, rows, k), len(rows[0]))
+        return mix(torch.arange(len(rows[0]), device=rows[0].device)[None, None], sent(subsets.T, rows[0].device))
+    # a sum is added up as those it is compared with are: no rounding tells them apart
+    if logits is not None and grad == "detach" and _split(head) is None: return logits.detach()
+    with torch.set_grad_enabled(grad == "full" and torch.is_grad_enabled()): return _answers(head, rows)
+
 def mipd(
-    model:Model,                             # has `fuse`; models with structure also say so, see `_split`
+    model:Model,                             # has `fuse`; models that sum terms also say so, see `_split`
     zs:Sequence[Tensor],                     # M features, each (B, ...)
     subsets:Tensor|None=None,                # bool (S, M): who is exchanged; default: `proper_subsets(M)`
     strategy:str="collaborative",            # routing of gradients, one of STRATEGIES; by default the plain one
@@ -298,30 +396,33 @@ def mipd(
     distance:str|None=None,                  # one of DISTANCES; None: "jensen_shannon", for classes
     generator:torch.Generator|None=None,     # of the draws
     memory:int=MEMORY,                       # bytes of one chunk of mixed rows
+    rows:int|None=None,                      # most answers of "pairs", of all subsets together; None: by the head
+    logits:Tensor|None=None,                 # (B, C): `model.fuse(zs)`, where it is there already
 )->Tensor:                                   # (S, B), mean over B: that over all kept pairs; nats for the JSDs
     "How far answers are from those with each subset of modalities exchanged (MCR, eq. 8), sample by sample."
     check_game(dict(strategy=strategy, owned=owned, clean_grad=clean_grad, permutations=permutations, draw=draw,
-                    shared=shared, exclude=exclude, distance=distance, memory=memory))
+                    shared=shared, exclude=exclude, distance=distance, memory=memory, rows=rows))
     zs, apart = check_features(zs), _distance(distance, y)
     n, batch, device = len(zs), len(zs[0]), zs[0].device
-    subsets = _check_subsets(subsets, n)
-    detach = (clean_grad or ("full" if strategy == "collaborative" else "detach")) == "detach"
+    subsets, k = _check_subsets(subsets, n), STRATEGIES[strategy]
     n_rows = batch if substitutes is None else len(substitutes[0])
     if n_rows not in (1, batch) or exclude and n_rows != batch:
         raise ValueError(f"substitutes must have {batch} rows (or 1, without exclude), got {n_rows}")
+    kept = None if exclude is None else partial(_kept, exclude=exclude, name=_name(batch, exclude, y).to(device))
 
-    scales, head = _player_scales(subsets, strategy), _routed(model, zs, strategy, owned)
+    limit = rows or (_ROWS if _split(model) else _ROWS_OF_WHOLE)
+    draws = _draws(subsets, n_rows, permutations, draw, limit, generator, shared, exclude).to(device)
+    head = _routed(model, zs, strategy, owned)
     as_rows = getattr(head, _split(model) or "", tuple)
-    rows, spares = as_rows(zs), None if substitutes is None else as_rows(check_features(substitutes))
-    out = []
-    for subset, scale in zip(subsets, scales.tolist()):
-        members = subset.nonzero()[:, 0].tolist()
-        drawn = partners(len(members), n_rows, permutations if n_rows > 1 else "exact", draw, generator, shared)
-        rows_of = dict(zip(members, (i.to(device) for i in drawn)))
-        keep = _kept_pairs(list(rows_of.values()), batch, exclude, y)
-        index = [rows_of.get(m, torch.arange(batch, device=device)[None]) for m in range(n)]
-        out.append(_subset_divergence(head, rows, spares, scale, members, index, keep, apart, detach, memory))
-    return torch.stack(out)
+    own = as_rows(zs)
+    spares = own if substitutes is None else as_rows(check_features(substitutes))
+    mix, row_bytes = _mixer(head, _tables(own, spares, k), batch)
+    clean = _clean(head, own, subsets, k, clean_grad or ("full" if k == 1 else "detach"), logits)
+    if apart is js_divergence_with_logits and clean.shape[-1] < 2:
+        raise ValueError(f"one output has no distribution over classes, got answers of shape {tuple(clean.shape)}: "
+                         "for a regression choose distance='gaussian' or 'bounded_squared_error'")
+    return _divergences(mix, clean, draws, kept, len(subsets), apart, max(1, int(memory//(batch*row_bytes))))
+
 
 # %% ../../nbs/19b_exchange.ipynb #b03863f3
 _STAND_INS = ("permutation", "zero", "noise")

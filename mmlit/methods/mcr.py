@@ -25,6 +25,7 @@ from mmlit.core import (
     check_number,
     eval_mode,
     one_of,
+    sent,
     unimodal_losses,
 )
 from ..fusion.heads import in_units
@@ -33,11 +34,61 @@ from .baselines import pretrained
 from .exchange import check_game, mipd, proper_subsets, stand_ins
 
 # %% ../../nbs/20_mcr.ipynb #736ccd91
+_PAIRS = 2**16      # pairs of rows that a step compares: all of 256 rows
+
+def _pair_terms(z, at, positive, negative):
+    "The sum of the terms of all positive pairs of the rows `at`, and its gradient at z. Masks (A, R); z holds R rows."
+    anchors = z if at is None else z[at]
+    s = anchors @ z.T
+    others = s.masked_fill(~negative, torch.finfo(s.dtype).min)
+    top = others.amax(1, keepdim=True)
+    share = (others - top).exp()
+    total = share.sum(1, keepdim=True)
+    terms = torch.where(positive, torch.logaddexp(top + total.log() - s, s.new_zeros(())), 0.)
+    weight = -torch.expm1(-terms)                          # of a term the slope, zero where no pair is
+    flow = share*(weight.sum(1, keepdim=True)/total) - weight
+    grad, own = flow.T @ anchors, flow @ z
+    return terms.sum(), grad + own if at is None else grad.index_add(0, at, own)
+
+class _PairTerms(torch.autograd.Function):
+    "The sum of `_pair_terms`, which keeps of the (A, R) tables nothing but what it was given."
+    generate_vmap_rule = True
+    @staticmethod
+    def forward(z, at, positive, negative): return _pair_terms(z, at, positive, negative)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        *inputs, slope = ctx.saved_tensors
+        if grad is None: return None, None, None, None
+        if torch.is_grad_enabled(): slope = _pair_terms(*inputs)[1]          # what is differentiated again
+        return grad*slope, None, None, None
+
+def _anchors(n, most, generator, device):
+    "The rows whose pairs are counted, (A,); None: all n."
+    a = max(1, most//n)
+    if a >= n: return None
+    return sent(torch.randperm(n, generator=generator)[:a], device)
+
+def _pairs_of(y, there):
+    "How many others of its class each row has, (R,)."
+    alike = y if there is None else y.where(there, y.max() + 1)
+    ordered = alike.sort().values
+    n = torch.searchsorted(ordered, alike, right=True) - torch.searchsorted(ordered, alike) - 1
+    return n if there is None else n*there
+
 def supervised_nt_xent(
     zs:Sequence[Tensor],    # M features of equal width, each (B, D)
     y:Tensor,               # class of each sample, (B,), integers
     temperature:float=0.5,  # tau
     presence:Tensor|None=None, # bool (B, M), see `presence_of`: what a sample lacks makes no pair
+    pairs:int=_PAIRS,       # most pairs of rows that are compared; beyond, those of a random part of the rows
+    generator:torch.Generator|None=None, # of that part; on the CPU
 )->Tensor:                  # (), nats; a mean over pairs, which belong to no single sample
     "Supervised NT-Xent over the rows of all modalities (MCR, eq. 9, as in the public code); 0 for a single class."
     zs, y = check_features(zs), torch.as_tensor(y)
@@ -48,17 +99,22 @@ def supervised_nt_xent(
         raise ValueError(f"y must hold {len(zs[0])} integers, got {y.dtype} {tuple(y.shape)}; "
                          "for other targets number them, y.unique(dim=0, return_inverse=True)[1], or the samples")
     check_number("temperature", temperature, "(0, inf)")
+    check_count("pairs", pairs, 1)
     with torch.autocast(zs[0].device.type, enabled=False):
         z = torch.cat([at_least_float32(z) for z in zs])
         length = z.norm(dim=1, keepdim=True)
         # a row of zeros (an absent modality) stays zero, with a bounded gradient
-        z = z/torch.where(length > 0, length, 1.)
-        y = y.repeat(len(zs))
-        if presence is not None: z, y = z[presence.T.flatten()], y[presence.T.flatten()]
-        s, same = z @ z.T/temperature, y[:, None] == y
-        negatives = s.masked_fill(same, torch.finfo(s.dtype).min).logsumexp(1, keepdim=True)
-        pairs = same & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-        return torch.where(pairs, torch.logaddexp(s, negatives) - s, 0.).sum()/pairs.sum().clamp(min=1)
+        z = z/(torch.where(length > 0, length, 1.)*math.sqrt(temperature))
+        y, there = y.repeat(len(zs)), None if presence is None else presence.T.flatten()
+        at = _anchors(len(z), pairs, generator, z.device)
+        own = torch.arange(len(z), device=z.device) if at is None else at
+        same = y[own, None] == y
+        positive, negative = same & (own[:, None] != torch.arange(len(z), device=z.device)), ~same
+        if there is not None: positive, negative = positive & there & there[own, None], negative & there
+        # divided by all pairs there are, not by those of the drawn rows: the mean over draws is that of all rows
+        n_pairs = positive.sum() if at is None else _pairs_of(y, there).sum()*len(at)/len(z)
+        return _PairTerms.apply(z, at, positive, negative)[0]/n_pairs.clamp(min=1)
+
 
 # %% ../../nbs/20_mcr.ipynb #2ccd4876
 def _as_vectors(
@@ -137,6 +193,8 @@ def mcr_loss(
     logits:Tensor|None=None,            # (B, C): `model.fuse(zs)`, where it is there already
     labels:Tensor|None=None,            # (B,), classes for the contrastive term; default: targets that agree
     presence:Tensor|None=None,          # bool (B, M), see `presence_of`
+    pairs:int=_PAIRS,                   # of `supervised_nt_xent`
+    targets:Sequence[Tensor]|None=None, # what `task_loss` takes besides the logits, (B, ...) each; None: y
     **kwargs,
 )->MCRTerms:
     "MCR: the task loss, each modality's own, the competition, the contrastive, the bottleneck term (MCR, algorithm 1)."
@@ -148,20 +206,21 @@ def mcr_loss(
                          "MCRHeads(dims, n_classes), whose parameters the optimiser knows; or set both to 0")
     logits = model.fuse(zs) if logits is None else logits
     # else a loss would compare every prediction with every target
-    targets = y[:, None] if logits.shape[1:] == (1,) and y.ndim == 1 and y.is_floating_point() else y
-    task = task_loss(at_least_float32(logits), targets)
+    y = y[:, None] if logits.shape[1:] == (1,) and y.ndim == 1 and y.is_floating_point() else y
+    targets = [y] if targets is None else targets
+    task = task_loss(at_least_float32(logits), *targets)
     if task.ndim: raise ValueError(f"task_loss must return one number, a mean over the batch; got {tuple(task.shape)}")
 
     parts = {name: task.new_full((), math.nan) for name in weights}
     if heads is not None and unimodal_weight:
-        parts["unimodal"] = unimodal_losses(task_loss, list(at_least_float32(heads(zs))), [targets], presence)
+        parts["unimodal"] = unimodal_losses(task_loss, list(at_least_float32(heads(zs))), targets, presence)
     if mipd_weight:
         _warn_of_no_players(zs, model, strategy, kwargs.get("owned", "slices"))
-        parts["mipd"] = mipd(model, zs, strategy=strategy, y=targets, **kwargs).mean(1)
+        parts["mipd"] = mipd(model, zs, strategy=strategy, y=y, logits=logits, **kwargs).mean(1)
     if contrastive_weight:
         vectors = _as_vectors(zs) if heads is None else heads.embed(zs)
-        classes = _classes(targets) if labels is None else labels
-        parts["contrastive"] = supervised_nt_xent(vectors, classes, temperature, presence)
+        classes, draw = _classes(y) if labels is None else labels, kwargs.get("generator")
+        parts["contrastive"] = supervised_nt_xent(vectors, classes, temperature, presence, pairs, draw)
     if heads is not None and ceb_weight:
         parts["ceb"] = conditional_entropy_bottleneck(zs, heads.reconstruct(logits), presence).mean()
 
@@ -169,9 +228,22 @@ def mcr_loss(
     total = task + sum(signs[name]*weights[name]*part.sum() for name, part in parts.items() if weights[name])
     return MCRTerms(total, task, **parts)
 
+def _ranks(values):
+    "Of each column (B, C), which of its different values an entry is."
+    ordered, order = values.sort(0)
+    steps = torch.zeros_like(order)
+    steps[1:] = ordered[1:] != ordered[:-1]
+    return torch.empty_like(order).scatter(0, order, steps.cumsum(0))
+
 def _classes(y):
     "Numbers of classes, (B,): targets that agree in all their entries are one class."
-    return y if y.ndim == 1 and not y.is_floating_point() else y.unique(dim=0, return_inverse=True)[1]
+    if y.ndim == 1 and not y.is_floating_point(): return y
+    # `unique` would wait for the device to count
+    ids = _ranks(y.flatten(1) if y.ndim > 1 else y[:, None])
+    while ids.shape[1] > 1:
+        halves = F.pad(ids, (0, ids.shape[1] % 2)).unflatten(1, (-1, 2))
+        ids = _ranks(halves[..., 0]*len(y) + halves[..., 1])
+    return ids[:, 0]
 
 def _warn_of_no_players(zs, model:Any, strategy, owned):
     "A warning where the game has nobody to train."
@@ -210,6 +282,8 @@ class MCR(FusionMethod):
         distance:str|None=None,         # one of DISTANCES; None: that of the task
         start:int=0,                    # first epoch with the game and the contrastive term
         end:int|None=None,              # first epoch without them; None: to the end
+        rows:int|None=None,             # most answers of "pairs" in a step; None: by the head, see `mipd`
+        pairs:int=_PAIRS,               # most pairs that the contrastive term compares in a step
         memory:int=MEMORY,              # bytes of one chunk of mixed rows
         seed:int=0,                     # of random permutations and noise
     ):
@@ -224,7 +298,8 @@ class MCR(FusionMethod):
             raise ValueError(f"exclude={exclude!r} leaves out partners, and substitute={substitute!r} has none")
         self.options:dict[str, Any] = {f"{name}_weight": w for name, w in weights.items()} | dict(
             strategy=strategy, temperature=temperature, owned=owned, clean_grad=clean_grad, permutations=permutations,
-            draw=draw, shared=shared, exclude=exclude, distance=distance, memory=memory)
+            draw=draw, shared=shared, exclude=exclude, distance=distance, memory=memory,
+            rows=rows, pairs=check_count("pairs", pairs, 1))
         check_game(self.options)
         if ceb_weight == 0: self.columns = self.columns[:-1]
 
@@ -258,16 +333,12 @@ class MCR(FusionMethod):
         # what nobody has seen must not enter running averages
         with eval_mode(self.model): return self.model.encode(*stand_ins(self.xb, kind, self.generator))
 
-    def _loss(self, out, y):
-        "The learner's loss, of the whole batch or of the samples that have a modality."
-        return self.loss_func(out, *(self.yb if len(y) == len(self.y) else (y,)))
-
     def after_loss(self):
         options:dict[str, Any] = self.options | dict(distance=self.distance)
         if not self.active(): options |= dict(mipd_weight=0., contrastive_weight=0.)
         terms = mcr_loss(
             self.model, self.zs, self.y, self.model.parts["mcr_heads"], logits=self.pred,
-            task_loss=self._loss, generator=self.generator,
+            task_loss=self.loss_func, targets=self.yb, generator=self.generator,
             labels=torch.arange(len(self.y), device=self.y.device) if self.contrast == "sample" else None,
             substitutes=self._substitutes() if options["mipd_weight"] else None, presence=self.presence, **options)
         self.record(**{c: getattr(terms, c).mean() for c in self.columns if options[f"{c}_weight"]})

@@ -1,6 +1,7 @@
 "The game of exchanged modalities: the one pass against explicit players, partners, distances and stand-ins."
 
 import math
+from functools import partial
 from itertools import permutations as orders
 from itertools import product
 
@@ -29,7 +30,6 @@ from mmlit.methods.exchange import (
     DISTANCES,
     STRATEGIES,
     _owned_parameters,
-    _player_scales,
     bernoulli_js_divergence,
     bounded_squared_error,
     check_game,
@@ -251,8 +251,7 @@ def test_ownership_is_seen_for_features_of_mean_zero():
 def test_features_that_cancel_are_still_used():
     head, signs = SumHead((1, 1), 2, shared=True), torch.tensor([1.0, -1, -1, 1])[:, None]
     owned = _owned_parameters(head, (signs, signs))
-    owned["linears.0.weight"].sum().backward() if owned["linears.0.weight"].requires_grad else None
-    assert head.linears[0].weight.grad is None or not head.linears[0].weight.grad.any()
+    assert not owned  # each element is used by both
 
 
 def test_running_statistics_and_weights_are_left_alone():
@@ -283,21 +282,173 @@ def test_chunks_change_nothing(kind):
         assert_close(a, b, rtol=1e-9, atol=1e-14)
 
 
-def test_a_table_of_all_pairs_is_made_where_just_it_fits():
-    class Watched(FiLMHead):
-        def conditional_contributions(self, zs):
-            rows.append(len(zs[0]))
-            return super().conditional_contributions(zs)
+# ---- all subsets at once, within a budget
 
-    rows, batch = [], 5
-    model, zs = model_of(Watched, DIMS[:3], classes=4), features(DIMS[:3], batch)
-    table = 2 * batch**2 * 4 * 8  # bytes: of two modalities, given the third, four float64
-    values = []
-    for memory, most in ((table, batch), (table - 1, 1)):
-        rows.clear()
-        values.append(mipd(model, zs, memory=memory, generator=generator()))
-        assert max(rows) == most  # one row to see the size of an entry, and all where they fit
-    assert_close(*values)
+
+class OwnHead(nn.Module):
+    "A user's head that says nothing of its inside."
+
+    def __init__(self, dims, classes):
+        super().__init__()
+        self.dims, self.first = dims, nn.ModuleList([nn.Linear(d, 5) for d in dims])
+        self.last = nn.Linear(5, classes)
+
+    def forward(self, zs):
+        return self.last(torch.stack([torch.tanh(f(z)) for f, z in zip(self.first, zs)]).prod(0))
+
+
+SIX = (2, 3, 2, 1, 2, 3)
+
+
+@pytest.mark.parametrize("kind", [*ADDITIVE, *OTHER, partial(AttentionHead, width=8), OwnHead])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_all_subsets_of_six_in_one_call_are_the_game_of_explicit_players(kind, strategy):
+    six = kind in (SumHead, FiLMHead) and strategy == "greedy"
+    dims, batch = SIX if six else SIX[:3], 2
+    model, zs = model_of(kind, dims), features(dims, batch)
+    how = dict(strategy=strategy, clean_grad="detach", permutations="exact", owned="slices")
+    if kind not in (*ADDITIVE, *OTHER):
+        how["owned"] = "encoders"
+    values = mipd(model, zs, **how)
+    ours = gradients(-values.mean(1).sum(), model, zs)[: len(dims)]
+    theirs = gradients(naive_game(model, zs, STRATEGIES[strategy], "detach", how["owned"]), model, zs)[: len(dims)]
+    for a, b in zip(ours, theirs):
+        assert_close(a, b, rtol=1e-9, atol=1e-14)
+    for s in (0, len(values) // 2, len(values) - 1):
+        subset = proper_subsets(len(dims))[s].tolist()
+        assert_close(values[s].mean(), naive_divergence(model.fuse, zs, model.fuse(zs), subset))
+
+
+def asked_for(head, name="forward"):
+    "How many rows the head is asked for, call by call."
+    calls, ask = [], getattr(head, name)
+
+    def counted(x):
+        calls.append(len(x[0]) if name == "forward" else len(x))
+        return ask(x)
+
+    setattr(head, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "n, batch, rows", [(2, 6, None), (3, 6, None), (3, 6, 100), (3, 6, 36), (3, 6, 1), (2, 600, None)]
+)
+def test_answers_stay_below_the_budget(n, batch, rows):
+    model, zs = model_of(FiLMHead, DIMS[:n]), features(DIMS[:n], batch)
+    calls, least = asked_for(model.head), (2**n - 2) * batch
+    values = mipd(model, zs, rows=rows, logits=model.fuse(zs), strategy="greedy", generator=generator())
+    assert values.shape == (2**n - 2, batch) and len(calls) == 2
+    k = min(batch, max(1, (1024 if rows is None else rows) // least))
+    assert calls[1] == k * least  # one call for all subsets, and no other
+
+
+@pytest.mark.parametrize("kind, most", [(MLPHead, 2048), (AttentionHead, 1024)])
+def test_the_budget_depends_on_how_much_a_head_says_of_itself(kind, most):
+    model, zs = model_of(kind, (3, 4), **({"width": 8} if kind is AttentionHead else {})), features((3, 4), 64)
+    calls = asked_for(model.head, "finish" if kind is MLPHead else "forward")
+    mipd(model, zs, strategy="greedy", generator=generator())
+    assert max(calls) == most
+
+
+def test_what_the_user_asks_for_is_not_cut():
+    model, zs = model_of(FiLMHead, (3, 4)), features((3, 4), 40)
+    calls = asked_for(model.head)
+    for how, rows in ((dict(permutations=37), 37), (dict(permutations="exact"), 40), (dict(rows=10**6), 40)):
+        mipd(model, zs, **how, strategy="greedy", logits=torch.zeros(40, 4).double())
+        assert calls.pop() == 2 * 40 * rows
+    everyone = mipd(model, zs, permutations="exact")
+    assert_close(mipd(model, zs, rows=10**6).mean(1), everyone.mean(1))
+
+
+@pytest.mark.parametrize("exclude", [None, "self"])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_budget_leaves_the_estimate_unbiased(rows, exclude, runs=200):
+    model, zs = model_of(ConcatHead, DIMS[:3]), features(DIMS[:3], 5)
+    with torch.no_grad():
+        truth = mipd(model, zs, permutations="exact", exclude=exclude).mean(1)
+        how = dict(rows=rows, exclude=exclude)
+        draws = torch.stack([mipd(model, zs, **how, generator=generator(s)).mean(1) for s in range(runs)])
+    standard_error = draws.std(0) / runs**0.5
+    assert (standard_error < 0.06 * truth).all() and (standard_error > 0).all()
+    assert ((draws.mean(0) - truth).abs() <= 4 * standard_error).all()
+
+
+def test_gradients_of_a_budget_are_unbiased_too(runs=300):
+    model, zs = model_of(ConcatHead, (3, 4)), features((3, 4), 6)
+    play = lambda **how: torch.cat(
+        [g.flatten() for g in gradients(mipd(model, zs, strategy="greedy", **how).mean(1).sum(), model, zs)[:2]]
+    )
+    truth = play()
+    draws = torch.stack([play(rows=12, generator=generator(s)) for s in range(runs)])
+    standard_error = draws.std(0) / runs**0.5
+    assert ((draws.mean(0) - truth).abs() <= 4.5 * standard_error + 1e-12).all()
+    assert standard_error.max() < truth.abs().max() / 10
+
+
+def test_answers_that_are_there_stand_for_the_clean_ones():
+    model, zs = model_of(FiLMHead, (3, 4)), features((3, 4))
+    asked = mipd(model, zs, strategy="greedy")
+    assert_close(mipd(model, zs, strategy="greedy", logits=model.fuse(zs)), asked)
+    assert not torch.allclose(mipd(model, zs, strategy="greedy", logits=2 * model.fuse(zs)), asked)
+    for how in (dict(clean_grad="full"), dict(strategy="collaborative")):  # that need a gradient of their own
+        assert_close(mipd(model, zs, **how, logits=torch.zeros(4, 4).double()), mipd(model, zs, **how))
+
+
+def test_who_owns_what_is_found_anew_when_the_model_changes():
+    model, zs = model_of(SumHead, (3, 3)), features((3, 3))
+    first, second = model.head.linears
+    names = lambda: set(_owned_parameters(model, zs))
+    assert names() == {f"head.linears.{m}.{n}" for m in (0, 1) for n in ("weight", "bias")}
+    second.weight = first.weight  # tied
+    assert names() == {"head.linears.0.bias", "head.linears.1.bias"}
+    second.weight = nn.Parameter(first.weight.detach().clone())
+    first.bias.requires_grad_(False)
+    assert names() == {"head.linears.0.weight", "head.linears.1.weight", "head.linears.1.bias"}
+    first.bias.requires_grad_(True)
+    model.head.linears[1] = nn.Linear(3, 4).double()
+    owned = _owned_parameters(model, zs)
+    assert owned["head.linears.1.weight"] is model.head.linears[1].weight
+    model.head = ConcatHead((3, 3), 4).double()
+    assert names() == {"head.linear.weight"}
+
+
+def test_who_owns_what_is_found_once():
+    class Watched(SumHead):
+        def contributions(self, zs):
+            calls.append(len(zs[0]))
+            return super().contributions(zs)
+
+    calls, zs = [], features((3, 4))
+    model = model_of(Watched, (3, 4))
+    state = torch.get_rng_state()
+    for _ in range(3):
+        mipd(model, zs, strategy="greedy")
+    assert calls == [64, 4, 4, 4] and torch.equal(torch.get_rng_state(), state)
+
+
+def test_rows_of_a_table_are_owned_as_a_whole():
+    "Token ids may take any row of an embedding: a table that both modalities read belongs to neither."
+
+    class Tables(nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            first, second = (nn.Embedding(9, 4, padding_idx=0) for _ in range(2))
+            self.tables = nn.ModuleList([first, first if shared else second])
+
+        def contributions(self, zs):
+            return torch.stack([t(z) for t, z in zip(self.tables, zs)])
+
+        def fuse(self, zs):
+            return self.contributions(zs).sum(0)
+
+    words = [torch.arange(6), torch.arange(6).flip(0) + 3]
+    for shared in (True, False):
+        model = Tables(shared)
+        assert len(_owned_parameters(model, words)) == (0 if shared else 2)
+        if not shared:
+            mipd(model, words, strategy="greedy").sum().backward()
+            assert all(t.weight.grad.any() for t in model.tables)
 
 
 def test_no_gradient_no_routing():
@@ -614,6 +765,8 @@ def test_rejected_input():
         (dict(permutations=9, draw="shift"), "distinct shifts"),
         (dict(permutations=2, draw="twist"), "unknown draw"),
         (dict(shared="yes"), "unknown shared"),
+        (dict(rows=0), "rows must be a whole number"),
+        (dict(rows=2.5), "rows must be a whole number"),
         (dict(memory=0), "in bytes"),
         (dict(memory=math.nan), "in bytes"),
         (dict(exclude="twins"), "unknown exclude"),
@@ -634,8 +787,6 @@ def test_rejected_input():
         mipd(model_of(SumHead, (3, 4), 1), zs)
     with pytest.raises(ValueError, match="batch size"):
         mipd(model, [zs[0], zs[1][:2]])
-    with pytest.raises(ValueError, match="unknown strategy"):
-        _player_scales(proper_subsets(2), "none")
     with pytest.raises(ValueError, match="unknown stand-in"):
         stand_ins(zs, "blur")
     with pytest.raises(ValueError, match="integers"):

@@ -18,11 +18,12 @@ from fastai.losses import CrossEntropyLossFlat
 from games import ADDITIVE, DIMS, OTHER, features, gradients, model_of, published_terms
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 from trajectories import OTHER_ORDER, Setting, same_trajectory
 
 from mmlit.data.loaders import multimodal_dls
-from mmlit.fusion.heads import HEADS, AttentionHead, ConcatHead, MLPHead, SumHead, VectorEncoder
+from mmlit.fusion.heads import HEADS, AttentionHead, ConcatHead, FiLMHead, MLPHead, SumHead, VectorEncoder
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
 from mmlit.learner import build_model, multimodal_learner
 from mmlit.methods.baselines import unimodal_learner
@@ -31,6 +32,7 @@ from mmlit.methods.mcr import (
     MCR,
     MCRHeads,
     _as_vectors,
+    _classes,
     conditional_entropy_bottleneck,
     mcr_loss,
     supervised_nt_xent,
@@ -283,6 +285,128 @@ def test_targets_that_agree_are_one_class():
     assert_close(numbers.contrastive, supervised_nt_xent(of_one.embed(zs), torch.tensor([0, 1, 0, 2])))
 
 
+def test_a_bounded_contrast_is_unbiased_and_whole_where_it_fits(runs=300):
+    zs, y = features((4, 4), 12), torch.arange(12) % 3
+    presence = torch.rand(12, 2, generator=generator(1)) < 0.7
+    for there in (None, presence):
+        whole = supervised_nt_xent(zs, y, presence=there)
+        assert torch.equal(supervised_nt_xent(zs, y, presence=there, pairs=24 * 24), whole)
+        few = lambda s, there=there: supervised_nt_xent(zs, y, presence=there, pairs=6 * 24, generator=generator(s))
+        draws = torch.stack([few(s).detach() for s in range(runs)])
+        slopes = torch.stack([torch.autograd.grad(few(s), zs[0])[0] for s in range(runs)])
+        for values, truth in ((draws, whole), (slopes, torch.autograd.grad(whole, zs[0])[0])):
+            standard_error = values.std(0) / runs**0.5
+            assert ((values.mean(0) - truth).abs() <= 4.5 * standard_error + 1e-12).all()
+            assert standard_error.max() < 0.1 * truth.abs().max() and standard_error.max() > 0
+    one = supervised_nt_xent(zs, y, pairs=1, generator=generator())  # one row, and all its pairs
+    assert one.isfinite() and one > 0
+
+
+def test_what_nobody_has_makes_no_pair():
+    zs, y = features((4, 4), 6), torch.tensor([0, 0, 1, 1, 2, 0])
+    presence = torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1], [1, 1], [0, 0]]).bool()
+    rows = torch.cat([z[p] for z, p in zip(zs, presence.T)])
+    same = supervised_nt_xent([rows], torch.cat([y[p] for p in presence.T]))
+    assert_close(supervised_nt_xent(zs, y, presence=presence), same)
+    grads = torch.autograd.grad(supervised_nt_xent(zs, y, presence=presence), zs)
+    assert all((g[~p] == 0).all() and g[p].any() for g, p in zip(grads, presence.T))
+
+
+def test_the_gradient_of_the_contrast_may_be_differentiated_again():
+    zs = features((3, 3), 5)
+    y = torch.tensor([0, 1, 0, 1, 2])
+    f = lambda *zs: supervised_nt_xent(zs, y)
+    assert torch.autograd.gradcheck(f, zs) and torch.autograd.gradgradcheck(f, zs)
+
+
+def test_classes_are_numbered_as_unique_does():
+    gen = generator()
+    for shape in ((9, 1), (40, 5), (40, 3), (7,), (1, 4)):
+        y = torch.randint(2, shape, generator=gen).double()
+        ours, theirs = _classes(y), y.unique(dim=0, return_inverse=True)[1]
+        assert ours.shape == (shape[0],)
+        assert torch.equal(ours[:, None] == ours, theirs[:, None] == theirs)
+    assert torch.equal(_classes(torch.tensor([3, 1])), torch.tensor([3, 1]))
+
+
+WAITING = "_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "is_nonzero", "equal", "masked_select"
+
+
+def reads(f):
+    "The operations by which a program waits for a value, as often as they are asked for."
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.overloadpacket.__name__
+            if name in WAITING:
+                found.append(name)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        f()
+    return found
+
+
+CASES = [
+    (kind, strategy, n)
+    for kind in (SumHead, ConcatHead, MLPHead, FiLMHead, AttentionHead)
+    for strategy, n in (("greedy", 2), ("independent", 3), ("collaborative", 2))
+]
+
+
+@pytest.mark.parametrize("kind, strategy, n", CASES)
+def test_a_step_reads_no_value(kind, strategy, n):
+    model, heads = model_of(kind, (4,) * n, dtype=torch.float32), MCRHeads((4,) * n, 4)
+    zs, y = features((4,) * n, 6, dtype=torch.float32), torch.tensor([0, 1, 3, 1, 2, 2])
+    step = lambda **how: mcr_loss(model, zs, y, heads, strategy, ceb_weight=0.1, **how).total.backward()
+    step()  # who owns what is found in the first one
+    for how in ({}, dict(exclude="label"), dict(rows=12, pairs=40), dict(permutations=3, shared=True)):
+        assert reads(lambda how=how: step(generator=generator(), **how)) == []
+    assert reads(lambda: torch.ones(1).item()) == ["_local_scalar_dense"]
+
+
+@pytest.mark.parametrize("target", ["numbers", "labels"])
+def test_a_step_of_another_task_reads_no_value(target):
+    model, heads, zs = model_of(MLPHead, (4, 4)), MCRHeads((4, 4), 4).double(), features((4, 4), 6)
+    y = torch.randn(6, 4, generator=generator()).double()
+    y = (y > 0).double() if target == "labels" else y
+    how = dict(task_loss=F.mse_loss, distance="gaussian" if target == "numbers" else "bernoulli")
+    step = lambda: mcr_loss(model, zs, y, heads, **how).total.backward()
+    step()
+    assert reads(step) == []
+
+
+@pytest.mark.parametrize("kind, strategy, n", CASES)
+def test_the_loss_is_one_graph(kind, strategy, n):
+    torch._dynamo.reset()
+    model, heads = model_of(kind, (4,) * n, dtype=torch.float32), MCRHeads((4,) * n, 4)
+    zs, y = features((4,) * n, 6, dtype=torch.float32), torch.tensor([0, 1, 3, 1, 2, 2])
+
+    def loss(zs, y):
+        return mcr_loss(model, zs, y, heads, strategy, ceb_weight=0.1).total
+
+    torch.manual_seed(0)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)(zs, y)
+    torch.manual_seed(0)
+    eager = loss(zs, y)
+    assert_close(compiled, eager)
+    for a, b in zip(gradients(compiled, model, zs), gradients(eager, model, zs)):
+        assert_close(a, b)
+
+
+def test_each_modality_gets_all_targets_for_its_own_loss():
+    "A loss of two targets, on samples of which some lack a modality."
+    model, heads, zs = model_of(SumHead, (3, 3)), MCRHeads((3, 3), 4).double(), features((3, 3), 6)
+    y, weight = torch.tensor([0, 1, 3, 1, 2, 2]), torch.rand(6, generator=generator(), dtype=torch.float64)
+    loss = lambda out, y, w: (w * F.cross_entropy(out, y, reduction="none")).mean()
+    presence = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 1], [1, 1], [1, 1]]).bool()
+    terms = mcr_loss(model, zs, y, heads, task_loss=loss, targets=[y, weight], presence=presence)
+    assert_close(terms.task, loss(model.fuse(zs), y, weight))
+    own = [loss(u(z[p]), y[p], weight[p]) for u, z, p in zip(heads.unimodal, zs, presence.T)]
+    assert_close(terms.unimodal, torch.stack(own))
+
+
 def test_rejected_input():
     model, zs, heads, y = (
         model_of(SumHead, (3, 4)),
@@ -302,6 +426,7 @@ def test_rejected_input():
         (dict(heads=heads, task_loss=partial(F.cross_entropy, reduction="none")), "one number"),
         (dict(unimodal_weight=0), "project"),
         (dict(heads=heads, exclude="twins"), "unknown exclude"),
+        (dict(heads=heads, pairs=0), "pairs must be a whole number"),
     ]:
         with pytest.raises(ValueError, match=message):
             mcr_loss(model, zs, y, **options)
@@ -346,6 +471,8 @@ def test_rejected_input():
         (dict(ceb_weight=math.nan), ValueError, "must be a number in"),
         (dict(contrastive_weight=math.inf), ValueError, "contrastive_weight must be a number"),
         (dict(temperature=0), ValueError, "temperature must be a number"),
+        (dict(rows=0), ValueError, "rows must be a whole number"),
+        (dict(pairs=0), ValueError, "pairs must be a whole number"),
         (dict(temperature=math.nan), ValueError, "temperature must be a number"),
         (dict(memory=0), ValueError, "in bytes"),
         *(
