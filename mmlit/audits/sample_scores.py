@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ..core import log_likelihood
+from ..core import check_tensors, log_likelihood, one_of
 from ..data.columns import MultimodalData
 from ..metrics import METRICS, Metric, metric_of
 from ..scores import gains, headline
@@ -42,6 +42,7 @@ def sample_scores(
     y:Tensor,      # class labels (N,), or real targets (N,)
 )->dict[str, np.ndarray]: # score -> (N,): its mean is the score; more is better
     "Accuracy, log likelihood (nats), balanced accuracy and AUC (not for one class alone); of targets r2 and r1."
+    check_tensors(logits=logits, y=y)
     if logits.ndim != 2 or y.shape != logits.shape[:1] or len(y) == 0:
         raise ValueError(f"expected one row of answers per target, (N, C) and (N,), got {tuple(logits.shape)} and "
                          f"{tuple(y.shape)}; several labels are audited one at a time")
@@ -56,6 +57,13 @@ def sample_scores(
            "balanced accuracy": _balanced(first, labels), "AUC": _auc(log_p, labels)}
     return {name: v for name, v in out.items() if v is not None}
 
+def _labels(y):
+    "Class labels (N,); ValueError for what is none."
+    check_tensors(y=y)
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if y.ndim == 1 and len(y) and whole and y.min() >= 0: return y
+    raise ValueError(f"expected class labels (N,), whole numbers from 0 on, got {y.dtype} of shape {tuple(y.shape)}")
+
 def step_of(
     score:str, # as in `sample_scores`
     y:Tensor,  # (N,)
@@ -63,7 +71,7 @@ def step_of(
     "By how much the answer to one sample changes its value of a score that counts; 0 where that is continuous."
     if score == "accuracy": return 1.
     if score not in ("balanced accuracy", "AUC"): return 0.
-    counts = np.bincount(y.numpy())
+    counts = np.bincount(_labels(y).numpy())
     return float(len(y)/(counts > 0).sum()/counts[counts > 0].min())
 
 # %% ../../nbs/27_sample_scores.ipynb #9e0adc7c
@@ -75,9 +83,10 @@ def deciding_score(
     metric:Metric|None=None,  # of `audit_metric`
 )->str:                       # as in `sample_scores`
     "The score by which models are compared: the metric, else accuracy, AUC where a class is rare, r2 for real targets."
-    if metric is not None: return _OF_METRIC[metric.name]
-    if y.is_floating_point(): return headline(False)
-    counts = torch.bincount(y)
+    if metric is not None: return _OF_METRIC[one_of("metric of an audit", metric.name, _OF_METRIC)]
+    check_tensors(y=y)
+    if y.is_floating_point() and y.numel(): return headline(False)
+    counts = torch.bincount(_labels(y))
     counts = counts[counts > 0]
     return "AUC" if len(counts) > 1 and 3*len(counts)*counts.min() < len(y) else "accuracy"
 
@@ -97,6 +106,7 @@ def watched_score(
     y:Tensor,    # class labels, or real targets, of all rows
 )->tuple[bool, str, float]: # is more better; the score it stands for, as in `sample_scores`; what 1 of that is in it
     "What a gain in the score by which epochs were chosen is worth."
+    one_of("score by which epochs are chosen", monitor, ("valid_loss", *_OF_METRIC))
     if monitor == "valid_loss": return False, "r2" if y.is_floating_point() else "log likelihood", 1.
     unit = float((y - y.median()).abs().mean()) if monitor == "mae" else 1.
     return METRICS[monitor].larger, _OF_METRIC[monitor], unit
