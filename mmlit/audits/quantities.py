@@ -33,6 +33,7 @@ from mmlit.core import (
     presence_of,
 )
 from ..data.loaders import MultimodalDataLoaders
+from ..data.tables import align_columns
 from ..estimators.learned import classifier_log_likelihood
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions
 from ..fusion.models import Fusion
@@ -257,6 +258,7 @@ def linear_answers(
     weights=None,       # of the classes, (C,)
 )->Tensor:              # log-probabilities (N', C), or predictions (N', 1), float64
     "What logistic regression, or ridge regression for real targets, makes of standardised features."
+    (z, y), z_test = map(np.asarray, align_columns(z=z, y=y)), np.asarray(z_test)
     z, y, numbers = z[:_PROBED], y[:_PROBED], y.dtype.kind == "f"
     w = None if weights is None else dict(enumerate(weights))
     fitted = Ridge() if numbers else LogisticRegression(C=.1, max_iter=300, class_weight=w)
@@ -273,6 +275,7 @@ def probe(
     y_test:np.ndarray,
 )->np.ndarray:          # (N',) the score of each test sample, see `gains`
     "Linear probe: logistic regression, or ridge regression for real targets, on standardised features."
+    (z, y), (z_test, y_test) = align_columns(z=z, y=y), map(np.asarray, align_columns(z_test=z_test, y_test=y_test))
     n_classes = 1 if y.dtype.kind == "f" else int(max(y.max(), y_test.max())) + 1
     return gains(linear_answers(z, y, z_test, n_classes), torch.as_tensor(y_test)).numpy()
 
