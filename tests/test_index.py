@@ -54,7 +54,10 @@ def scored(name, task):
 
 
 CASES = {
-    "estimate_mi": (lambda x, y, groups: estimate_mi(x, y, groups=groups, method="plugin").value, (CLASS, U > 0, GROUP)),
+    "estimate_mi": (
+        lambda x, y, groups: estimate_mi(x, y, groups=groups, method="plugin").value,
+        (CLASS, U > 0, GROUP),
+    ),
     "estimate_cmi": (lambda *xs: estimate_cmi(*xs, method="plugin").value, (CLASS, U > 0, V > 0)),
     "estimate_tc": (lambda *xs: estimate_tc(xs, method="plugin").value, (CLASS, U > 0, V > 0)),
     "estimate_mi of a tuple": (lambda x, y, z: estimate_mi((x, y), z).value, (CLASS, U > 0, V > 0)),
@@ -70,8 +73,14 @@ CASES = {
         lambda a, b, g: one_split_intervals({"m": {0: a}, "ensemble": {0: b}}, score="r2", groups=g)["m"],
         (U, V, GROUP),
     ),
-    "drawn_scores": (lambda o, y, g: drawn_scores(METRICS["f1"], o, y, "classification", g, 20), (LOGITS, CLASS, GROUP)),
-    **{f"metric {m}": (scored(m, METRICS[m].tasks[0]), (LOGITS, CLASS)) for m in ("accuracy", "f1", "log_loss", "auroc")},
+    "drawn_scores": (
+        lambda o, y, g: drawn_scores(METRICS["f1"], o, y, "classification", g, 20),
+        (LOGITS, CLASS, GROUP),
+    ),
+    **{
+        f"metric {m}": (scored(m, METRICS[m].tasks[0]), (LOGITS, CLASS))
+        for m in ("accuracy", "f1", "log_loss", "auroc")
+    },
     **{f"metric {m}": (scored(m, "regression"), (U, V)) for m in ("r2", "mae", "rmse", "spearman")},
     "metric exact_match": (scored("exact_match", "multi-label"), (LOGITS, SEVERAL)),
     "grouped_split": (lambda y, g: np.concatenate(grouped_split(y, g)), (CLASS, GROUP)),
@@ -84,7 +93,10 @@ CASES = {
     "linear_answers": (lambda z, y: linear_answers(z, y, LOGITS, 3), (LOGITS, CLASS)),
     "probe": (lambda z, y: probe(z, y, LOGITS, CLASS), (LOGITS, CLASS)),
     "probe, test": (lambda z, y: probe(LOGITS, CLASS, z, y), (LOGITS, CLASS)),
-    "multimodal_data": (lambda a, y, g: data_of(multimodal_data({"a": a, "b": a}, y, groups=g)), (LOGITS, CLASS, GROUP)),
+    "multimodal_data": (
+        lambda a, y, g: data_of(multimodal_data({"a": a, "b": a}, y, groups=g)),
+        (LOGITS, CLASS, GROUP),
+    ),
 }
 EXEMPT = {
     "align_rows": "it is what brings them into order, see tests/data/test_tables.py",
