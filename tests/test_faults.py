@@ -80,7 +80,7 @@ def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
     length, draw, hit, tries = time.time() - began, random.Random(seed), 0, 0
     while hit < kills:
         tries += 1
-        assert tries <= 5 * kills, f"{hit} of {tries} kills came while it was at work"
+        assert tries <= 10 * kills, f"{hit} of {tries} kills came while it was at work"
         began = time.time()
         process = start(command, tmp_path / "killed", workers)
         try:
@@ -169,7 +169,7 @@ def test_ten_kills_of_a_training_with_checkpoints_change_no_bit(tmp_path, record
     length = time.time() - began
     while hits < 10:
         tries += 1
-        assert tries <= 50, f"{hits} of {tries} kills came while it was at work"
+        assert tries <= 100, f"{hits} of {tries} kills came while it was at work"
         (tmp_path / "killed" / "final.pt").unlink(missing_ok=True)
         for model in sorted((tmp_path / "killed").glob("models/*"))[2:]:
             model.unlink()  # far enough back that there is something left to be killed in

