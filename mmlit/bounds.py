@@ -84,7 +84,9 @@ def class_labels(
     n_classes:int,  # C
 )->Tensor:          # the labels, int64, shape (B,)
     "The labels as a plain tensor of integers; ValueError unless there is one per sample, from 0 to C-1."
-    y = torch.as_tensor(y).as_subclass(Tensor)      # the type of fastai's labels would spread to the loss
+    try: y = torch.as_tensor(y)
+    except RuntimeError as e: raise TypeError(f"expected class labels, got {type(y).__name__}") from e
+    y = y.as_subclass(Tensor)                       # the type of fastai's labels would spread to the loss
     if y.is_floating_point() or y.is_complex():
         raise ValueError(f"expected integer class labels, got {y.dtype}: a continuous target has no classes; "
             "bin it first, e.g. by quantiles")

@@ -59,7 +59,7 @@ class Metric:
 
 def _checked(out, y):
     "Answers and labels as tensors, row by row. ValueError where there is NaN: it never becomes a score."
-    out, y = (v.to_numpy() if hasattr(v, "to_numpy") else v for v in align_columns(out=out, y=y))
+    out, y = (np.array(v) if hasattr(v, "to_numpy") else v for v in align_columns(out=out, y=y))
     try: out, y = torch.as_tensor(out), torch.as_tensor(y)
     except RuntimeError as e: raise TypeError(f"expected answers and labels as numbers: {e}") from e
     if not out.ndim or not y.ndim or len(out) != len(y) or not out.numel():

@@ -199,7 +199,8 @@ def headline(
     task, # one of `TASKS`, or the names of the classes or labels: with none, the targets are numbers
 )->str:
     "The score that decides: accuracy (of several labels, the share that is right), or R2 for real targets."
-    numbers = task_name(task) == "regression" if isinstance(task, str) else not task
+    nothing = len(task) == 0 if hasattr(task, "__len__") else not task
+    numbers = task_name(task) == "regression" if isinstance(task, str) else nothing
     return "r2" if numbers else "accuracy"
 
 def best_on_validation(
@@ -266,6 +267,7 @@ def paired_intervals(
 )->dict[str, tuple]:          # method -> (Interval of its score, Interval of its paired difference or None)
     """The intervals over seeds of each method's score and of its difference to the reference (None for that itself).
     Those of an accuracy are as wide as `sampling_deviation` asks; all end where the score does."""
+    _check_runs(runs)
     rows = runs[runs.data == data]
     if rows.empty: raise ValueError(f"no runs on {data!r}; there are runs on {sorted(set(runs.data))}")
     known = list(rows.columns[rows.notna().any()])
@@ -286,6 +288,12 @@ def paired_intervals(
         if base is None or method == reference: return None
         return _clipped(_interval((scores - base).dropna().to_numpy(), ratio, n_test), low - high, high - low)
     return {str(m): (interval(s), difference(m, s)) for m, s in table.items()}
+
+def _check_runs(runs):
+    "ValueError for a table that is none of runs."
+    if not isinstance(runs, pd.DataFrame): raise TypeError(f"runs is {type(runs).__name__}, expected a DataFrame")
+    lacking = [c for c in ("data", "method", "seed", "n_train", "n_test") if c not in runs]
+    if lacking: raise ValueError(f"the table of runs has the columns {list(runs)}, and not {lacking}")
 
 def _interval(values, ratio, n_test):
     "Of scores over seeds; ends NaN where they say nothing of their scatter."
@@ -308,6 +316,7 @@ def paired_table(
     "Scores and paired differences with intervals, as text: a row for each data set and method."
     def text(i, sign=""): return "" if i is None else f"{Interval(*(scale*v for v in i)):{sign}.1f}"
 
+    _check_runs(runs)
     out = []
     for data in dict.fromkeys(runs.data):
         by = {r: paired_intervals(runs, data, score, r) for r in references}
@@ -399,8 +408,8 @@ def one_split_intervals(
 
 def _paired(values, reference, score, interval_of):
     "The interval of each method, and that of its differences to the reference, paired by seed."
-    if not isinstance(values, Mapping):
-        raise TypeError(f"values are {type(values).__name__}, expected a dict: method -> seed -> values")
+    odd = next((v for v in (values, *getattr(values, "values", list)()) if not isinstance(v, Mapping)), None)
+    if odd is not None: raise TypeError(f"expected a dict, method -> seed -> values, got {type(odd).__name__}")
     base, (low, high) = values.get(reference), _ends(score)
     def interval(runs, low, high): return _clipped(interval_of(runs), low, high)
     def difference(method):

@@ -259,6 +259,9 @@ def linear_answers(
 )->Tensor:              # log-probabilities (N', C), or predictions (N', 1), float64
     "What logistic regression, or ridge regression for real targets, makes of standardised features."
     (z, y), z_test = map(np.asarray, align_columns(z=z, y=y)), np.asarray(z_test)
+    if z.ndim != 2 or y.shape != z.shape[:1] or z_test.shape[1:] != z.shape[1:] or not z.size:
+        raise ValueError(f"expected features (N, D), labels (N,) and features (N', D), got shapes {z.shape}, {y.shape} "
+                         f"and {z_test.shape}")
     z, y, numbers = z[:_PROBED], y[:_PROBED], y.dtype.kind == "f"
     w = None if weights is None else dict(enumerate(weights))
     fitted = Ridge() if numbers else LogisticRegression(C=.1, max_iter=300, class_weight=w)
@@ -276,6 +279,8 @@ def probe(
 )->np.ndarray:          # (N',) the score of each test sample, see `gains`
     "Linear probe: logistic regression, or ridge regression for real targets, on standardised features."
     (z, y), (z_test, y_test) = align_columns(z=z, y=y), map(np.asarray, align_columns(z_test=z_test, y_test=y_test))
+    y = np.asarray(y)
+    if not y.size or not y_test.size: raise ValueError(f"there are no labels: shapes {y.shape} and {y_test.shape}")
     n_classes = 1 if y.dtype.kind == "f" else int(max(y.max(), y_test.max())) + 1
     return gains(linear_answers(z, y, z_test, n_classes), torch.as_tensor(y_test)).numpy()
 
