@@ -13,6 +13,7 @@ test: .venv/.ok
 
 # before an issue is called resolved: what takes minutes, other people's loops, random order, twice in one process,
 # the source distribution, and the newest release of everything that mmlit stands on
+test-all: export MMLIT_TEST_ALL = 1
 test-all: .venv/.all
 	$(BIN)/python -m pytest -n 2 --slow --ignore-glob "*test_fuzz_*" --ignore tests/test_faults.py
 	$(MAKE) trials random twice sdist newest mutation

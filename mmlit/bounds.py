@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .core import at_least_float32, may_read, one_of
+from .core import at_least_float32, check_tensors, may_read, one_of
 
 # %% ../nbs/07_bounds.ipynb #bde463a0
 def log_mean_exp(
@@ -22,7 +22,8 @@ def log_mean_exp(
 )->Tensor:                           # x without these axes
     "`log(mean(exp(x)))` without overflow, in float32 at least, autocast or not; ValueError for a mean of no terms."
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"expected a floating point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"expected a floating point tensor, got {got}")
     dim = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     count = math.prod(x.shape[d] for d in dim)
     if not count: raise ValueError(f"the mean over axes {dim} of shape {tuple(x.shape)} has no terms")
@@ -31,6 +32,7 @@ def log_mean_exp(
 
 # %% ../nbs/07_bounds.ipynb #b2282683
 def _check_scores(joint, product):
+    check_tensors(joint=joint, product=product)
     if joint.ndim != 1 or product.ndim != 1:
         raise ValueError(f"joint and product must be 1-D, got {tuple(joint.shape)} and {tuple(product.shape)}")
     if not len(joint): raise ValueError("joint holds no scores")
@@ -59,6 +61,7 @@ def info_nce(
     scores:Tensor, # score of row i of x with row j of y at [i, j], shape (N, N)
 )->Tensor:         # shape (); at most log N
     "InfoNCE bound on `I(x; y)` in nats (van den Oord et al. 2018): a lower bound in expectation for any N."
+    check_tensors(scores=scores)
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise ValueError(f"expected scores of all pairs, shape (N, N), got {tuple(scores.shape)}")
     return (scores.diagonal() - log_mean_exp(scores, 1)).mean()
@@ -68,6 +71,7 @@ def matched_logits(
     scores:Tensor, # scores of all pairings, axis m is the row of modality m, shape (B,)*M + (C,)
 )->Tensor:         # shape (B, C)
     "The logits of the true pairings, the diagonal of all axes but the last."
+    check_tensors(scores=scores)
     batch, n = scores.shape[:1], scores.ndim - 1
     if n < 1 or scores.shape[:-1] != batch*n:
         raise ValueError(f"expected scores of all pairings, shape (B,)*M + (C,), got {tuple(scores.shape)}")
@@ -80,7 +84,9 @@ def class_labels(
     n_classes:int,  # C
 )->Tensor:          # the labels, int64, shape (B,)
     "The labels as a plain tensor of integers; ValueError unless there is one per sample, on the CPU from 0 to C-1."
-    y = y if isinstance(y, Tensor) else torch.as_tensor(y)
+    if not isinstance(y, Tensor):
+        try: y = torch.as_tensor(y)
+        except RuntimeError as e: raise TypeError(f"expected class labels, got {type(y).__name__}") from e
     if type(y) is not Tensor: y = y.as_subclass(Tensor)      # the type of fastai's labels would spread to the loss
     if y.is_floating_point() or y.is_complex():
         raise ValueError(f"expected integer class labels, got {y.dtype}: a continuous target has no classes; "

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'at_least_float32', 'task_name',
-           'log_likelihood', 'may_read', 'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows',
-           'with_presence', 'has_presence', 'presence_of', 'filled', 'mean_over_present', 'unimodal_losses',
+           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'check_tensors', 'at_least_float32',
+           'task_name', 'log_likelihood', 'may_read', 'scale_grad', 'check_features', 'Several', 'map_tensors',
+           'n_rows', 'with_presence', 'has_presence', 'presence_of', 'filled', 'mean_over_present', 'unimodal_losses',
            'batch_parts', 'eval_mode', 'keep_random_state', 'device_of', 'sent']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
@@ -125,6 +125,13 @@ def group_ids(
     return np.array([numbers[v] for v in values.tolist()], dtype=np.int64)
 
 # %% ../nbs/00_core.ipynb #cfef0429
+def check_tensors(
+    **given, # what each is called in messages -> what was given
+):
+    "TypeError naming what is no tensor."
+    for name, x in given.items():
+        if not isinstance(x, Tensor): raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+
 def at_least_float32(
     x:Tensor, # any type
 )->Tensor:    # float32, or float64 where x is

@@ -20,6 +20,7 @@ from sklearn import metrics
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 from .core import TASKS, group_ids, log_likelihood, one_of, task_name
+from .data.tables import align_columns
 from .scores import gains
 
 # %% ../nbs/12b_metrics.ipynb #246d8ddf
@@ -36,12 +37,17 @@ class Metric:
     def by_row(self, out, y)->np.ndarray:
         "The value of each sample, (N,); ValueError where it has none."
         if self.rows is None: raise ValueError(f"{self.name} is no mean over samples: a sample has no value of its own")
-        return np.asarray(self.rows(torch.as_tensor(out), torch.as_tensor(y)), dtype=np.float64)
+        return np.asarray(self.rows(*_checked(out, y)).detach().cpu(), dtype=np.float64)
 
     def __call__(self, out, y, task:str)->float:
         "The score of answers (N, C), logits or numbers, to labels of a task. ValueError where it is not defined."
+        if task_name(task) not in self.tasks:
+            raise ValueError(f"{self.name} is a metric for {' and '.join(self.tasks)}, and the task is {task}")
         if self.function is None: return float(self.by_row(out, y).mean())
-        out, y = torch.as_tensor(out).detach().cpu().double(), torch.as_tensor(y).detach().cpu().numpy()
+        out, y = _checked(out, y)
+        if out.ndim != 2 and task_name(task) != "regression":
+            raise ValueError(f"{task} takes answers (N, C), got shape {tuple(out.shape)}")
+        out, y = out.detach().cpu().double(), y.detach().cpu().numpy()
         value = self.function(y, _TAKEN[self.takes](out, task_name(task)))
         if np.ndim(value) or not math.isfinite(value):
             raise ValueError(f"{self.name} of {len(y)} rows is {value}, expected a number")
@@ -50,6 +56,18 @@ class Metric:
     def goodness(self, out, y, task:str)->float:
         "The score, or minus it, so that more is better."
         return self(out, y, task) if self.larger else -self(out, y, task)
+
+def _checked(out, y):
+    "Answers and labels as tensors, row by row. ValueError where there is NaN: it never becomes a score."
+    out, y = (np.array(v) if hasattr(v, "to_numpy") else v for v in align_columns(out=out, y=y))
+    try: out, y = torch.as_tensor(out), torch.as_tensor(y)
+    except RuntimeError as e: raise TypeError(f"expected answers and labels as numbers: {e}") from e
+    if not out.ndim or not y.ndim or len(out) != len(y) or not out.numel():
+        raise ValueError(f"expected one answer for each label, got shapes {tuple(out.shape)} and {tuple(y.shape)}")
+    for name, v in dict(answers=out, labels=y).items():
+        bad = v.isnan().reshape(len(v), -1).any(1).sum()
+        if bad: raise ValueError(f"the {name} have NaN in {bad} of {len(v)} rows; did the training diverge?")
+    return out, y
 
 # %% ../nbs/12b_metrics.ipynb #00feb187
 def _answered(out, task):
@@ -103,14 +121,25 @@ def _spearman(y, answer):
     each:list[Any] = [stats.spearmanr(a, b)[0] for a, b in zip(_columns(y), _columns(answer))]
     return np.mean(each)
 
-def _errors(out, y): return (out.double() - y.reshape(out.shape)).abs().mean(-1)
+def _fitting(out, y):
+    "Both as (N, D) numbers."
+    if out.numel() == y.numel(): return (v.double().reshape(len(y), -1) for v in (out, y))
+    raise ValueError(f"expected an answer for each number or label, got shapes {tuple(out.shape)}, {tuple(y.shape)}")
+
+def _errors(out, y):
+    out, y = _fitting(out, y)
+    return (out - y).abs().mean(1)
+
 def _explained(out, y):
     "1 minus the squared error in units of the variance, the mean over targets: its mean over rows is R2."
-    y, out = y.double().reshape(len(y), -1), out.double().reshape(len(out), -1)
+    out, y = _fitting(out, y)
     variance = y.var(0, unbiased=False)
     if not (variance > 0).all(): raise ValueError(f"all {len(y)} targets are equal: R2 compares with their variance")
     return (1 - (out - y)**2/variance).mean(1)
-def _all_right(out, y): return ((out > 0) == (y > 0)).double().prod(-1)
+def _all_right(out, y):
+    out, y = _fitting(out, y)
+    return ((out > 0) == (y > 0)).double().prod(1)
+
 def _nats(out, y): return -log_likelihood(out.double(), y)
 
 _SORTS, _LABELS, _NUMBERS = ("classification", "multi-label"), ("multi-label",), ("regression",)
@@ -209,7 +238,8 @@ def drawn_scores(
     seed:int=0,       # the same rows are drawn for the same seed
 )->np.ndarray:        # (1 + draws,): the score, and that of each draw; NaN where it is not defined
     "The score of rows drawn with replacement."
-    out, y = torch.as_tensor(out), torch.as_tensor(y)
+    out, y, groups = align_columns(out=out, y=y, groups=groups)
+    out, y = _checked(out, y)
     ids, rng = np.arange(len(y)) if groups is None else group_ids(groups, len(y)), np.random.default_rng(seed)
     order, sizes = np.argsort(ids, kind="stable"), np.bincount(ids)
     members = np.split(order, np.cumsum(sizes)[:-1])

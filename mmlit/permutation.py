@@ -87,6 +87,7 @@ def js_divergence_with_logits(
 
 # %% ../nbs/08_permutation.ipynb #08be8be1
 def _check_size(n, k, at_least=1):
+    if not all(hasattr(v, "__index__") for v in (n, k or 0)): raise TypeError(f"n and k are integers, got {n!r}, {k!r}")
     if n < at_least: raise ValueError(f"expected a batch of at least {at_least}, got {n}")
     if k is not None and k < 1: raise ValueError(f"expected at least one permutation, got k={k}")
 

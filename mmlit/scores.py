@@ -24,6 +24,7 @@ from sklearn import metrics
 from torch import Tensor
 
 from .core import check_level, group_ids, log_likelihood, one_of, task_name
+from .data.tables import align_columns
 
 # %% ../nbs/12_scores.ipynb #a24d195f
 def _array(x): return np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) and x.is_floating_point() else x)
@@ -36,7 +37,7 @@ def _check_finite(name, values):
 
 def _log_probabilities(logp, y):
     "Both as arrays, float64 and integers; ValueError unless they are log-probabilities (N, C) and labels (N,)."
-    logp, y = _array(logp), _array(y)
+    logp, y = map(_array, align_columns(logp=logp, y=y))
     if logp.ndim != 2 or not logp.size or y.shape != logp.shape[:1]:
         raise ValueError(f"expected log-probabilities (N, C) and labels (N,), got {logp.shape} and {y.shape}; "
                          "for several labels a sample see multilabel_scores")
@@ -90,7 +91,7 @@ def regression_scores(
 )->dict:        # r2, mae, rmse
     """The scores of point predictions, in the unit of the target (r2 has none), of several targets their means;
     ValueError if all targets are equal."""
-    prediction, y = (_array(v) for v in (prediction, y))
+    prediction, y = map(_array, align_columns(prediction=prediction, y=y))
     if prediction.ndim == 2 and prediction.shape == y.shape and y.shape[1] > 1:
         each = [regression_scores(p, t) for p, t in zip(prediction.T, y.T)]
         return {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
@@ -110,7 +111,7 @@ def regression_scores(
 
 # %% ../nbs/12_scores.ipynb #9b2a2093
 def _check_multilabel(logits, y):
-    logits, y = _array(logits), _array(y)
+    logits, y = map(_array, align_columns(logits=logits, y=y))
     if logits.ndim != 2 or not logits.size or y.shape != logits.shape:
         raise ValueError(f"expected logits (N, C) and labels (N, C), got {logits.shape} and {y.shape}")
     _check_finite("logits", logits)
@@ -198,7 +199,8 @@ def headline(
     task, # one of `TASKS`, or the names of the classes or labels: with none, the targets are numbers
 )->str:
     "The score that decides: accuracy (of several labels, the share that is right), or R2 for real targets."
-    numbers = task_name(task) == "regression" if isinstance(task, str) else not task
+    nothing = len(task) == 0 if hasattr(task, "__len__") else not task
+    numbers = task_name(task) == "regression" if isinstance(task, str) else nothing
     return "r2" if numbers else "accuracy"
 
 def best_on_validation(
@@ -265,6 +267,7 @@ def paired_intervals(
 )->dict[str, tuple]:          # method -> (Interval of its score, Interval of its paired difference or None)
     """The intervals over seeds of each method's score and of its difference to the reference (None for that itself).
     Those of an accuracy are as wide as `sampling_deviation` asks; all end where the score does."""
+    _check_runs(runs)
     rows = runs[runs.data == data]
     if rows.empty: raise ValueError(f"no runs on {data!r}; there are runs on {sorted(set(runs.data))}")
     known = list(rows.columns[rows.notna().any()])
@@ -285,6 +288,12 @@ def paired_intervals(
         if base is None or method == reference: return None
         return _clipped(_interval((scores - base).dropna().to_numpy(), ratio, n_test), low - high, high - low)
     return {str(m): (interval(s), difference(m, s)) for m, s in table.items()}
+
+def _check_runs(runs):
+    "ValueError for a table that is none of runs."
+    if not isinstance(runs, pd.DataFrame): raise TypeError(f"runs is {type(runs).__name__}, expected a DataFrame")
+    lacking = [c for c in ("data", "method", "seed", "n_train", "n_test") if c not in runs]
+    if lacking: raise ValueError(f"the table of runs has the columns {list(runs)}, and not {lacking}")
 
 def _interval(values, ratio, n_test):
     "Of scores over seeds; ends NaN where they say nothing of their scatter."
@@ -307,6 +316,7 @@ def paired_table(
     "Scores and paired differences with intervals, as text: a row for each data set and method."
     def text(i, sign=""): return "" if i is None else f"{Interval(*(scale*v for v in i)):{sign}.1f}"
 
+    _check_runs(runs)
     out = []
     for data in dict.fromkeys(runs.data):
         by = {r: paired_intervals(runs, data, score, r) for r in references}
@@ -329,6 +339,7 @@ def bootstrap_interval(
     seed:int=0,
 ):                        # Interval, or a list of K
     "Mean with its percentile bootstrap interval over samples, or over groups; ends NaN for one sample or group."
+    values, groups = align_columns(values=values, groups=groups)
     values, level = np.asarray(values, dtype=np.float64), check_level(level)
     if values.ndim not in (1, 2) or values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"expected finite values of at least one sample, (N,) or (N, K), got shape {values.shape}")
@@ -375,6 +386,7 @@ def one_split_interval(
     level:float=.95,
 )->Interval:
     "The mean of runs on one split, with an interval over initialisations and test rows; over rows alone for one run."
+    values, groups = align_columns(values=values, groups=groups)
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2: raise ValueError(f"expected a row of values for each run, (S, N), got shape {values.shape}")
     rows:Any = bootstrap_interval(values.mean(0), groups, level=level)
@@ -391,10 +403,13 @@ def one_split_intervals(
     groups=None,                                   # group id of each test row, (N,)
 )->dict[str, tuple]:                               # as of `paired_intervals`
     "What `paired_intervals` is for many splits, for runs on one: paired by seed and by test row."
+    values, groups = align_columns(values=values, groups=groups)
     return _paired(values, reference, score, lambda runs: one_split_interval(runs, groups, score == "accuracy"))
 
 def _paired(values, reference, score, interval_of):
     "The interval of each method, and that of its differences to the reference, paired by seed."
+    odd = next((v for v in (values, *getattr(values, "values", list)()) if not isinstance(v, Mapping)), None)
+    if odd is not None: raise TypeError(f"expected a dict, method -> seed -> values, got {type(odd).__name__}")
     base, (low, high) = values.get(reference), _ends(score)
     def interval(runs, low, high): return _clipped(interval_of(runs), low, high)
     def difference(method):

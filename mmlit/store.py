@@ -145,6 +145,10 @@ class RunStore:
         out:str|Path, # the folder; it is made when the first run is stored
     ):
         self.out = Path(out).absolute()         # a worker may stand in another folder
+        try: self.out.exists()
+        except OSError as error:
+            raise OSError(f"out={str(out)[:60]!r} cannot be a folder here ({error.strerror}): give another, whose "
+                          "names are shorter than 255 bytes and which you may open") from error
         # fingerprints: of a source, which takes a pass over the data, and of a run under a budget. What has one is kept
         # beside it, for an id is that of one object only while the object is there
         self._known:dict[int, tuple] = {}

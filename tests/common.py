@@ -1,6 +1,9 @@
 "What several test files draw from."
 
+import importlib
+import inspect
 import math
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +11,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import mmlit
 from mmlit.fusion.heads import HEADS
 from mmlit.fusion.models import FusionModel
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def public_functions():
+    "The functions that the modules of the package offer, by name."
+    found = {}
+    for module in pkgutil.walk_packages(mmlit.__path__, "mmlit."):
+        loaded = importlib.import_module(module.name)
+        own = {name: getattr(loaded, name) for name in getattr(loaded, "__all__", ())}
+        found |= {
+            f"{module.name}.{name}" if name in found else name: f for name, f in own.items() if inspect.isfunction(f)
+        }
+    return found
 
 
 def gaussians(rng, n, d, rho):

@@ -18,7 +18,7 @@ from scipy import stats
 
 from .measure import LEVEL
 from .robustness import permuted_name
-from ..core import one_of
+from ..core import check_count, check_number, one_of
 from ..scores import Interval
 
 # %% ../../nbs/36_advice.ipynb #8733dc34
@@ -107,13 +107,15 @@ def difference(
     if (i := interval_of(table, "differences", score, f"{b} minus {a}")) is None: return None
     return Interval(-i.mean, -i.high, -i.low)
 
+def _freedom(freedom): return check_number("freedom", freedom, "(0, inf]")
+
 def widened(
     i:Interval,              # at a level of 95 %
     candidates:int,          # how many are tried
     freedom:float=math.inf,  # degrees of Student's t; infinite: normal
 )->Interval:
     "The interval at a level of 1 - 5 %/candidates, by the ratio of the quantiles of Student's t."
-    wide = stats.t.ppf(1 - (1 - LEVEL)/2/candidates, freedom)
+    wide = stats.t.ppf(1 - (1 - LEVEL)/2/check_count("candidates", candidates, 1), _freedom(freedom))
     factor = float(wide/stats.t.ppf((1 + LEVEL)/2, freedom))
     return Interval(i.mean, i.mean - factor*(i.mean - i.low), i.mean + factor*(i.high - i.mean))
 
@@ -125,6 +127,7 @@ def detectable(
     freedom:float=math.inf,  # degrees of Student's t; infinite: normal
 )->float:
     "The difference that an interval of this width, held to 1 - 5 %/candidates, would show with a power of 80 %."
+    candidates, freedom = check_count("candidates", candidates, 1), _freedom(freedom)
     shown, power = stats.t.ppf(1 - (1 - LEVEL)/2/candidates, freedom), stats.t.ppf(_POWER, freedom)
     return float((i.high - i.low)/2/stats.t.ppf((1 + LEVEL)/2, freedom)*(shown + power))
 

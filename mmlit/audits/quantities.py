@@ -43,6 +43,7 @@ from mmlit.core import (
     presence_of,
 )
 from ..data.loaders import MultimodalDataLoaders
+from ..data.tables import align_columns
 from ..estimators.learned import classifier_log_likelihood
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions
 from ..fusion.models import Fusion
@@ -305,6 +306,10 @@ def linear_answers(
     weights=None,       # of the classes, (C,)
 )->Tensor:              # log-probabilities (N', C), log-odds of several labels, or predictions (N', D), float64
     "What logistic regression, or ridge regression for real targets, makes of standardised features."
+    (z, y), z_test = map(np.asarray, align_columns(z=z, y=y)), np.asarray(z_test)
+    if z.ndim != 2 or y.shape != z.shape[:1] or z_test.shape[1:] != z.shape[1:] or not z.size:
+        raise ValueError(f"expected features (N, D), labels (N,) and features (N', D), got shapes {z.shape}, {y.shape} "
+                         f"and {z_test.shape}")
     z, y, numbers = z[:_PROBED], y[:_PROBED], y.dtype.kind == "f"
     if y.ndim == 2 and not numbers:
         return torch.cat([linear_answers(z, label, z_test, 2).diff(dim=1) for label in y.T], 1)
@@ -328,6 +333,9 @@ def probe(
     y_test:np.ndarray,
 )->np.ndarray:          # (N',) the score of each test sample, see `first_score`
     "Linear probe: logistic regression, or ridge regression for real targets, on standardised features."
+    (z, y), (z_test, y_test) = align_columns(z=z, y=y), map(np.asarray, align_columns(z_test=z_test, y_test=y_test))
+    y = np.asarray(y)
+    if not y.size or not y_test.size: raise ValueError(f"there are no labels: shapes {y.shape} and {y_test.shape}")
     n_classes = 1 if y.dtype.kind == "f" else int(max(y.max(), y_test.max())) + 1
     return first_score(linear_answers(z, y, z_test, n_classes), torch.as_tensor(y_test)).numpy()
 

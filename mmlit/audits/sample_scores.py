@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from ..core import log_likelihood, task_name
+from ..core import check_tensors, log_likelihood, one_of, task_name
 from ..data.columns import MultimodalData
 from ..metrics import METRICS, Metric, drawn_scores, metric_of
 from ..scores import gains, headline
@@ -80,12 +80,20 @@ def sample_scores(
     y:Tensor,      # class labels (N,), real targets (N,) or (N, D), or zeros and ones (N, C) as whole numbers
 )->dict[str, np.ndarray]: # score -> (N,): its mean is the score; more is better
     "Accuracy, log likelihood (nats), balanced accuracy and AUC (not for one class alone); of targets r2 and r1."
+    check_tensors(logits=logits, y=y)
     if logits.ndim != 2 or y.ndim not in (1, 2) or y.shape != logits.shape[:y.ndim] or len(y) == 0:
         raise ValueError(f"expected one row of answers per target, (N, C) and (N,), or (N, D) and (N, D) of several, "
                          f"got {tuple(logits.shape)} and {tuple(y.shape)}")
     if not logits.isfinite().all(): raise ValueError("expected finite answers, got NaN or infinity")
     if y.is_floating_point(): return _of_numbers(logits, y.reshape(len(y), -1))
     return (_of_classes if y.ndim == 1 else _of_labels)(logits, y)
+
+def _labels(y):
+    "Class labels (N,); ValueError for what is none."
+    check_tensors(y=y)
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if y.ndim == 1 and len(y) and whole and y.min() >= 0: return y
+    raise ValueError(f"expected class labels (N,), whole numbers from 0 on, got {y.dtype} of shape {tuple(y.shape)}")
 
 def step_of(
     score:str, # as in `sample_scores`
@@ -95,7 +103,7 @@ def step_of(
     if score == "accuracy": return 1.
     if score not in ("balanced accuracy", "AUC"): return 0.
     if y.ndim == 2: return float(np.mean([step_of(score, label) for label in y.T]))
-    counts = np.bincount(y.numpy())
+    counts = np.bincount(_labels(y).numpy())
     return float(len(y)/(counts > 0).sum()/counts[counts > 0].min())
 
 # %% ../../nbs/27_sample_scores.ipynb #9e0adc7c
@@ -126,7 +134,7 @@ def is_own_score(
     return metric is not None and metric_score(metric) not in _OF_METRIC.values()
 
 def _is_rare(y):
-    counts = torch.bincount(y)
+    counts = torch.bincount(_labels(y))
     counts = counts[counts > 0]
     return len(counts) > 1 and bool(3*len(counts)*counts.min() < len(y))
 
@@ -136,7 +144,8 @@ def deciding_score(
 )->str:                       # as in `sample_scores`
     "The score by which models are compared: the metric, else accuracy, AUC where a class is rare, r2 for real targets."
     if (chosen := metric_score(metric)) is not None: return chosen
-    if y.is_floating_point(): return headline(False)
+    check_tensors(y=y)
+    if y.is_floating_point() and y.numel(): return headline(False)
     labels = [y] if y.ndim == 1 else y.T
     return "AUC" if 2*sum(map(_is_rare, labels)) > len(labels) else "accuracy"
 
@@ -157,6 +166,7 @@ def watched_score(
     metric:Metric|None=None, # that was chosen, perhaps one that is not in `METRICS`
 )->tuple[bool, str, float]: # is more better; the score it stands for, as in `sample_scores`; what 1 of that is in it
     "What a gain in the score by which epochs were chosen is worth."
+    one_of("score by which epochs are chosen", monitor, ("valid_loss", *_OF_METRIC))
     if monitor == "valid_loss": return False, "r2" if y.is_floating_point() else "log likelihood", 1.
     watched = metric if metric is not None and metric.name == monitor else METRICS[monitor]
     unit = float((y - y.median(0).values if y.ndim == 2 else y - y.median()).abs().mean()) if monitor == "mae" else 1.

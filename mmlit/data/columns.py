@@ -20,7 +20,7 @@ from .missing import PartialColumn, check_presence, presence_columns, present_ro
 from .mixed import MixedTable
 from .pictures import PictureFiles
 from .ragged import RaggedArrays
-from .tables import align_rows
+from .tables import align_rows, column_names
 from .values import NamedArrays, as_column, duplicate_groups
 
 # %% ../../nbs/02_columns.ipynb #a5eb574e
@@ -38,6 +38,7 @@ class MultimodalData:
     layout:dict[str, Any]     # modality's name -> how its sequences came, see `as_column`; they are channels first here
     truth:dict[str, Any]
     row_truth:dict[str, np.ndarray]
+    names:dict[str, list]     # modality's name -> names of its columns, where it came as a table of numbers
     metric:Any = None         # a `Metric` that decides, see `with_metric`; None: accuracy or R2
     class_weights:Any = None  # "balanced" or (C,), see `with_class_weights`; None: all count alike
     weights:Any = None        # (N,), see `with_weights`; None: all count alike
@@ -65,6 +66,8 @@ class MultimodalData:
         self.layout = dict(layout or {})
         self.xs = {m: as_column(x, m, given[m], size, self.layout.get(m), there.get(m)) for m, x in xs.items()}
         inside = {m: rows_there(x) for m, x in self.xs.items()}
+        tables = {m: column_names(x) for m, x in xs.items() if not isinstance(inside[m], MixedTable)}
+        self.names = {m: names for m, names in tables.items() if names is not None}
         self.layout |= {m: x.layout for m, x in inside.items() if isinstance(x, RaggedArrays)}
         self.kinds = {m: _kind(x, m, given[m]) for m, x in self.xs.items()}
         self.y, self.classes, self.task = encode_labels(y, classes, task)
@@ -137,8 +140,9 @@ class MultimodalData:
         xs = {m: self.xs[m] for m in modalities}
         check_presence(xs, f"{self.name} with {', '.join(modalities)} only")
         kinds = {m: self.kinds[m] for m in modalities}
-        transform, layout = ({m: v for m, v in of.items() if m in xs} for of in (self.transform, self.layout))
-        return self._with(xs=xs, kinds=kinds, transform=transform, layout=layout, truth={}, row_truth={})
+        held = dict(transform=self.transform, layout=self.layout, names=self.names)
+        held = {k: {m: v for m, v in of.items() if m in xs} for k, of in held.items()}
+        return self._with(xs=xs, kinds=kinds, truth={}, row_truth={}, **held)
 
     def with_split(self,
         split, # see `encode_split`

@@ -29,13 +29,21 @@ from .columns import MultimodalData
 from .encoders import FittedTransform, TokenIds, Vocabulary, encode_whole, fit_encoder, tokenized
 from .labels import name_of
 from .losses import check_targets, class_weights_of, draw_rows, loss_of, units_of, weighed
-from .missing import PartialColumn, check_presence, encode_some, pick_rows, present_rows, rows_there
+from mmlit.data.missing import (
+    PartialColumn,
+    check_presence,
+    encode_some,
+    in_order,
+    pick_rows,
+    present_rows,
+    rows_there,
+)
 from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
 from .ragged import RaggedArrays
 from .show import draw_samples, first_of
 from .splits import Split, check_split, fewer_rows, given_split, grouped_split
-from .tables import align_rows, check_whole
+from .tables import align_rows, check_whole, column_names, column_order
 from .values import NamedArrays, as_column, empty_rows
 
 # %% ../../nbs/15_loaders.ipynb #757814eb
@@ -52,6 +60,7 @@ class Coding:
         max_words:int=32,       # longer texts are cut
     ):
         self.modalities, self.kinds, self.split, self.layout = data.modalities, data.kinds, split, data.layout
+        self.names = data.names                             # of the columns of tables: others of them are refused
         self.classes, self.task, self.metric = data.classes, data.task, data.metric
         fit = partial(fit_encoder, standardize=standardize, min_count=min_count, max_words=max_words)
         own, xs = data.transform, {m: rows_there(x) for m, x in data.xs.items()}
@@ -167,7 +176,8 @@ class Rows(GetAttr):
             if (items.task, items.classes) != (self.task, self.classes):
                 given, expected = f"{items.task} of {items.classes}", f"{self.task} of {self.classes}"
                 raise ValueError(f"the new data have classes for {given}, expected {expected}")
-            return Rows(self.coding, self._columns(items.xs, {}), torch.as_tensor(items.y), range(len(items)), items)
+            xs = {m: self._in_order(x, m, items.names.get(m)) for m, x in items.xs.items()}
+            return Rows(self.coding, self._columns(xs, {}), torch.as_tensor(items.y), range(len(items)), items)
 
         if isinstance(items, list) and items and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
         if isinstance(items, (tuple, list)):
@@ -216,6 +226,9 @@ class Rows(GetAttr):
         if gone.any(): return PartialColumn(self._column(m, pick_rows(values, ~gone), layout), ~gone)
         if m in self.sorts and isinstance(values, list): return self._column(m, pd.DataFrame(values), layout)
         if m in self.sorts: values = self._table(m, values)
+        elif m in self.names:
+            if isinstance(values, list) and all(isinstance(v, pd.Series) for v in values): values = pd.DataFrame(values)
+            values = self._in_order(values, m, column_names(values))
         if m in self.ragged and not isinstance(values, RaggedArrays):
             values = RaggedArrays(values, m, self.kinds[m], self.ragged[m])
         expected = self.raw_shapes[m]
@@ -229,6 +242,10 @@ class Rows(GetAttr):
                              "multiply them by 255")
         self.encoders[m].check(x, m)
         return x
+
+    def _in_order(self, column, m, names):
+        "A modality with its columns in the order of those that were fitted."
+        return in_order(column, column_order(names, self.names.get(m), f"modality {m!r}"))
 
     def _table(self, m, values):
         "Rows of a table with the columns that were fitted, each of its sort."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['missing_rows', 'pick_rows', 'presence_columns', 'check_presence', 'SomeRows', 'PartialColumn', 'whole_column',
-           'rows_there', 'present_rows', 'encode_some']
+           'rows_there', 'present_rows', 'encode_some', 'in_order']
 
 # %% ../../nbs/01g_missing.ipynb #4a4a5cca
 from collections.abc import Mapping
@@ -176,3 +176,13 @@ def encode_some(
         whole[there] = t if rows.values is not None else t[:0]
         return whole
     return with_presence(map_tensors(spread, encoded), there)
+
+# %% ../../nbs/01g_missing.ipynb #e0e9323e
+def in_order(
+    column,                # numbers (N, D), a DataFrame, or a `PartialColumn` of numbers
+    order:list[int]|None,  # where the columns are, see `column_order`; None: where they stand
+):                         # the same rows
+    "The column with its own columns in another order."
+    if order is None: return column
+    if isinstance(column, PartialColumn): return PartialColumn(in_order(column.values, order), column.present)
+    return column.iloc[:, order] if isinstance(column, pd.DataFrame) else column[:, order]

@@ -14,10 +14,11 @@ import pandas as pd
 
 from ..core import one_of
 from .columns import MultimodalData
-from .missing import PartialColumn, present_rows, rows_there
+from .missing import PartialColumn, in_order, present_rows, rows_there
 from .mixed import MixedTable
 from .pictures import PictureFiles
 from .ragged import RaggedArrays
+from .tables import column_order
 from .values import NamedArrays, duplicate_groups
 
 # %% ../../nbs/02b_own.ipynb #821c9d3d
@@ -113,7 +114,7 @@ def joined_parts(
         _check_fits(part, data, train)
         if data.weights is not None or data.class_weights is not None or data.metric is not None:
             raise ValueError(f"the {part} file has weights or a metric of its own: give them to the joined data")
-    xs = {m: _joined(m, [data.xs[m] for data in parts.values()]) for m in train.modalities}
+    xs = {m: _joined(m, [_like(train, part, data, m) for part, data in parts.items()]) for m in train.modalities}
     y = np.concatenate([_in_classes_of(train, data) for data in parts.values()])
     ids, groups = 0, []
     for data in parts.values():
@@ -125,7 +126,12 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
-    return made._with(layout=train.layout).with_transform(train.transform)
+    return made._with(layout=train.layout, names=train.names).with_transform(train.transform)
+
+def _like(train, part, data, m):
+    "A modality of a file, its columns in the order of the training file."
+    order = column_order(data.names.get(m), train.names.get(m), f"modality {m!r} of the {part} file")
+    return in_order(data.xs[m], order)
 
 def _joined(name, columns):
     "The rows of several columns of a modality, one below the other."

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from .tables import align_rows, check_positions, check_whole
+from .tables import align_columns, align_rows, check_positions, check_whole
 
 # %% ../../nbs/13_splits.ipynb #b2fe22ea
 class Split(NamedTuple):
@@ -74,6 +74,7 @@ def given_split(
     classes=None,   # names of the classes, for messages
 )->Split:
     "The split that the data came with. ValueError where it tears a group apart, or a class is not in training."
+    parts, y, groups = align_columns(parts=parts, y=y, groups=groups)
     y, groups = _rows(y, groups)
     train, val, test = (np.flatnonzero(np.asarray(parts) == part) for part in Split._fields)
     if not len(train) or not len(test):

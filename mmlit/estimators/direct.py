@@ -24,6 +24,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from ..core import check_level
+from ..data.tables import align_columns
 
 # %% ../../nbs/09_direct.ipynb #ec48693d
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def as_variable(
     "Samples as a `Variable`; what is missing or infinite and more than two axes are refused."
     if isinstance(x, Variable): return x
     if isinstance(x, pd.DataFrame): x = tuple(x[c] for c in x)            # each column has a type of its own
-    if isinstance(x, tuple): return _join(*(as_variable(part, discrete) for part in x))
+    if isinstance(x, tuple): return _join(*(as_variable(part, discrete) for part in align_columns(x=x)[0]))
     x = _table(x)
     if not (x.dtype.kind == "f" if discrete is None else not discrete):
         return Variable(np.zeros((len(x), 0)), _codes(x.astype(str) if x.dtype.kind == "O" else x))
@@ -123,7 +124,7 @@ def as_variables(
     if given is not None and (given is True or given is False or given != len(xs)):
         raise ValueError(f"discrete needs one entry per variable, {len(xs)}, got {given}")
     flags = [None]*len(xs) if discrete is None else list(discrete)
-    variables = [as_variable(x, d) for x, d in zip(xs, flags)]
+    variables = [as_variable(x, d) for x, d in zip(align_columns(variable=xs)[0], flags)]
     sizes = [len(v.codes) for v in variables]
     if len(set(sizes)) > 1: raise ValueError(f"the variables have different numbers of samples: {sizes}")
     if sizes[0] < 20: raise ValueError(f"{sizes[0]} samples: at least 20 are needed")

@@ -14,6 +14,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..core import Estimator, check_level, group_ids, one_of
+from ..data.tables import align_columns
 from .direct import EntropySum, Estimate, as_variables, knn, plugin, suits_neighbours
 from .learned import classifier, neural, suits_classifier
 
@@ -65,6 +66,7 @@ def estimate_mi(
     **options,                      # of the method, as in its signature: seed; neighbours; folds; neural
 )->Estimate:
     "Mutual information I(x; y) in nats from samples. \"auto\" takes the options of all four and uses those that fit."
+    x, y, groups = align_columns(x=x, y=y, groups=groups)
     x, y = as_variables([x, y], discrete)
     return _estimate(EntropySum.mutual(x, y, None, _groups(groups, len(x.codes))), method, level, options)
 
@@ -80,6 +82,7 @@ def estimate_cmi(
     **options,                      # of the method
 )->Estimate:
     "Conditional mutual information I(x; y | z) in nats from samples."
+    x, y, z, groups = align_columns(x=x, y=y, z=z, groups=groups)
     x, y, z = as_variables([x, y, z], discrete)
     return _estimate(EntropySum.mutual(x, y, z, _groups(groups, len(x.codes))), method, level, options)
 
@@ -96,5 +99,6 @@ def estimate_tc(
     if isinstance(xs, (np.ndarray, Tensor, pd.DataFrame)) or len(xs) < 2:
         raise ValueError(f"expected a sequence of at least two variables, got {type(xs).__name__}; "
                          "of a table: [table[c] for c in table]")
-    xs = as_variables(list(xs), discrete)
+    xs, groups = align_columns(xs=list(xs), groups=groups)
+    xs = as_variables(xs, discrete)
     return _estimate(EntropySum.total(xs, _groups(groups, len(xs[0].codes))), method, level, options)

@@ -226,6 +226,7 @@ def unimodal_accuracy(
         raise ValueError(f"expected scores (M, B, C) and labels (B,), got {tuple(scores.shape)} and {tuple(y.shape)}")
     C = scores.shape[2]
     if len(y) < 1 or y.min() < 0 or y.max() >= C: raise ValueError(f"expected labels from 0 to {C - 1}, at least one")
+    if scores.isnan().any(): raise ValueError("there is NaN among the scores; did the training diverge?")
 
     counted = [torch.bincount(C*said + y, minlength=C*C).view(C, C) for said in scores.argmax(2)]
     counts = torch.stack(counted).double().cpu()                   # (M, said, true)

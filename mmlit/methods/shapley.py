@@ -63,6 +63,7 @@ def combine_coalitions(
 # %% ../../nbs/21_shapley.ipynb #ebffffdd
 def _n_players(game):
     "M, of a game of 2**M rows; ValueError for another number of rows."
+    if not isinstance(game, Tensor): raise TypeError(f"a game is a tensor of values, got {type(game).__name__}")
     n = len(game).bit_length() - 1 if game.ndim else 0
     if n < 1 or len(game) != 2**n:
         raise ValueError("expected one value for each of 2**M coalitions along the first axis, "

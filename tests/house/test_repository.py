@@ -283,3 +283,23 @@ def test_nothing_stands_in_the_repository_twice():
     tracked = tracked_files(ROOT)
     for name in ("katex.min.js", "styles.css"):
         assert sum(Path(p).name == name for p in tracked) == 1, name
+
+
+def says_trials(function):
+    "Does this test, or its decorator, say how many random cases or faults it made?"
+    decorators = [ast.unparse(d) for d in function.decorator_list]
+    counted = any(d.startswith(("fuzz(", "fuzzing.fuzz(")) or d in ("TIMES", "fuzzing.TIMES") for d in decorators)
+    return counted or "record_property('trials'" in ast.unparse(function)
+
+
+def test_every_test_that_counts_trials_has_a_row_in_their_table():
+    table = (ROOT / "results" / "trials.csv").read_text(encoding="utf8").splitlines()[1:]
+    rows = {tuple(part.split("[")[0] for part in line.split(",")[:2]) for line in table}
+    counted = set()
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf8"))
+        own = [f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and says_trials(f)]
+        counted |= {(file.stem, name) for name in own if name.startswith("test_")}
+    assert len(counted) > 60 and all("_fuzz_" in stem or stem == "test_faults" for stem, _ in counted)
+    assert counted <= rows, f"run tools/trials.py -k for {sorted(counted - rows)}"
+    assert rows <= counted, f"there are no such tests: {sorted(rows - counted)}"

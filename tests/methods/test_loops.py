@@ -1,82 +1,70 @@
 "Each method as a loss in somebody else's loop, plain, of Lightning or of a `Trainer`, trains as its callback does."
 
 import copy
+import importlib.util
+import json
+import os
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from torch.testing import assert_close
 
 from mmlit.data.loaders import multimodal_dls
-from mmlit.fusion.coalitions import mask_features
 from mmlit.learner import METHODS as REGISTERED
 from mmlit.learner import FusionMethod, multimodal_learner
 from mmlit.methods.baselines import ModalityDropout, MultiLoss
-from mmlit.methods.mcr import MCR, mcr_loss
-from mmlit.methods.modulation import (
-    GradientModulation,
-    modality_responses,
-    modulation_coefficients,
-    muted_logits,
-    response_scores,
-    routed_logits,
-)
+from mmlit.methods.mcr import MCR
+from mmlit.methods.modulation import GradientModulation
 from mmlit.methods.multimodal_loss import MultiModal
 from mmlit.methods.shapley import ModalityResampling
-from mmlit.methods.tcmax import TCMax, tcmax_model_loss
+from mmlit.methods.tcmax import TCMax
 from mmlit.training import Budget
 
 # ---- each method as a function of the batch: what the page of recipes shows
 
 
-def joint(model, batch):
-    return F.cross_entropy(model(*batch.xs), batch.y)
+def page():
+    "The losses of the page, as they stand there."
+    book = json.loads((Path(__file__).parents[2] / "nbs" / "recipes.ipynb").read_text(encoding="utf8"))
+    code = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code"]
+    names = {}
+    for source in code[:2] + [c for c in code if "LOSSES = dict(" in c]:  # imports, and the losses
+        exec(source, names)
+    return names["LOSSES"]
 
 
-def multi_loss(model, batch):
-    zs = model.encode(*batch.xs)
-    alone = sum(F.cross_entropy(head(z), batch.y) for head, z in zip(model.parts["multi_loss_heads"], zs))
-    return F.cross_entropy(model.fuse(zs), batch.y) + alone
-
-
-def masked(model, batch):
-    "Modality dropout and resampling: features that the batch is to do without."
-    return F.cross_entropy(model.fuse(mask_features(model.encode(*batch.xs), batch.keep)), batch.y)
-
-
-def tcmax(model, batch):
-    return tcmax_model_loss(model, model.encode(*batch.xs), batch.y)
-
-
-def mcr(model, batch):
-    return mcr_loss(model, model.encode(*batch.xs), batch.y, model.parts["mcr_heads"]).total
-
-
-def agm(model, batch):
-    zs, history = model.encode(*batch.xs), model.parts["response_history"]
-    logits = muted_logits(model, batch.xs, zs)
-    score = response_scores(modality_responses(logits.detach()), batch.y)
-    kappa = modulation_coefficients(score, history.mean)
-    history.update(score)
-    return F.cross_entropy(routed_logits(logits, kappa), batch.y)
-
-
-METHODS = {
-    "joint": (lambda: None, joint),
-    "multi_loss": (MultiLoss, multi_loss),
-    "modality_dropout": (ModalityDropout, masked),
-    "resampling": (lambda: ModalityResampling(warmup=0), masked),
-    "multimodal": (MultiModal, joint),  # its loss is the cross-entropy, its head the method
-    "tcmax": (TCMax, tcmax),
-    "mcr": (MCR, mcr),
-    "agm": (GradientModulation, agm),
+LOSSES = page()
+CALLBACKS = {
+    "joint": lambda: None,
+    "multi_loss": MultiLoss,
+    "modality_dropout": ModalityDropout,
+    "resampling": lambda: ModalityResampling(warmup=0),
+    "multimodal": MultiModal,
+    "tcmax": TCMax,
+    "mcr": MCR,
+    "agm": GradientModulation,
 }
+PARTS = {"multi_loss": "multi_loss_heads", "mcr": "mcr_heads", "agm": "response_history"}
+
+
+def loss_of(method):
+    "The loss of a page with what the callback put beside the model."
+
+    def loss(model, batch):
+        own = model.parts[PARTS[method]] if method in PARTS else None
+        return LOSSES[method](model, own, batch.xs, batch.y, batch.keep)
+
+    return loss
+
+
+METHODS = {name: (make, loss_of(name)) for name, make in CALLBACKS.items()}
 OPTIMISERS = {
     "SGD": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
     "Adam": partial(torch.optim.Adam, lr=1e-3),
@@ -166,6 +154,7 @@ def trainer_loop(model, loss_of, batches, optimiser, folder):
 @pytest.fixture(scope="module")
 def torchvision():
     "Both libraries import it; beside a CPU build of torch from elsewhere its compiled operators may not load."
+    needs("torchvision")
     try:
         import torchvision
     except RuntimeError:
@@ -178,6 +167,12 @@ def torchvision():
 
         torchvision.operators = library  # they live as long as this object
     return torchvision
+
+
+def needs(library):
+    "Skips where an extra is not installed; under `make test-all`, which installs it, that is a failure."
+    if importlib.util.find_spec(library) is None and "MMLIT_TEST_ALL" not in os.environ:
+        pytest.skip(f"{library} is not installed: make test-all has it, and fails without")
 
 
 LOOPS = {"plain": plain_loop, "lightning": lightning_loop, "trainer": trainer_loop}
@@ -203,20 +198,35 @@ def test_a_plain_loop_is_the_callback(method, optimiser):
 @pytest.mark.slow
 @cases
 def test_lightning_is_the_callback(method, torchvision):
+    needs("lightning")
     check("lightning", method, "SGD")
 
 
 @pytest.mark.slow
 @cases
 def test_a_hugging_face_trainer_is_the_callback(method, torchvision, tmp_path):
+    needs("transformers")
+    needs("accelerate")
     check("trainer", method, "SGD", tmp_path)
+
+
+def test_a_library_that_is_missing_is_a_failure_of_the_whole_suite(monkeypatch):
+    "A missing extra never makes it green in silence."
+    monkeypatch.delenv("MMLIT_TEST_ALL", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="make test-all has it, and fails without"):
+        needs("no_such_library")
+    monkeypatch.setenv("MMLIT_TEST_ALL", "1")
+    needs("no_such_library")  # the import that follows fails
+    makefile = Path(__file__).parents[2] / "Makefile"
+    if makefile.exists():
+        assert "test-all: export MMLIT_TEST_ALL = 1" in makefile.read_text(encoding="utf8")
 
 
 def test_every_callback_of_the_package_has_a_loop():
     "One that is only another option, start or learning rate of a method here needs no lines of its own."
     variants = {"agm_lr", "resampling_modality", "mcr_pretrained", "pretrained", "frozen", "scaled_sum", "lr_control"}
     separate = {"unimodal", "ensemble", "ensemble_prob"}
-    assert set(REGISTERED) - variants - separate == set(METHODS)
+    assert set(REGISTERED) - variants - separate == set(METHODS) == set(LOSSES)
 
 
 ROWS = {

@@ -1,0 +1,251 @@
+"An index of pandas is never ignored: rows, and columns of a table, of one name belong together, or are refused."
+
+import inspect
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from common import public_functions
+from sklearn import metrics
+
+from mmlit.audits.quantities import linear_answers, probe
+from mmlit.data.loaders import multimodal_dls
+from mmlit.data.losses import with_weights
+from mmlit.data.own import joined_parts, multimodal_data
+from mmlit.data.splits import check_split, fewer_rows, given_split, grouped_split
+from mmlit.data.tables import align_columns
+from mmlit.estimators.direct import as_variables
+from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
+from mmlit.learner import multimodal_learner
+from mmlit.metrics import METRICS, drawn_scores
+from mmlit.production.predictor import load_predictor, save_predictor
+from mmlit.scores import (
+    bootstrap_interval,
+    classification_scores,
+    confidence_gaps,
+    expected_calibration_error,
+    multilabel_scores,
+    one_split_interval,
+    one_split_intervals,
+    regression_scores,
+)
+
+N = 120
+NAMES = [f"row {i}" for i in range(N)]
+RNG = np.random.default_rng(0)
+CLASS = RNG.integers(0, 3, N)
+GROUP = np.arange(N) // 3
+U = RNG.normal(size=N)
+V = U + 0.5 * RNG.normal(size=N)
+LOGITS = RNG.normal(size=(N, 3)) + 2 * np.eye(3)[CLASS]
+LOGP = torch.as_tensor(LOGITS).log_softmax(1).numpy()
+SEVERAL = np.eye(3)[CLASS]
+SORTS = "classification"
+PARTS = np.arange(N // 2), np.arange(N // 2, 3 * N // 4), np.arange(3 * N // 4, N)
+
+
+def named(x):
+    return (pd.Series if x.ndim == 1 else pd.DataFrame)(x, index=NAMES)
+
+
+def scored(name, task):
+    return lambda out, y: METRICS[name](out, y, task)
+
+
+CASES = {
+    "estimate_mi": (
+        lambda x, y, groups: estimate_mi(x, y, groups=groups, method="plugin").value,
+        (CLASS, U > 0, GROUP),
+    ),
+    "estimate_cmi": (lambda *xs: estimate_cmi(*xs, method="plugin").value, (CLASS, U > 0, V > 0)),
+    "estimate_tc": (lambda *xs: estimate_tc(xs, method="plugin").value, (CLASS, U > 0, V > 0)),
+    "estimate_mi of a tuple": (lambda x, y, z: estimate_mi((x, y), z).value, (CLASS, U > 0, V > 0)),
+    "as_variables": (lambda *xs: np.concatenate([v.columns for v in as_variables(xs)], 1), (U, V)),
+    "confidence_gaps": (confidence_gaps, (LOGP, CLASS)),
+    "expected_calibration_error": (expected_calibration_error, (LOGP, CLASS)),
+    "classification_scores": (lambda *c: list(classification_scores(*c).values()), (LOGP, CLASS)),
+    "regression_scores": (lambda *c: list(regression_scores(*c).values()), (U, V)),
+    "multilabel_scores": (lambda *c: list(multilabel_scores(*c).values()), (LOGITS, SEVERAL)),
+    "bootstrap_interval": (bootstrap_interval, (U, GROUP)),
+    "one_split_interval": (lambda a, b, g: one_split_interval([a, b], g), (U, V, GROUP)),
+    "one_split_intervals": (
+        lambda a, b, g: one_split_intervals({"m": {0: a}, "ensemble": {0: b}}, score="r2", groups=g)["m"],
+        (U, V, GROUP),
+    ),
+    "drawn_scores": (
+        lambda o, y, g: drawn_scores(METRICS["f1"], o, y, "classification", g, 20),
+        (LOGITS, CLASS, GROUP),
+    ),
+    **{
+        f"metric {m}": (scored(m, METRICS[m].tasks[0]), (LOGITS, CLASS))
+        for m in ("accuracy", "f1", "log_loss", "auroc")
+    },
+    **{f"metric {m}": (scored(m, "regression"), (U, V)) for m in ("r2", "mae", "rmse", "spearman")},
+    "metric exact_match": (scored("exact_match", "multi-label"), (LOGITS, SEVERAL)),
+    "grouped_split": (lambda y, g: np.concatenate(grouped_split(y, g)), (CLASS, GROUP)),
+    "given_split": (
+        lambda y, g: np.concatenate(given_split(np.repeat(["train", "test"], [90, 30]), y, g)),
+        (CLASS, GROUP),
+    ),
+    "check_split": (lambda y, g: check_split(PARTS, y, g) is None, (CLASS, GROUP)),
+    "fewer_rows": (lambda y, g: np.concatenate(fewer_rows(PARTS, y, g, 30)), (CLASS, GROUP)),
+    "linear_answers": (lambda z, y: linear_answers(z, y, LOGITS, 3), (LOGITS, CLASS)),
+    "probe": (lambda z, y: probe(z, y, LOGITS, CLASS), (LOGITS, CLASS)),
+    "probe, test": (lambda z, y: probe(LOGITS, CLASS, z, y), (LOGITS, CLASS)),
+    "multimodal_data": (
+        lambda a, y, g: data_of(multimodal_data({"a": a, "b": a}, y, groups=g)),
+        (LOGITS, CLASS, GROUP),
+    ),
+}
+EXEMPT = {
+    "align_rows": "it is what brings them into order, see tests/data/test_tables.py",
+    "align_columns": "likewise",
+    "answer_information": "answers of models: arrays",
+    "feature_information": "features of models: arrays",
+    "knn_terms": "takes `Variable`s, which have no index",
+    "plugin_jackknife": "likewise",
+    "classifier_log_likelihood": "of a fitted classifier: arrays",
+    "multimodal_dls": "by `multimodal_data`, which has a row here; weights in a test of their own",
+    "weighed": "data are known by position: what has another index is refused, see a test below",
+    "with_weights": "likewise",
+    "with_class_weights": "weights of classes and not of rows",
+}
+COLUMNS = set("x y z xs logp logits prediction values groups out weights answers".split())
+
+
+def data_of(data):
+    return np.c_[data.xs["a"], data.y, data.groups]
+
+
+def same(a, b):
+    return np.allclose(np.asarray(a, dtype=float), np.asarray(b, dtype=float), equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+def test_rows_in_another_order_are_brought_into_one_or_refused(case):
+    call, columns = CASES[case]
+    given = [named(c) for c in columns]
+    want = call(*columns)
+    assert same(call(*given), want)
+    turned = RNG.permutation(N)
+    for k in range(len(given)):
+        moved = [c.iloc[turned] if i == k else c for i, c in enumerate(given)]
+        refused = False
+        try:
+            found = call(*moved)
+        except ValueError as error:
+            assert "different order" in str(error) or k == 0 and case == "check_split"  # row numbers are those of y
+            refused = True
+        first = call(*(c.to_numpy()[turned] for c in given)) if k == 0 and not refused else want
+        assert refused or same(found, first) or same(found, want)
+        with pytest.raises(ValueError, match="the index of|other rows"):
+            call(*(c.set_axis(range(N)) if i == k else c for i, c in enumerate(given)))
+    bare = [given[0], given[1].iloc[turned], np.arange(N)]
+    with pytest.raises(ValueError, match="has no index that says where its rows belong"):
+        align_columns(a=bare[0], b=bare[1], c=bare[2])
+
+
+def test_every_public_function_of_several_columns_is_tried():
+    def columns(f):
+        parameters = inspect.signature(f).parameters.values()
+        return [p for p in parameters if p.name in COLUMNS and "Tensor" not in str(p.annotation)]
+
+    several = {name for name, f in public_functions().items() if len(columns(f)) > 1}
+    assert several - set(EXEMPT) <= set(CASES), sorted(several - set(EXEMPT) - set(CASES))
+    assert set(EXEMPT) <= set(public_functions())
+
+
+def test_information_and_scores_are_those_of_the_rows_that_belong_together():
+    "The values that positions would give are far away."
+    x, y = named(U), named(V).sample(frac=1, random_state=0)
+    assert estimate_mi(x, y, method="knn").value == estimate_mi(U, V, method="knn").value > 0.4
+    assert abs(estimate_mi(x.to_numpy(), y.to_numpy(), method="knn").value) < 0.2
+    assert regression_scores(x, y)["r2"] == regression_scores(U, V)["r2"] > 0.5
+    f1 = METRICS["f1"](named(LOGITS), named(CLASS).sample(frac=1, random_state=0), "classification")
+    assert math.isclose(f1, metrics.f1_score(CLASS, LOGITS.argmax(1), average="macro"))
+
+
+def test_weights_with_names_of_rows_are_refused_where_rows_have_none():
+    data = multimodal_data({"a": LOGITS, "b": LOGITS}, CLASS)
+    with pytest.raises(ValueError, match="known by position only"):
+        with_weights(data, named(np.ones(N)))
+
+
+# ---- columns of a table of numbers
+
+
+A = pd.DataFrame(LOGITS @ RNG.normal(size=(3, 4)), columns=list("pqrs"))
+B = pd.DataFrame(RNG.normal(size=(N, 3)), columns=["u", "v", 3])
+
+
+@pytest.fixture(scope="module")
+def learn():
+    torch.manual_seed(0)
+    learn = multimodal_learner(multimodal_dls({"a": A, "b": B}, CLASS, bs=16, device="cpu", seed=0), width=8)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-2)
+    return learn
+
+
+def answers_of_loader(learn, rows, folder):
+    with learn.no_bar(), learn.no_logging():
+        return learn.get_preds(dl=learn.dls.test_dl(rows))[0]
+
+
+def answers_of_file(learn, rows, folder):
+    save_predictor(learn, folder / "model")
+    return load_predictor(folder / "model").answers(rows).softmax(1)
+
+
+def answers_of_export(learn, rows, folder):
+    from fastai.learner import load_learner
+
+    learn.path = folder
+    learn.export("model.pkl")
+    return answers_of_loader(load_learner(folder / "model.pkl"), rows, folder)
+
+
+WAYS = pytest.mark.parametrize("answers", [answers_of_loader, answers_of_file, answers_of_export])
+
+
+@WAYS
+def test_columns_of_a_table_go_by_name(learn, answers, tmp_path):
+    want = answers(learn, {"a": A, "b": B}, tmp_path)
+    ways = [
+        {"a": A[list("srqp")], "b": B[[3, "v", "u"]]},
+        {"a": A.to_numpy(), "b": B},  # no names: by position
+        [{"a": A.iloc[i, ::-1], "b": B.iloc[i]} for i in range(N)],  # rows of tables
+    ]
+    for rows in ways:
+        assert torch.allclose(answers(learn, rows, tmp_path), want, atol=1e-6)
+    gap = A[list("srqp")].copy()
+    gap.iloc[:3] = np.nan
+    found = answers(learn, {"a": gap, "b": B}, tmp_path)
+    assert torch.allclose(found[3:], want[3:], atol=1e-6)
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "columns, told",
+    [("pqrz", r"\['s'\] are missing and \['z'\] are not known"), ("pqr", "missing"), ("pqrst", "not known")],
+)
+def test_other_columns_are_refused(learn, answers, columns, told, tmp_path):
+    rows = {"a": A.reindex(columns=list(columns), fill_value=0.0), "b": B}
+    with pytest.raises(ValueError, match=told):
+        answers(learn, rows, tmp_path)
+
+
+def test_new_data_and_parts_of_a_split_go_by_name(learn):
+    turned = multimodal_data({"a": A[list("srqp")], "b": B}, CLASS)
+    whole = multimodal_data({"a": A, "b": B}, CLASS)
+    want, found = (next(iter(learn.dls.test_dl(d)))[0] for d in (whole, turned))
+    assert torch.equal(found, want)
+    joined = joined_parts(whole.subset(range(80)), turned.subset(range(80, N)))
+    assert np.array_equal(joined.xs["a"], whole.xs["a"]) and joined.names == whole.names
+    assert joined.select(["b"]).names == {"b": ["u", "v", 3]}
+    other = multimodal_data({"a": A.rename(columns={"p": "z"}), "b": B}, CLASS)
+    with pytest.raises(ValueError, match="columns of modality 'a' of the test file"):
+        joined_parts(whole.subset(range(80)), other.subset(range(80, N)))
