@@ -1,6 +1,5 @@
 "A training step of each method over the plain step of the same model: pure functions in a torch loop."
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -142,10 +141,9 @@ def parts_of(method, setting, device="cpu"):
     return {}
 
 
-def step_of(method, setting, device="cpu"):
-    "A function that makes one training step."
+def trained_by(method, setting, device="cpu"):
+    "A model, and a function that makes one training step of it."
     model, xs, y = setting.make(device)
-    model = copy.deepcopy(model)
     if method == "MultiModal":
         use_head(model, MultiProxyHead)
     parts = parts_of(method, setting, device)
@@ -158,7 +156,11 @@ def step_of(method, setting, device="cpu"):
         loss_of(model, parts, xs, y).backward()
         optimiser.step()
 
-    return step if method != "AGM lr" else _scaled(step, model, parts)
+    return model, step if method != "AGM lr" else _scaled(step, model, parts)
+
+
+def step_of(method, setting, device="cpu"):
+    return trained_by(method, setting, device)[1]
 
 
 def _scaled(step, model, parts):

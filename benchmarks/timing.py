@@ -76,8 +76,10 @@ def interleaved(calls, effort, clock=cpu_clock):
         clocks = {name: _Repeated(calls[name], clock) for name in names}
         for name in names[1:]:
             if clocks[name].warm > effort.seconds:  # slow enough to be its own measurement
+                took = clocks[first]()
                 seconds[name].append(clocks[name].warm)
-                base[name].append(clocks[first]())
+                for times in base[name], seconds[first], base[first]:
+                    times.append(took)
         for turn in range(effort.rounds):
             others = [n for n in names[1:] if not _done(seconds[n], effort)]
             if not others and (len(names) > 1 or _done(seconds[first], effort)) or _done(seconds[first], effort, 4):
