@@ -97,8 +97,13 @@ def files(folder, device, quick=False):
 def keep(folder, given, about, rows):
     "Writes the JSON and the page."
     data, page = files(folder, given.device, given.quick)
-    tables.save(data, about, rows)
-    page.write_text(tables.report(about, rows, [] if given.quick else TARGETS), encoding="utf8")
+    tables.save(data, about, rows, targets_of(given))
+    page.write_text(tables.report(about, rows, targets_of(given)), encoding="utf8")
+
+
+def targets_of(given):
+    "On the CPU, and of the problems that they are about."
+    return [] if given.quick or torch.device(given.device).type == "cuda" else TARGETS
 
 
 def main(arguments=None):
@@ -119,7 +124,7 @@ def main(arguments=None):
     keep(given.out, given, about, rows)
     if given.write:
         keep(given.results, given, about, tables.merged(committed[1], rows))
-    print(tables.report(about, rows, [] if given.quick else TARGETS))
+    print(tables.report(about, rows, targets_of(given)))
     if worse:
         print("slower than the committed table:", *worse, sep="\n  ")
     return int(bool(worse) and not given.write)

@@ -30,7 +30,7 @@ def tcmax_grid(contributions, y):
     grid = contributions[0]
     for m in range(1, n):
         grid = grid[..., None, :] + contributions[m].view(*[1] * m, batch, -1)
-    own = contributions.sum(0)[torch.arange(batch), y].mean()
+    own = contributions.sum(0)[torch.arange(batch, device=y.device), y].mean()
     return grid.logsumexp(tuple(range(n + 1))) - own - math.log(batch)
 
 
@@ -88,7 +88,7 @@ def mcr_loops(model, heads, xs, y):
 def shapley_orders(v):
     "The average gain over all orders."
     n = len(v).bit_length() - 1
-    phi = torch.zeros(n, *v.shape[1:], dtype=v.dtype)
+    phi = torch.zeros_like(v[:n])
     for order in itertools.permutations(range(n)):
         seen = 0
         for i in order:
@@ -138,7 +138,7 @@ def multi_proxy_loops(p, proxies, gamma=0.1):
 @torch.no_grad()
 def cmi_passes(model, xs, m, y):
     "Permutation CMI in the log-ratio form, a forward pass of the whole model for each shift of the batch."
-    rows, clean = torch.arange(len(y)), model(*xs).log_softmax(1)
+    rows, clean = torch.arange(len(y), device=y.device), model(*xs).log_softmax(1)
     total = 0.0
     for shift in rows.tolist():
         moved = [x.roll(shift, 0) if i == m else x for i, x in enumerate(xs)]
@@ -193,7 +193,8 @@ def valuation_forms(setting, device):
 
 
 def shapley_forms(setting, device):
-    v = torch.randn(2**setting.modalities, setting.batch, generator=torch.Generator().manual_seed(0)).double()
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(2**setting.modalities, setting.batch, generator=generator).double().to(device)
     return lambda: shapley_orders(v), lambda: shapley_values(v)
 
 
@@ -205,8 +206,8 @@ def muted_forms(setting, device):
 def multi_proxy_forms(setting, device):
     generator = torch.Generator().manual_seed(0)
     n, k = setting.modalities, 5
-    p = torch.randn(n, setting.batch, setting.classes, generator=generator).softmax(-1)
-    proxies = init_proxies(n, setting.classes, k, generator=generator)
+    p = torch.randn(n, setting.batch, setting.classes, generator=generator).softmax(-1).to(device)
+    proxies = init_proxies(n, setting.classes, k, generator=generator).to(device)
     return lambda: multi_proxy_loops(p, proxies), lambda: multi_proxy_logits(p, proxies)
 
 
@@ -241,7 +242,7 @@ QUICK = "contrastive term, loops"
 def forms(name, setting, device="cpu"):
     "The naive and the fast form, as functions without arguments; an AssertionError where they differ."
     naive, ours = FORMS[name][0](setting=setting, device=device)
-    torch.testing.assert_close(ours().double(), naive().double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours().double().cpu(), naive().double().cpu(), rtol=1e-4, atol=1e-5)
     return naive, ours
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from .rows import COLUMNS, Row, as_dict
@@ -11,12 +12,16 @@ TRIES = 3  # how often a case is measured before it is one: the best median coun
 RATIOS = ("ratio",)
 
 
-def save(path, machine, rows):
-    "JSON with the machine, and the rows alone as CSV beside it."
+def save(path, machine, rows, targets=()):
+    "JSON with the machine, the rows, and the most that some of them may be."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join("  " + json.dumps(as_dict(r), ensure_ascii=False) for r in rows)
-    path.write_text(f'{{"machine": {json.dumps(machine)},\n "rows": [\n{lines}\n]}}\n', encoding="utf8")
+
+    def lines(dicts):
+        return ",\n".join("  " + json.dumps(d, ensure_ascii=False) for d in dicts)
+
+    parts = f' "targets": [\n{lines(map(asdict, targets))}\n],\n "rows": [\n{lines(map(as_dict, rows))}\n]'
+    path.write_text(f'{{"machine": {json.dumps(machine)},\n{parts}}}\n', encoding="utf8")
 
 
 def load(path):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -197,9 +198,20 @@ def test_every_target_is_a_number_that_is_measured():
     for target in TARGETS:
         if target.section == "steps":
             assert not steps.left_out(target.what, settings[target.case]) and target.what in steps.LOSSES
-    _, committed = tables.load(ROOT / "results" / "speed.json")
-    there = {r.key for r in committed}
-    assert not [t.key for t in TARGETS if t.key not in there]
+    there = {r.key: r.value for r in tables.load(ROOT / "results" / "speed.json")[1]}
+    assert not [t.key for t in TARGETS if not there.get(t.key, -1) >= 0]
+
+
+def test_the_committed_files_belong_together():
+    "The page reads the targets from there; the text is what the numbers say."
+    for name in ("speed", "speed_before"):
+        found = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf8"))
+        assert found["targets"] == [asdict(t) for t in TARGETS]
+        about, rows = tables.load(ROOT / "results" / f"{name}.json")
+        assert set(peers.PACKAGES.values()) == set(about["peers"]) and "/" not in json.dumps(about)
+        assert len({r.key for r in rows}) == len(rows)
+    about, rows = tables.load(ROOT / "results" / "speed.json")
+    assert (ROOT / "results" / "speed.md").read_text(encoding="utf8") == tables.report(about, rows, TARGETS)
 
 
 # ---- what is measured
