@@ -116,7 +116,10 @@ def main(arguments=None):
     runner = Runner(effort, given.device)
     about = machine(given.device) | {"peers": peers.versions()}
 
-    rows = [row for case in chosen(given.quick, given.device, given.only, given.case) for row in runner.measure(case)]
+    rows = []
+    for case in chosen(given.quick, given.device, given.only, given.case):
+        rows += runner.measure(case)
+        keep(given.out, given, about, rows)  # what was measured so far survives an interruption
     committed = tables.load(files(given.results, given.device, given.quick)[0])
     worse = []
     if committed[1] and not given.no_check:
