@@ -193,7 +193,7 @@ compare("emoji", ["first"], seeds=1, reference="first", out=tempfile.mkdtemp(), 
 
 def starts(effort, device="cpu"):
     "Interpreters that start, beyond one that does nothing."
-    times = 1 if effort.quick else 5
+    times = 1 if effort.quick else 3
     codes = {"nothing": "pass", "import mmlit": "import mmlit"}
     if not effort.quick:
         codes |= {"core": CORE, "tcmax": "from mmlit import tcmax_loss", "help": script()}
