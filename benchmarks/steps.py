@@ -141,19 +141,24 @@ def parts_of(method, setting, device="cpu"):
     return {}
 
 
-def trained_by(method, setting, device="cpu"):
-    "A model, and a function that makes one training step of it."
+def gradient_of(method, setting, device="cpu"):
+    "A model, what the method has beside it, and a function that does all of a step but the optimiser's part."
     model, xs, y = setting.make(device)
     if method == "MultiModal":
         use_head(model, MultiProxyHead)
     parts = parts_of(method, setting, device)
+    return model, parts, lambda: LOSSES[method](model, parts, xs, y).backward()
+
+
+def trained_by(method, setting, device="cpu"):
+    "A model, and a function that makes one training step of it."
+    model, parts, gradient = gradient_of(method, setting, device)
     modules = [p for p in parts.values() if isinstance(p, nn.Module)]
     optimiser = torch.optim.Adam([p for m in (model, *modules) for p in m.parameters()], 1e-3)
-    loss_of = LOSSES[method]
 
     def step():
         optimiser.zero_grad()
-        loss_of(model, parts, xs, y).backward()
+        gradient()
         optimiser.step()
 
     return model, step if method != "AGM lr" else _scaled(step, model, parts)

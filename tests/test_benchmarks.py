@@ -284,6 +284,10 @@ def test_reads_of_values_are_counted():
     assert found.count == 0 and torch.Tensor.cpu.__name__ == "cpu"
 
 
+def test_the_plain_step_and_its_relatives_read_nothing():
+    assert [counts.reads_of_function(m) for m in ("plain", "MultiModal", "MultiLoss", "resampling mask")] == [0] * 4
+
+
 def test_graph_breaks_of_the_cross_entropy_are_none():
     assert counts.graph_breaks("cross-entropy") == 0
 
