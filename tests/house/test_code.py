@@ -29,7 +29,7 @@ def test_ruff_is_clean():
 
 
 def test_tests_and_tools_are_formatted():
-    code, said = run(BIN / "ruff", "format", "--check", "tests", "tools", cwd=ROOT)
+    code, said = run(BIN / "ruff", "format", "--check", "tests", "tools", "benchmarks", cwd=ROOT)
     assert code == 0, said
 
 

@@ -76,7 +76,10 @@ def test_spelling(tmp_path):
     for notebook in NOTEBOOKS:
         (tmp_path / f"{notebook.stem}.md").write_text(prose(notebook), encoding="utf8")
         (tmp_path / f"{notebook.stem}.py").write_text("\n\n".join(cells(notebook, "code")), encoding="utf8")
-    files = [tmp_path, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "tools", "tests"))]
+    files = [
+        tmp_path,
+        *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "tools", "tests", "benchmarks")),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "codespell_lib", "--ignore-words-list", ALLOWED, *map(str, files)],
         capture_output=True,
