@@ -80,8 +80,8 @@ class Cell(NamedTuple):
 
 
 def cells():
-    """Combinations: with heads, modalities and precisions; with what else a training may have; in pairs; with kinds; and
-    some of everything at once."""
+    """Combinations: with heads, modalities and precisions; with what else a training may have; in pairs; with kinds;
+    and some of everything at once."""
     found = [Cell(*c) for c in itertools.product(METHODS, TARGETS, HEADS, (2, 3, 6), ("fp32", "bf16"))]
     found += [Cell(m, t, modalities=1) for m in METHODS for t in TARGETS]
     found += [Cell(m, t, extra=e) for m in METHODS for t in TARGETS for e in EXTRAS if e]
