@@ -49,6 +49,7 @@ from mmlit.training import (
     Budget,  # noqa: F401  what a run is given: known here too
     CountedEpochs,
     TrainedParameters,
+    answers_in_units,
     check_answers,
     check_companions,
     check_learner,
@@ -99,7 +100,9 @@ def build_model(
 
     # a head that is made here answers in the units of the targets, where these are numbers
     dims = feature_dims(encoders, [map_tensors(Tensor.cpu, filled(x)) for x in next(iter(dls.valid))[:n_modalities]])
-    return check_padding(FusionModel(encoders, in_units(make(dims, dls.c), dls), learn_absent), dls)
+    fused = FusionModel(encoders, make(dims, dls.c), learn_absent)
+    if isinstance(head, str) or not answers_in_units(fused, dls): fused.head = in_units(fused.head, dls)
+    return check_padding(fused, dls)
 
 # %% ../nbs/16_learner.ipynb #c7d636a2
 def _check_method(method):
@@ -150,6 +153,7 @@ class FusionMethod(Callback):
     order, run_valid = GradientAccumulation.order - 1, False
     columns:tuple[str, ...] = ()     # names of the values that `record` is given
     excludes:tuple = ()              # what makes no sense beside it: names of classes, whose subclasses count
+    adds_mean:bool = False           # does it add a mean over samples to the loss? Then that is none of their sum
     seed:int = 0                     # of `generator`
     window:tuple[int, int|None] = (0, None)     # epochs in which it acts: the first, and the first after the last
 

@@ -9,6 +9,7 @@ The tests hold a sample of the cells to the committed table, `--slow` all of the
 
 import argparse
 import itertools
+import random
 import re
 import warnings
 from contextlib import redirect_stdout
@@ -60,6 +61,8 @@ TARGETS |= {task: (task, 3) for task in TASKS[1:]}
 EXTRAS = {"": None, "accumulation": partial(GradientAccumulation, 32), "clipping": partial(GradientClip, 1.0)}
 # what changes the shape of a batch, of the target or of the loss
 NEW_KINDS = "table", "sequence of different length", "missing modality", "several targets", "class weights"
+PAIRED = "C = 5", "multi-label", "regression"
+DRAWN = 300  # combinations of everything at once
 ROWS, BATCH = 80, 16  # 48 of the rows are trained on: three batches
 
 
@@ -77,14 +80,25 @@ class Cell(NamedTuple):
 
 
 def cells():
-    "All combinations: with heads, modalities and precisions; with what else a training may have; in pairs; with kinds."
+    """Combinations: with heads, modalities and precisions; with what else a training may have; in pairs; with kinds;
+    and some of everything at once."""
     found = [Cell(*c) for c in itertools.product(METHODS, TARGETS, HEADS, (2, 3, 6), ("fp32", "bf16"))]
     found += [Cell(m, t, modalities=1) for m in METHODS for t in TARGETS]
     found += [Cell(m, t, extra=e) for m in METHODS for t in TARGETS for e in EXTRAS if e]
-    pairs = itertools.permutations([m for m in METHODS if m != "plain"], 2)
-    found += [Cell(one, "C = 5", other=other) for one, other in pairs]
+    pairs = list(itertools.permutations([m for m in METHODS if m != "plain"], 2))
+    found += [Cell(one, target, other=other) for target in PAIRED for one, other in pairs]
     kinds = itertools.product(NEW_KINDS, METHODS, ("concat", "attention"), ("fp32", "bf16"))
-    return found + [Cell(m, _target(kind), head, 2, p, kind=kind) for kind, m, head, p in kinds]
+    found += [Cell(m, _target(kind), head, 2, p, kind=kind) for kind, m, head, p in kinds]
+    return found + _drawn(found)
+
+
+def _drawn(known):
+    "Of all that can be chosen, combinations of everything at once."
+    others = ["", *(m for m in METHODS if m != "plain")]
+    all_of = itertools.product(METHODS, TARGETS, HEADS, (1, 2, 3, 6), ("fp32", "bf16"), EXTRAS, others)
+    there = set(known)
+    left = [c for c in itertools.starmap(Cell, all_of) if c.method != c.other and c not in there]
+    return random.Random(0).sample([c for c in left if (c.head, c.modalities) != ("attention", 6)], DRAWN)
 
 
 def _target(kind):

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from .. import __version__
-from .advice import advise, smallest_effects
+from .advice import SMALLEST_EFFECT, advise, smallest_effects
 from .checks import check_model, check_stand_in
 from .companions import ResetError, check_reset, companion_runs, still_improving
 from .measure import LEVEL, Measured, measure, repeated_rows, tabulate
@@ -202,6 +202,8 @@ _NOTES = dict(
            "them, log losses add up.",
     rare="Class {name!r} has {k} of {n} test samples: models are compared by AUC, accuracy says little.",
     linear="A linear model of all inputs beats the joint model by {gain}: training fell short, whatever the fusion.",
+    unfinished="The joint model of the recipe was still improving in the last of its {epochs} epochs: with more it may "
+               "be another one, and so may its differences to all others (try budget=Budget(epochs={more})).",
     copies="{k} of {n} test samples have the same inputs as another one. If they are copies of one thing, say so with "
            "groups=: the intervals take them for independent.",
     leak="{k} of {n} test samples have the same inputs as a training sample. If they are copies of it, every score "
@@ -279,15 +281,19 @@ def _curves(subject, runs, store):
 
 # %% ../../nbs/38_audit.ipynb #6965d15a
 def _epoch_marks(subject, runs, store):
-    "Companions that were still improving in their last epoch, on most seeds."
+    "Trained models that were still improving in their last epoch, on most seeds."
     found, epochs, y = {}, subject.budget.epochs, audit_targets(subject.data.y, subject.data.task)
     for name, run in runs.items():
         infos = [store.answer(subject.source, run, seed, subject.budget).info for seed in subject.seeds]
         watched = [(info["validation"], *watched_score(info["monitor"], y, subject.metric)) for info in infos]
-        cut = [still_improving(v, higher, unit*subject.effects[score]) for v, higher, score, unit in watched]
-        if name != "joint" and 2*sum(cut) > len(cut):
+        cut = [still_improving(v, higher, unit*_least(subject, score)) for v, higher, score, unit in watched]
+        if 2*sum(cut) > len(cut):
             found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)
     return found
+
+def _least(subject, score):
+    "What counts as a gain where training is judged: a large `smallest_effect` makes no yardstick of a poor model."
+    return min(subject.effects[score], SMALLEST_EFFECT.get(score, math.inf))
 
 def _linear_marks(table, score, least):
     "Models that a linear one is shown to beat, and by more than the smallest effect: what it gains, as text."
@@ -300,7 +306,7 @@ def _linear_marks(table, score, least):
 
 def _marks(subject, table, score, cut):
     "Model -> why it decides nothing; and what a linear model gains on the joint one, if that is shown."
-    linear = _linear_marks(table, score, subject.effects[score])
+    linear = _linear_marks(table, score, _least(subject, score))
     joint = linear.pop("joint", None)
     marks = cut | {model: _MARKS["linear"].format(gain=gain) for model, gain in linear.items()}
     member = next((u for u in marks if u.startswith("unimodal ")), None)
@@ -370,9 +376,11 @@ def _report(subject, done, notes, curves, cut):
     table = table.assign(seeds=len(done), split=" ".join(facts["split"]))
 
     freedom = math.inf if subject.fixed or len(done) == 1 else len(done) - 1
+    unfinished = cut.pop("joint", None)
     marks, beaten = _marks(subject, table, score, cut)
     advice = advise(table, subject.modalities, score, freedom, subject.effects, marks)
     if beaten: said.append(_NOTES["linear"].format(gain=beaten))
+    if unfinished: said.append(_NOTES["unfinished"].format(epochs=subject.budget.epochs, more=2*subject.budget.epochs))
     notes = [*notes, *_group_notes(subject, groups, done), *said, *_copy_notes(subject), *first.notes]
     return Audit(
         name=subject.data.name, modalities=subject.modalities, score=headline(subject.data.task), table=table,

@@ -19,6 +19,7 @@ from ..fusion.heads import HEADS, FusionHead, InUnits, MLPHead, mlp
 from ..fusion.models import Fusion, FusionModel, NamedEncoders, put_submodule
 from ..learner import Run, multimodal_learner
 from ..methods.baselines import MultiLoss, unimodal_run
+from ..training import answers_in_units
 
 # %% ../../nbs/32_companions.ipynb #88bcbe36
 class ResetError(ValueError):
@@ -130,8 +131,10 @@ def _untrained(joint, dls, budget, encoders, head=None, method=None):
     if head is None and isinstance(joint, NamedEncoders):
         module, names = _fresh_copy(joint.module), joint.names
         for name, encoder in zip(names, encoders): put_submodule(module, name, encoder)
-        if dls.units is not None: module, names = _Scaled(module, *dls.units), [f"module.{name}" for name in names]
-        return multimodal_learner(dls, NamedEncoders(module, names), method=method)
+        fused = NamedEncoders(module, names)
+        if not answers_in_units(fused, dls):
+            fused = NamedEncoders(_Scaled(module, *dls.units), [f"module.{name}" for name in names])
+        return multimodal_learner(dls, fused, method=method)
 
     if head is None and isinstance(joint, FusionModel): head = lambda dims, n_classes: _fresh_copy(_inside(joint.head))
     return multimodal_learner(dls, encoders, head=head or budget.head, width=budget.width, method=method)

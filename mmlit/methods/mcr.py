@@ -264,6 +264,7 @@ _SUBSTITUTES = ("permutation", "zero_feature", "zero_input", "noise_feature", "n
 class MCR(FusionMethod):
     "MCR, the multimodal competition regulariser: penalties on top of the task loss, of any task."
     columns = ("unimodal", "mipd", "contrastive", "ceb")
+    adds_mean = True
     def __init__(self,
         strategy:str="greedy",          # one of STRATEGIES
         mipd_weight:float=0.1,          # of the game; defaults are those published for CREMA-D with ResNets

@@ -375,6 +375,7 @@ class TCMax(FusionMethod):
     "TCMax: add the alignment to the loss, which makes a cross-entropy the total correlation bound."
     order = FusionMethod.order - 2                         # its column is the loss before any penalty is added
     columns, excludes = ("tcmax",), ("GradientModulation",)
+    adds_mean = True
 
     def __init__(self,
         alignment:float=1.,        # weight of the alignment term: 1 is TCMax, 0 the joint loss alone

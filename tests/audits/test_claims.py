@@ -93,3 +93,16 @@ def test_synergy_is_said_of_a_product_and_not_of_a_sum(product, seed, tmp_path):
     model = as_fusion(net, 2, encoders=["a", "b"])
     found = audit(model, dls, Budget(epochs=20, lr=1e-2), out=tmp_path, workers=1, progress=False).advice.findings
     assert ("synergy" in found) == product and "redundant" not in found
+
+
+def test_a_short_training_is_said_of_the_recipe_itself_and_a_large_effect_hides_no_poor_yardstick(tmp_path):
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 500, 6)).astype("float32")
+    y = (left[:, 0] + right[:, 0] > 0).astype(int)
+    data = MultimodalData("sum", dict(left=left, right=right), y, ["p", "q"])
+    budget = Budget(epochs=1, width=4, lr=1e-5)
+    options = dict(data=data, budget=budget, out=tmp_path, workers=1, progress=False)
+    plain, coarse = audit(**options), audit(**options, smallest_effect=0.5)
+    for found in (plain, coarse):
+        assert "joint model of the recipe was still improving in the last of its 1 epochs" in str(found)
+        assert str(found).count("No yardstick") == str(plain).count("No yardstick") > 0
