@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Variances', 'variances', 'crossed_interval', 'crossed_intervals']
 
-# %% ../nbs/12a_crossed.ipynb #f310dfd9
+# %% ../nbs/12a_crossed.ipynb #9303dc60
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from scipy import stats
 from .core import check_level, check_number, group_ids
 from .scores import Interval, paired_by_seed, sampling_deviation
 
-# %% ../nbs/12a_crossed.ipynb #ebc1bd77
+# %% ../nbs/12a_crossed.ipynb #e1a3dadb
 class Variances(NamedTuple):
     "What the variance of a mean over runs and test units is made of."
     mean:float
@@ -38,7 +38,8 @@ def _checked(values, overlap):
         raise ValueError("expected finite values of each run, (S, N), and NaN for rows that a run was not tested on; "
                          f"got shape {values.shape}")
     check_number("overlap", overlap, "[0, 1)")
-    return values[:, ~np.isnan(values).all(0)], ~np.isnan(values).all(0)
+    tested = ~np.asarray(np.isnan(values).all(0))
+    return values[:, tested], tested
 
 def _totals(values, ids):
     "Sums and numbers of values by run and unit, (S, U) each."
@@ -77,7 +78,7 @@ def variances(
     shared = (1 + (S - 1)*overlap)/(1 - overlap) - 1
     return Variances(float(mean), runs + shared*max(runs - (0. if alone else both), 0.), units, both, (free, U - 1))
 
-# %% ../nbs/12a_crossed.ipynb #8b1acebf
+# %% ../nbs/12a_crossed.ipynb #abf7d9d1
 def crossed_interval(
     values,             # of S runs on N rows, (S, N); NaN where a run was not tested on a row
     groups=None,        # group id of each row, (N,): then units are groups
@@ -99,7 +100,7 @@ def crossed_interval(
     if share: half = max(half, float(stats.norm.ppf((1 + level)/2))*sampling_deviation(found.mean, tested))
     return Interval(found.mean, found.mean - half, found.mean + half)
 
-# %% ../nbs/12a_crossed.ipynb #118c7ae2
+# %% ../nbs/12a_crossed.ipynb #a71f585f
 def crossed_intervals(
     values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> score of each row, (N,); NaN: not tested
     reference:str="ensemble",   # differences are taken to this method
