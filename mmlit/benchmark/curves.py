@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Curve', 'learning_curve']
 
-# %% ../../nbs/40b_curves.ipynb #39458e7d
+# %% ../../nbs/40b_curves.ipynb #73c5d285
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ from ..learner import Method
 from ..pages import interval_text, terminal, terminal_table
 from ..training import Budget
 
-# %% ../../nbs/40b_curves.ipynb #89a9103e
+# %% ../../nbs/40b_curves.ipynb #7e54e688
 class Curve:
     "Comparisons by the number of training rows, and what follows from them."
     def __init__(self,
@@ -132,7 +132,7 @@ def _band(ax, sizes, intervals, scale, k, method):
     ends = [[scale*(i.mean - i.low) for i in found], [scale*(i.high - i.mean) for i in found]]
     ax.errorbar(at, [scale*i.mean for i in found], ends, marker="o", ms=4, capsize=2, color=f"C{k % 10}", label=method)
 
-# %% ../../nbs/40b_curves.ipynb #e05eb9aa
+# %% ../../nbs/40b_curves.ipynb #f623c22c
 _BUDGET = Budget()
 
 def learning_curve(
@@ -156,8 +156,9 @@ def learning_curve(
     given = [datasets] if isinstance(datasets, (str, MultimodalData)) else list(datasets)
     sets = [d if isinstance(d, MultimodalData) else parse_dataset(d) for d in given]
     def tested(data): return len(data)//2 if n_test is None and data.parts is None else n_test
-    asked = [(data, replace(budget, n_train=n, n_test=tested(data))) for data in sets for n in sorted(sizes)]
-    for data, one in asked: split_rows(data, n_train=one.n_train, n_test=one.n_test)     # what fails, fails now
-    options:dict[str, Any] = dict(registry=registry, reference=reference, metric=metric, workers=workers, progress=progress)
-    return Curve({(data.name, one.n_train): compare(data, methods, seeds, one, out, **options)
-                  for data, one in asked}, reference)
+    asked = [(data, n, replace(budget, n_train=n, n_test=tested(data))) for data in sets for n in sorted(sizes)]
+    for data, n, one in asked: split_rows(data, n_train=n, n_test=one.n_test)            # what fails, fails now
+    options:dict[str, Any] = dict(
+        registry=registry, reference=reference, metric=metric, workers=workers, progress=progress)
+    found = {(data.name, n): compare(data, methods, seeds, one, out, **options) for data, n, one in asked}
+    return Curve(found, reference)
