@@ -52,6 +52,8 @@ def _add_training(parser, seeds):
         _add(parser, option, default, what, **more)
     _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay",
          type=int, metavar="N")
+    _add(parser, "--n-test", None, "so many test rows, the same for each seed, whose training rows are then disjoint",
+         type=int, metavar="N")
     _add(parser, "--device", None, "where to train: cpu, cuda, or cuda:1 for a certain one", metavar="NAME")
     parser.add_argument("--amp", action="store_true", help="mixed precision, on a CUDA device")
     _add(parser, "--out", "runs", "folder for finished runs and the page", metavar="FOLDER")
@@ -59,7 +61,7 @@ def _add_training(parser, seeds):
 
 def _budget(args):
     from mmlit.training import Budget
-    return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, args.n_train)
+    return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, args.n_train, args.n_test)
 
 def _names(text): return [name.strip() for name in text.split(",") if name.strip()]
 

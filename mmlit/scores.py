@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['confidence_gaps', 'expected_calibration_error', 'classification_scores', 'regression_scores', 'multilabel_scores',
            'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'sampling_deviation',
-           'paired_intervals', 'paired_table', 'bootstrap_interval', 'widened', 'one_split_interval',
-           'one_split_intervals', 'drawn_interval', 'drawn_intervals']
+           'paired_intervals', 'paired_table', 'bootstrap_interval', 'widened', 'paired_by_seed', 'drawn_interval',
+           'drawn_intervals']
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -379,34 +379,12 @@ def widened(
     high = np.mean([i.high - i.mean for i in over_samples])
     return Interval(mean, mean - math.hypot(seeds, low), mean + math.hypot(seeds, high))
 
-def one_split_interval(
-    values,          # of S runs on the same N test rows, (S, N): means over rows are the scores
-    groups=None,     # group id of each test row, (N,): whole groups are drawn
-    share:bool=False,# are the scores shares of rows, or differences of such? Then `sampling_deviation` is the least
-    level:float=.95,
-)->Interval:
-    "The mean of runs on one split, with an interval over initialisations and test rows; over rows alone for one run."
-    values, groups = align_columns(values=values, groups=groups)
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2: raise ValueError(f"expected a row of values for each run, (S, N), got shape {values.shape}")
-    rows:Any = bootstrap_interval(values.mean(0), groups, level=level)
-    if share:
-        units = values.shape[1] if groups is None else len(np.unique(groups))
-        least = float(stats.norm.ppf((1 + level)/2)*sampling_deviation(rows.mean, units))
-        rows = Interval(rows.mean, min(rows.low, rows.mean - least), max(rows.high, rows.mean + least))
-    return rows if len(values) == 1 else widened(corrected_interval(values.mean(1), 0., level), rows)
-
-def one_split_intervals(
-    values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> score of each test row, (N,)
-    reference:str="ensemble",                      # differences are taken to this method
-    score:str="accuracy",                          # whose rows these are
-    groups=None,                                   # group id of each test row, (N,)
-)->dict[str, tuple]:                               # as of `paired_intervals`
-    "What `paired_intervals` is for many splits, for runs on one: paired by seed and by test row."
-    values, groups = align_columns(values=values, groups=groups)
-    return _paired(values, reference, score, lambda runs: one_split_interval(runs, groups, score == "accuracy"))
-
-def _paired(values, reference, score, interval_of):
+def paired_by_seed(
+    values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> what a run brings
+    reference:str,         # differences are taken to this method
+    score:str,             # which score: the ends of its intervals
+    interval_of:Callable,  # list of what several runs bring, or of differences of such -> Interval
+)->dict[str, tuple]:       # as of `paired_intervals`
     "The interval of each method, and that of its differences to the reference, paired by seed."
     odd = next((v for v in (values, *getattr(values, "values", list)()) if not isinstance(v, Mapping)), None)
     if odd is not None: raise TypeError(f"expected a dict, method -> seed -> values, got {type(odd).__name__}")
@@ -424,7 +402,7 @@ def drawn_interval(
     runs,            # of S runs on the same test rows, (S, 1 + K): the score, and that of K draws of rows; NaN: none
     level:float=.95,
 )->Interval:
-    "What `one_split_interval` is for means, for scores that are none."
+    "The mean of runs whose scores are no means over rows, with an interval over seeds and draws of rows."
     runs = np.asarray(runs, dtype=np.float64)
     if runs.ndim != 2 or runs.shape[1] < 2:
         raise ValueError(f"expected a score and those of draws for each run, (S, 1 + K), got shape {runs.shape}")
@@ -440,5 +418,5 @@ def drawn_intervals(
     reference:str="ensemble",                      # differences are taken to this method
     score:str="f1",                                # which score
 )->dict[str, tuple]:                               # as of `paired_intervals`
-    "What `one_split_intervals` is for means, for scores that are none: paired by seed and by draw."
-    return _paired(values, reference, score, drawn_interval)
+    "The intervals of scores that are no means over rows, paired by seed and by draw."
+    return paired_by_seed(values, reference, score, drawn_interval)

@@ -43,10 +43,11 @@ def loaders(
 )->MultimodalDataLoaders:
     "The loaders of one run. ValueError where a budget has fewer rows for loaders, which have their split."
     if isinstance(source, MultimodalData):
-        return multimodal_dls(source, bs=budget.bs, seed=seed, n_train=budget.n_train)
-    if budget.n_train is not None:
-        raise ValueError(f"n_train={budget.n_train} is given for loaders, which have their training rows already: make "
-                         "them with multimodal_dls(..., n_train=), or give the data set")
+        return multimodal_dls(source, bs=budget.bs, seed=seed, n_train=budget.n_train, n_test=budget.n_test)
+    for name in ("n_train", "n_test"):
+        if (n := getattr(budget, name)) is not None:
+            raise ValueError(f"{name}={n} is given for loaders, which have their rows already: make them with "
+                             f"multimodal_dls(..., {name}=), or give the data set")
     source.train.rng.seed(seed)
     return source
 

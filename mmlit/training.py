@@ -116,6 +116,7 @@ class Budget:
     head:str="concat"   # a name in `HEADS`
     amp:bool=False      # mixed precision, on a CUDA device
     n_train:int|None=None # at most so many training rows, other ones with each seed, see `fewer_rows`; None: all
+    n_test:int|None=None  # so many test rows, the same ones with each seed, see `sized_split`; None: a fifth by seed
 
     def check(self):
         "ValueError for what cannot be trained."
@@ -124,6 +125,7 @@ class Budget:
         check_number("lr of a budget", self.lr, "(0, inf)")
         one_of("head", self.head, HEADS)
         if self.n_train is not None: check_count("n_train of a budget", self.n_train, 2)
+        if self.n_test is not None: check_count("n_test of a budget", self.n_test, 2)
         if not isinstance(self.amp, bool): raise ValueError(f"amp of a budget is True or False, got {self.amp!r}")
         device = default_device().type
         if self.amp and device != "cuda":

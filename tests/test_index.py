@@ -11,6 +11,7 @@ from common import public_functions
 from sklearn import metrics
 
 from mmlit.audits.quantities import linear_answers, probe
+from mmlit.crossed import crossed_interval, crossed_intervals
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.losses import with_weights
 from mmlit.data.own import joined_parts, multimodal_data
@@ -27,8 +28,6 @@ from mmlit.scores import (
     confidence_gaps,
     expected_calibration_error,
     multilabel_scores,
-    one_split_interval,
-    one_split_intervals,
     regression_scores,
 )
 
@@ -69,9 +68,9 @@ CASES = {
     "regression_scores": (lambda *c: list(regression_scores(*c).values()), (U, V)),
     "multilabel_scores": (lambda *c: list(multilabel_scores(*c).values()), (LOGITS, SEVERAL)),
     "bootstrap_interval": (bootstrap_interval, (U, GROUP)),
-    "one_split_interval": (lambda a, b, g: one_split_interval([a, b], g), (U, V, GROUP)),
-    "one_split_intervals": (
-        lambda a, b, g: one_split_intervals({"m": {0: a}, "ensemble": {0: b}}, score="r2", groups=g)["m"],
+    "crossed_interval": (lambda a, b, g: crossed_interval([a, b], g), (U, V, GROUP)),
+    "crossed_intervals": (
+        lambda a, b, g: crossed_intervals({"m": {0: a}, "ensemble": {0: b}}, score="r2", groups=g)["m"],
         (U, V, GROUP),
     ),
     "drawn_scores": (

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 from sklearn import metrics
 
 from mmlit.data.columns import MultimodalData
@@ -25,8 +24,6 @@ from mmlit.scores import (
     gains,
     headline,
     multilabel_scores,
-    one_split_interval,
-    one_split_intervals,
     paired_intervals,
     paired_table,
     regression_scores,
@@ -399,46 +396,6 @@ def test_labels_that_are_no_numbers_are_named():
         multilabel_scores(np.zeros((1, 2)), np.array([[0.0, np.nan]]))
     with pytest.raises(ValueError, match="^logits has NaN or infinity in 2 of 2"):
         multilabel_scores(np.full((1, 2), np.inf), np.array([[0.0, 1.0]]))
-
-
-def test_the_interval_on_one_split_adds_the_error_of_seeds_and_of_rows():
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(3, 50)) + [[0.1], [0.2], [0.6]]
-    for level in (0.8, 0.95):
-        found = one_split_interval(values, level=level)
-        rows = bootstrap_interval(values.mean(0), level=level)
-        half = stats.t.ppf((1 + level) / 2, 2) * values.mean(1).std(ddof=1) / math.sqrt(3)
-        assert found.mean == pytest.approx(values.mean())
-        assert found.mean - found.low == pytest.approx(math.hypot(half, rows.mean - rows.low))
-        assert found.high - found.mean == pytest.approx(math.hypot(half, rows.high - rows.mean))
-        one = one_split_interval(values[:1], level=level)
-        assert one == pytest.approx(bootstrap_interval(values[0], level=level))  # of one run, over rows alone
-
-
-@pytest.mark.parametrize("groups, units", [(None, 60), (np.arange(60) // 6, 10)])
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_equal_answers_on_one_split_are_no_certainty(groups, units, level):
-    found = one_split_interval(np.ones((1, 60)), groups, share=True, level=level)
-    half = stats.norm.ppf((1 + level) / 2) * sampling_deviation(1.0, units)
-    assert found == pytest.approx((1, 1 - half, 1 + half))
-    assert one_split_interval(np.ones((1, 60)), groups, level=level) == (1, 1, 1)
-
-
-def test_intervals_on_one_split_are_paired_by_seed():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 3, 40))
-    by = dict(joint={0: a[0], 5: a[1], 7: a[2]}, ensemble={7: b[2], 0: b[0]}, alone={1: b[1]})
-    found = one_split_intervals(by, score="r2")
-    assert found["joint"][1] == one_split_interval([a[0] - b[0], a[2] - b[2]])
-    assert found["ensemble"][1] is None and all(map(math.isnan, found["alone"][1]))
-    assert found["joint"][0].mean == pytest.approx(a.mean()) and found["joint"][0].high <= 1
-    assert one_split_intervals(by, reference="nobody", score="r2")["joint"][1] is None
-    shares = {m: {s: (v > 0).astype(float) for s, v in runs.items()} for m, runs in by.items()}
-    value, difference = one_split_intervals(shares)["joint"]
-    assert 0 <= value.low < value.high <= 1 and -1 <= difference.low < difference.high <= 1
-    groups = np.arange(40) // 4
-    grouped = one_split_intervals(shares, groups=groups)["joint"][0]
-    assert grouped == one_split_interval(list(shares["joint"].values()), groups, share=True)
 
 
 def test_runs_on_one_split_have_no_correction_for_overlapping_training_parts():

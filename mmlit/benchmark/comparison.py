@@ -9,12 +9,14 @@ __all__ = ['compare']
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .results import Comparison
 from ..core import one_of
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
+from ..data.splits import overlap, split_rows
 from ..learner import METHODS, Method
 from ..metrics import METRICS, drawn_scores, with_metric
 from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
@@ -55,17 +57,17 @@ def _to_train(data, seeds, budget):
     return data if changes else with_metric(data, None)
 
 # %% ../../nbs/40_comparison.ipynb #df01d018
-def _told(store, data, source, seed, method, runs, budget, reasons):
-    """The rows of the table that one method makes on one split; or why it makes none; and, of data with a split of
-    their own, its scores of each test row, or of draws of these."""
+def _told(store, data, source, seed, method, runs, budget, reasons, tested):
+    """The rows of the table that one method makes on one split; or why it makes none; and, where seeds have test rows
+    in common, its scores of each row that is `tested`, or of draws of these."""
     lost = {run.name: reasons[path] for run in runs if (path := store.path(source, run, seed, budget)) in reasons}
     if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items()), {}
     try:
         answers = method.combine([store.answer(source, run, seed, budget) for run in runs], data)
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"},
                      **_scores(answer, data)) for name, answer in answers.items()]
-        if data.parts is None: return rows, None, {}
-        return rows, None, {name: _by_row(answer, data) for name, answer in answers.items()}
+        if tested is None: return rows, None, {}
+        return rows, None, {name: _by_row(answer, data, tested) for name, answer in answers.items()}
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}
 
 def _scores(answer, data):
@@ -74,15 +76,18 @@ def _scores(answer, data):
     if metric is not None: chosen[metric.name] = metric(answer.test, answer.y_test, data.task)
     return answer.scores("test", data.task) | chosen
 
-def _by_row(answer, data):
-    "The value of each test row; of a metric that has none, the score and that of draws of rows."
+def _by_row(answer, data, tested):
+    "The value of each row, NaN for one that was not tested; of a metric that has none, the score and those of draws."
     metric = data.metric or METRICS[headline(data.task)]
-    if metric.rows is not None: return metric.by_row(answer.test, answer.y_test)
-    groups = None if data.groups is None else data.groups[data.parts == "test"]
+    if metric.rows is not None:
+        values = np.full(len(data), np.nan)
+        values[tested] = metric.by_row(answer.test, answer.y_test)
+        return values
+    groups = None if data.groups is None else data.groups[tested]
     return drawn_scores(metric, answer.test, answer.y_test, data.task, groups)
 
 def _rows(cells):
-    "Of data with a split of their own: method -> seed -> score of each test row."
+    "Of data whose seeds have test rows in common: method -> seed -> score of each row."
     found = {}
     for (data, seed, _), (_, _, by_row) in cells.items():
         for method, values in by_row.items(): found.setdefault(data, {}).setdefault(method, {})[seed] = values
@@ -127,13 +132,18 @@ def compare(
     # a method's runs are made once: what is stored is found again by what they are made of, as it was before training
     runs = {(data, name): list(method.runs(sets[data].modalities)) for data in sets for name, method in used.items()}
     jobs = [Job(trained[d], run, seed) for d in sets for seed in which for name in used for run in runs[d, name]]
+    splits = {name: {seed: split_rows(data, seed, n_train=budget.n_train, n_test=budget.n_test) for seed in which}
+              for name, data in sets.items() if data.parts is not None or budget.n_test is not None}
     store, reasons, failure = RunStore(out), {}, None
     try: train_missing(jobs, store, budget, workers, progress)
     except RunsFailed as error: reasons, failure = error.reasons, error
 
     cells = {(data, seed, name):
-             _told(store, sets[data], trained[data], seed, method, runs[data, name], budget, reasons)
+             _told(store, sets[data], trained[data], seed, method, runs[data, name], budget, reasons,
+                   splits[data][seed].test if data in splits else None)
              for data in sets for seed in which for name, method in used.items()}
     table, failed = _tables(cells)
     if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")
-    return Comparison(table, reference, budget, sets, failed, _rows(cells))
+    shared = {data: overlap([split.train for split in by.values()]) if budget.n_train or budget.n_test else 1.
+              for data, by in splits.items()}
+    return Comparison(table, reference, budget, sets, failed, _rows(cells), shared)

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..core import one_of
+from ..crossed import crossed_intervals
 from ..data.columns import MultimodalData
 from mmlit.pages import (
     facts_html,
@@ -33,7 +34,7 @@ from mmlit.pages import (
     terminal,
     terminal_table,
 )
-from ..scores import Interval, drawn_intervals, headline, one_split_intervals, paired_intervals
+from ..scores import Interval, drawn_intervals, headline, paired_intervals
 from ..training import Budget
 
 # %% ../../nbs/39_results.ipynb #f5b2ac2d
@@ -56,8 +57,10 @@ class Comparison:
         budget:Budget,     # of every run
         datasets:Mapping[str, MultimodalData], # by name
         failed:pd.DataFrame|None=None,         # data, method, seed, reason of what was not trained; None: nothing
-        rows:Mapping[str, Mapping]|None=None,  # of data with a split of their own: method -> seed -> score by test row
+        rows:Mapping[str, Mapping]|None=None,  # of data with common test rows: method -> seed -> score by row, (N,)
+        overlap:Mapping[str, float]|None=None, # of these: the share of training rows that two seeds have in common
     ):
+        self.overlap = dict(overlap or {})
         self.rows = dict(rows or {})
         self.runs, self.reference, self.budget, self.datasets = runs, reference, budget, datasets
         self.failed:pd.DataFrame = pd.DataFrame(failed, columns=_FAILED)
@@ -88,8 +91,10 @@ class Comparison:
             found, metric = self.datasets[data], self._metric(data)
             if metric is not None and metric.rows is None:
                 return self._in_order(cells, drawn_intervals(self.rows[data], self.reference, score))
-            groups = None if found.groups is None else found.groups[found.parts == "test"]
-            return self._in_order(cells, one_split_intervals(self.rows[data], self.reference, score, groups))
+            # training parts that are the same say nothing of others: then the seeds are initialisations
+            shared = self.overlap.get(data, 1.)
+            over = found.groups, shared if shared < 1 else 0.
+            return self._in_order(cells, crossed_intervals(self.rows[data], self.reference, score, *over))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="of .* some runs are missing")      # the table says it itself
             return paired_intervals(cells, data, score, self.reference, data in self.rows)
@@ -292,15 +297,22 @@ def _section_html(found, data):
 
 def _how(found, command=""):
     "How it was measured."
-    own, splits, intervals = [data for data in found.datasets if data in found.rows], "", ""
-    if len(own) < len(found.datasets):
+    common = [data for data in found.datasets if data in found.rows]
+    sized = [data for data in common if found.overlap.get(data, 1.) < 1]
+    own, splits, intervals = [data for data in common if data not in sized], "", ""
+    if len(common) < len(found.datasets):
         splits = "Stratified, groups kept apart. The test parts of seeds 0 to 4 are disjoint. "
         intervals = ("95 %, over seeds, t with the Nadeau–Bengio correction for overlapping training parts; those of "
                      "an accuracy at least as wide as the sampling of test rows makes them. ")
     if own:
         splits += f"{', '.join(own)}: the split that came with the data; seeds are initialisations. "
-        intervals += (f"{', '.join(own)}: 95 %, over initialisations (t) and test rows (bootstrap); other splits might "
-                      "give other answers. ")
+        intervals += (f"{', '.join(own)}: 95 %, over initialisations and test rows; other splits might give other "
+                      "answers. ")
+    if sized:
+        shared = ", ".join(f"{100*found.overlap[data]:.0f} % of {data}" for data in sized)
+        splits += ("Test rows are common to the seeds, with few groups in parts that rotate; of their training rows "
+                   f"two seeds share {shared}. ")
+        intervals += f"{', '.join(sized)}: 95 %, over training parts and test rows (or groups) together. "
     chosen = {data: found.score(data) for data in found.datasets if found._metric(data) is not None}
     score = f"{', '.join(dict.fromkeys(chosen.values()))}: chosen before training; it also chose epochs and models"
     how = dict(Score=score) if chosen else {}

@@ -42,7 +42,7 @@ from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
 from .ragged import RaggedArrays
 from .show import draw_samples, first_of
-from .splits import Split, check_split, fewer_rows, given_split, grouped_split
+from .splits import Split, split_rows
 from .tables import align_rows, check_whole, column_names, column_order
 from .values import NamedArrays, as_column, empty_rows
 
@@ -430,7 +430,8 @@ def multimodal_dls(
     transform:dict|None=None,        # modality's name -> transformer of scikit-learn, fitted on the training part
     presence=None,                   # which sample has which modality, see `presence_columns`; None: empty rows lack it
     layout:dict|None=None,           # modality's name -> channels_first or time_first, of sequences
-    n_train:int|None=None,           # at most so many training rows, see `fewer_rows`; None: all
+    n_train:int|None=None,           # at most so many training rows, see `fewer_rows` and `sized_split`; None: all
+    n_test:int|None=None,            # so many test rows, the same for each seed, see `sized_split`; None: by share
     class_weights=None,              # of the loss: "balanced", dict name of class -> weight, or C numbers
     weights=None,                    # N numbers: training rows are drawn by weight; for a DataFrame perhaps a column
 )->MultimodalDataLoaders:
@@ -446,12 +447,7 @@ def multimodal_dls(
     if transform is not None: data = data.with_transform(dict(data.transform, **transform))
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
-    if rows is not None: parts = rows
-    elif data.parts is not None: parts = given_split(data.parts, data.y, data.groups, valid, seed, data.classes)
-    else: parts = grouped_split(data.y, data.groups, test, valid, seed, data.classes)
-    check_split(parts, data.y, data.groups, data.classes)
-    if n_train is not None: parts = fewer_rows(parts, data.y, data.groups, n_train, seed)
-    parts = Split(*(np.asarray(part, dtype=np.int64) for part in parts))
+    parts = split_rows(data, seed, test, valid, n_train, n_test, rows)
     check_targets(data, parts.train)
     coding = Coding(data, parts, standardize, min_count, max_words)
     labels = torch.as_tensor(data.y)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmlit.data.encoders import Standardize, TokenIds, Vocabulary, fit_encoder
-from mmlit.data.splits import Split, check_split, fewer_rows, grouped_split, split_hash
+from mmlit.data.splits import Split, check_split, fewer_rows, grouped_split, overlap, sized_split, split_hash
 from mmlit.data.values import as_column
 
 
@@ -135,3 +135,49 @@ def test_fewer_rows_that_cannot_be_drawn_are_refused():
     tens = np.arange(100) // 10
     with pytest.raises(ValueError, match="no group has 9 training rows or fewer, the smallest has 10"):
         fewer_rows(grouped_split(y, tens), y, tens, n=9)
+
+
+def _kinds(n=900):
+    rng = np.random.default_rng(1)
+    classes = rng.choice(4, size=n, p=[0.4, 0.3, 0.2, 0.1])
+    labels = (rng.random((n, 3)) < [0.5, 0.2, 0.1]).astype(float)
+    return dict(classes=classes, numbers=rng.normal(size=n), labels=labels, several=rng.normal(size=(n, 2)))
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers", "labels", "several"])
+@pytest.mark.parametrize("groups", [None, 300, 12])
+def test_sized_parts_have_their_sizes_and_share_no_row(kind, groups):
+    y = _kinds()[kind]
+    ids = None if groups is None else np.random.default_rng(2).integers(0, groups, len(y))
+    found = [sized_split(y, ids, n_test=300, n_train=90, seed=seed) for seed in range(4)]
+    for split in found:
+        check_split(split, y, ids)
+        sizes = [len(part) for part in split]
+        assert all(abs(size - asked) <= 0.1 * asked for size, asked in zip(sizes, (90, 30, 300))), sizes
+    if groups != 12:  # one test part, and other training rows for each seed
+        assert all(np.array_equal(split.test, found[0].test) for split in found)
+        assert overlap([np.concatenate(split[:2]) for split in found]) == 0
+    else:
+        tested = [set(ids[split.test]) for split in found]
+        assert not tested[0] & tested[1] and tested[0] == tested[3]  # 900 rows hold three test parts
+        assert overlap([split.train for split in found[::3]]) == 0
+
+
+def test_a_sized_split_depends_on_its_own_seed_alone_and_a_large_one_costs_nothing():
+    y = np.arange(600) % 3
+    once = sized_split(y, n_test=300, n_train=60, seed=2**32 - 1)
+    again = sized_split(y, n_test=300, n_train=60, seed=2**32 - 1)
+    assert split_hash(once) == split_hash(again)
+    smaller = sized_split(y, n_test=300, n_train=30, seed=0)  # the dial leaves the test part alone
+    assert np.array_equal(smaller.test, once.test)
+
+
+def test_a_size_that_is_not_there_is_refused():
+    y = np.arange(100) % 2
+    for wrong in (dict(n_test=0), dict(n_train=0), dict(n_test=1.5), dict(seed=-1)):
+        with pytest.raises(ValueError):
+            sized_split(y, **{"n_test": 40, **wrong})
+    with pytest.raises(ValueError, match="n_test asks for 101 rows, and 100 are there"):
+        sized_split(y, n_test=101)
+    with pytest.raises(ValueError, match="asks for 80 rows, and 60 are there"):
+        sized_split(y, n_test=40, n_train=60)
