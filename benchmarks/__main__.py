@@ -126,8 +126,10 @@ def main(arguments=None):
         rows, worse = check(rows, committed, about, runner)
     keep(given.out, given, about, rows)
     if given.write:
-        keep(given.results, given, about, tables.merged(committed[1], rows))
-    print(tables.report(about, rows, targets_of(given)))
+        everything = sorted(tables.merged(committed[1], rows), key=lambda r: SECTIONS.index(r.section))
+        keep(given.results, given, about, everything)
+    asked = [t for t in targets_of(given) if t.section in given.only and given.case in t.case]
+    print(tables.report(about, rows, asked))
     if worse:
         print("slower than the committed table:", *worse, sep="\n  ")
     return int(bool(worse) and not given.write)

@@ -39,6 +39,10 @@ def peer(module):
         return None, f"not installed ({type(error).__name__})"
 
 
+class NoAnswer(Exception):
+    "The package has no function for this question."
+
+
 def compared(case, calls, error_of, effort, notes):
     """Rows of time and error of several functions that answer the same question, ours first.
 
@@ -49,6 +53,8 @@ def compared(case, calls, error_of, effort, notes):
         try:
             if call is not None:
                 answers[name] = error_of(call())
+        except NoAnswer as reason:
+            notes[name] = f"no answer: {reason}"
         except Exception as error:  # of somebody else's package: it belongs into the table
             notes[name] = f"failed ({type(error).__name__}: {str(error)[:80]})"
     timings = interleaved({name: calls[name] for name in answers}, effort, process_clock)
@@ -104,7 +110,7 @@ def _sklearn(x, y):
     if y.ndim == 1:
         return mutual_info_classif(x, y, random_state=0)[0]
     if x.shape[1] > 1 or y.shape[1] > 1:
-        raise ValueError("takes single columns only")
+        raise NoAnswer("takes single columns only")
     return mutual_info_regression(x, y[:, 0], random_state=0)[0]
 
 
@@ -115,7 +121,7 @@ def _npeet(module, x, y):
 
 def _infomeasure(module, x, y):
     if y.ndim == 1:
-        raise ValueError("no estimator for a number and a label")
+        raise NoAnswer("no estimator for a number and a label")
     return module.mutual_information(x, y, approach="ksg")
 
 
