@@ -3,6 +3,11 @@
 Writes results/stacked.csv. Each row: how many models, the thread CPU time of a step of all of them, one after the other
 and stacked (medians of interleaved repetitions, one thread), and the gain. Both ways train the same models on the same
 batches with the same Adam; that the weights agree is checked.
+
+What it says: below five models of one architecture the stacked step is slower, at 16 about twice as fast, at 64 three
+to five times. An audit trains seven or eight models of as many architectures for each seed, and a comparison a few seeds
+of each, with callbacks that look at one model and an epoch that is chosen for each: so runs are trained one by one, and
+one to a core.
 """
 
 import copy
