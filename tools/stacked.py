@@ -5,7 +5,7 @@ and stacked (medians of interleaved repetitions, one thread), and the gain. Both
 batches with the same Adam; that the weights agree is checked.
 
 What it says: below five models of one architecture the stacked step is slower, at 16 about twice as fast, at 64 three
-to five times. An audit trains seven or eight models of as many architectures for each seed, and a comparison a few seeds
+to five times. An audit trains seven or eight models of as many architectures for each seed, a comparison a few seeds
 of each, with callbacks that look at one model and an epoch that is chosen for each: so runs are trained one by one, and
 one to a core.
 """
