@@ -23,7 +23,7 @@ from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.heads import HEADS, MLPHead
 from mmlit.learner import FusionMethod, Run, joint_run, multimodal_learner
 from mmlit.methods.baselines import pretrained_run, unimodal_run
-from mmlit.runs import Job, RunsFailed, train_missing, train_run
+from mmlit.runs import Job, RunsFailed, _missing, _on_gpu, train_missing, train_run, workers_that_fit
 from mmlit.store import RunStore, Source, loaders, safe_name
 from mmlit.training import Budget, on_device
 
@@ -373,3 +373,26 @@ def test_runs_are_kept_where_the_caller_stands_also_by_workers_of_an_earlier_cal
             data, ["unimodal", "pretrained"], 2, Budget(epochs=1, bs=16, width=4), "runs", workers=2, progress=False
         )
         assert len(list((tmp_path / place / "runs").rglob("*.npz"))) == 6
+
+
+def test_workers_on_a_gpu_are_as_many_as_its_memory_holds_and_fewer_are_said(data, tmp_path, monkeypatch):
+    store, noted, GiB = RunStore(tmp_path), [], 2**30
+    ((first,),) = _missing([Job(data, joint_run(), 0)], store, SMALL)
+    for name, value in dict(
+        reset_peak_memory_stats=None, max_memory_reserved=5 * GiB, mem_get_info=(24 * GiB, 0)
+    ).items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    with pytest.warns(UserWarning, match="8 workers were asked for.*5.0 GiB.*24.0 GiB are free: 3 train at a time"):
+        assert _on_gpu(first, store, SMALL, 8, lambda *told: noted.append(told)) == 3
+    assert noted == [(first, None)] and store.finished(first.path)  # the first run was trained here
+    for most, free, taken, fit in ((16, None, 0, 16), (16, 80, 1, 16), (16, 24, 5, 3), (16, 1, 5, 1), (2, 24, 5, 2)):
+        assert workers_that_fit(most, None if free is None else free * GiB, taken * GiB) == fit
+
+
+def test_each_worker_trains_in_one_thread(data, tmp_path):
+    def make(dls, budget, models):
+        assert torch.get_num_threads() == 1
+        return joint_run().make(dls, budget, models)
+
+    jobs = [Job(data, Run("one thread", make), seed) for seed in (0, 1)]
+    train_missing(jobs, RunStore(tmp_path), SMALL, workers=2, progress=False)
