@@ -373,3 +373,41 @@ def test_a_dry_run_refuses_what_training_would(said, cells, tmp_path):
     assert code == 1 and "class 'odd' has 1 rows, fewer than 5 folds" in err
     code, _, err = said("data", "--target", "finding")
     assert code == 1 and err.startswith("mmlit data: --target is given without a data set")
+
+
+def test_kinds_and_layouts_are_said_on_the_command_line(tmp_path, said):
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    ids, walk = rng.integers(1, 9, (40, 5)), rng.normal(size=(40, 8, 2))
+    np.savez(tmp_path / "d.npz", text=ids, walk=walk, y=y)
+    code, out, _ = said("data", str(tmp_path / "d.npz"), "--kinds", "text=tokens", "--layout", "walk=time_first")
+    assert not code and re.search(r"text +tokens 5", out) and re.search(r"walk +sequence 2x8", out)
+    plain = said("data", str(tmp_path / "d.npz"))[1]
+    assert re.search(r"text +vector 5", plain) and re.search(r"walk +sequence 8x2", plain)
+
+    table = pd.DataFrame(ids).add_prefix("w").assign(a=rng.normal(size=40), y=y)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    words = ["--data", str(tmp_path / "t.csv"), "--modalities", "text=w*", "a=a", "--target", "y"]
+    words += ["--kinds", "text=tokens", "--epochs", "1", "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "o")]
+    code, out, _ = said("compare", *words)
+    page = html.unescape((tmp_path / "o" / "compare.html").read_text())
+    assert not code and "--kinds text=tokens" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kinds", "text"], "expected name=value"),
+        (["--layout", "walk="], "expected name=value"),
+        (["--kinds", "text=tokens", "text=vector"], "--kinds has 'text' twice"),
+        (["--kinds", "texts=tokens"], "did you mean 'text'"),
+        (["--kinds", "text=smell"], "unknown kind of modality 'text': 'smell'"),
+        (["--layout", "text=time_first"], "layout is for sequences"),
+    ],
+)
+def test_kinds_and_layouts_that_are_none_are_refused(words, message, tmp_path, said):
+    np.savez(tmp_path / "d.npz", text=np.ones((8, 5), int), a=np.ones((8, 2)), y=np.arange(8) % 2)
+    code, _, err = said("data", str(tmp_path / "d.npz"), *words)
+    assert code and message in f"{code} {err}"
+    code, _, err = said("data", "digits", "--kinds", "left=tokens")
+    assert "--kinds is given, and digits has its own already" in err

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantities import coalition_plan
-from mmlit.core import (
-    batch_parts,
-    device_of,
-    eval_mode,
-    filled,
-    map_tensors,
-    n_rows,
-    presence_of,
-)
+from ..core import batch_parts, device_of, eval_mode, filled, map_tensors, n_rows, presence_of
 from ..fusion.coalitions import absent_features, coalition_logits
 from ..fusion.models import Fusion, NamedEncoders, as_fusion
 

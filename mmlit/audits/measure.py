@@ -113,7 +113,7 @@ def _ask(joint, alone, dls, others, absent, seed, metric):
     own = {part: [_held(u, batches, dls)._replace(xs=()) for u in alone] for part, batches in parts.items()}
     said = {part: [answers(u, h.zs) for u, h in zip(alone, own[part])] for part in parts}
     good = [overall_score(logits, held["valid"].y, metric) for logits in said["valid"]]
-    best = int(np.argmax(good))
+    best = int(np.argmax(np.where(held["valid"].presence.any(0), good, -np.inf)))     # nobody has it: it has no score
 
     logits = {}
     for i, part in enumerate(parts):

@@ -14,12 +14,7 @@ from torch import Tensor
 
 from .quantities import Held, Quantity, answers, in_batches, metric_steps, score_quantity
 from .sample_scores import first_score, scores_of
-from mmlit.core import (
-    has_presence,
-    map_tensors,
-    n_rows,
-    with_presence,
-)
+from ..core import has_presence, map_tensors, n_rows, with_presence
 from ..data.ragged import is_padded
 from ..fusion.models import Fusion
 from ..metrics import Metric

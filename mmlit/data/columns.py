@@ -16,13 +16,7 @@ from torch import Tensor
 
 from ..core import one_of
 from .labels import PARTS, encode_labels, encode_split, name_of
-from mmlit.data.missing import (
-    PartialColumn,
-    check_presence,
-    presence_columns,
-    rows_there,
-    whole_column,
-)
+from .missing import PartialColumn, check_presence, presence_columns, present_rows, rows_there, whole_column
 from .mixed import MixedTable
 from .pictures import PictureFiles
 from .ragged import RaggedArrays
@@ -186,7 +180,7 @@ class MultimodalData:
 
         arrays:dict[str, Any] = {m: x.astype(str) if x.dtype == object else x for m, x in columns.items()}
         own:dict[str, Any] = dict(y=self.y, groups=self.groups, classes=self.classes or None, task=self.task)
-        there = [getattr(x, "present", np.ones(len(self), dtype=bool)) for x in self.xs.values()]
+        there = [present_rows(x) for x in self.xs.values()]
         own["presence"] = np.stack(there, 1) if self.missing else None
         own |= dict(kinds=list(self.kinds.values()), split=self.parts)
         arrays |= {k: v for k, v in own.items() if v is not None}

@@ -352,9 +352,14 @@ def _values(source, m, columns):
 
 def _are_lists(cells): return len(cells) > 0 and cells.map(lambda v: isinstance(v, (list, np.ndarray))).all()
 
+def _row_of_list(v):
+    "One cell: a list of numbers, or of lists of numbers, which pyarrow gives as an array of arrays."
+    if not isinstance(v, (list, np.ndarray)): return None
+    return np.stack([np.asarray(part) for part in v]) if len(v) and np.ndim(v[0]) else np.asarray(v)
+
 def _rows_of_lists(table, m, columns, first):
     "A column of lists, as parquet keeps them, as rows, perhaps of different length; None where there is none."
-    if len(columns) == 1: return [v if isinstance(v, (list, np.ndarray)) else None for v in table[first]]
+    if len(columns) == 1: return list(map(_row_of_list, table[first]))
     raise ValueError(f"column {first!r} of modality {m!r} holds lists, beside other columns: make it a modality of its "
                      "own")
 

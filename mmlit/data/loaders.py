@@ -29,7 +29,7 @@ from .columns import MultimodalData
 from .encoders import FittedTransform, TokenIds, Vocabulary, fit_encoder, tokenized
 from .labels import name_of
 from .losses import check_targets, class_weights_of, draw_rows, loss_of, units_of, weighed
-from .missing import PartialColumn, check_presence, encode_some, pick_rows, rows_there
+from .missing import PartialColumn, check_presence, encode_some, pick_rows, present_rows, rows_there
 from .mixed import MixedTable, TableEncoder
 from .own import multimodal_data
 from .ragged import RaggedArrays
@@ -142,7 +142,7 @@ class Rows(GetAttr):
     def presence(self)->Tensor|None:
         "Which row has which modality, bool (N, M); None where every row has all."
         if not any(isinstance(x, PartialColumn) for x in self.xs.values()): return None
-        there = [getattr(x, "present", np.ones(len(x), dtype=bool)) for x in self.xs.values()]
+        there = [present_rows(x) for x in self.xs.values()]
         return torch.as_tensor(np.stack(there, 1))[self.index]
 
     def name_of(self, y): return name_of(y, self.classes, self.task)

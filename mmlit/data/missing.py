@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['missing_rows', 'pick_rows', 'presence_columns', 'check_presence', 'SomeRows', 'PartialColumn', 'whole_column',
-           'rows_there', 'encode_some']
+           'rows_there', 'present_rows', 'encode_some']
 
 # %% ../../nbs/01g_missing.ipynb #4a4a5cca
 from collections.abc import Mapping
@@ -155,6 +155,12 @@ def rows_there(
 ):              # a column of the rows that are there
     "The column inside."
     return column.values if isinstance(column, PartialColumn) else column
+
+def present_rows(
+    column,       # perhaps a `PartialColumn`
+)->np.ndarray:    # bool (N,)
+    "Which rows of a column are there."
+    return column.present if isinstance(column, PartialColumn) else np.ones(len(column), dtype=bool)
 
 def encode_some(
     encoder,     # has `encode(rows)`

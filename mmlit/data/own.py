@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core import one_of
 from .columns import MultimodalData
-from .missing import PartialColumn, rows_there
+from .missing import PartialColumn, present_rows, rows_there
 from .mixed import MixedTable
 from .pictures import PictureFiles
 from .ragged import RaggedArrays
@@ -130,7 +130,7 @@ def joined_parts(
 def _joined(name, columns):
     "The rows of several columns of a modality, one below the other."
     if any(isinstance(c, PartialColumn) for c in columns):
-        there = np.concatenate([getattr(c, "present", np.ones(len(c), dtype=bool)) for c in columns])
+        there = np.concatenate([present_rows(c) for c in columns])
         return PartialColumn(_joined(name, [rows_there(c) for c in columns]), there)
     first = columns[0]
     if isinstance(first, PictureFiles): return PictureFiles(np.concatenate([c.paths for c in columns]), first.size)

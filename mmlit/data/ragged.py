@@ -28,6 +28,7 @@ class RaggedArrays:
     rows:np.ndarray     # N arrays: channels first and floats, or ids
     kind:str            # sequence or tokens
     layout:str|None     # how the rows came, one of `LAYOUTS`; None: they had one axis
+    channels:int        # C; 0 of ids
 
     def __init__(self,
         values,               # N arrays, tensors or lists
@@ -50,6 +51,7 @@ class RaggedArrays:
                              f"{self.layout}: all rows need the same channels")
         self.rows = np.empty(len(rows), dtype=object)
         self.rows[:] = rows
+        self.channels = 0 if self.kind == "tokens" else len(rows[0])
 
     def _channels_first(self, row):
         if row.ndim == 1: return row[None]
@@ -89,7 +91,7 @@ class RaggedArrays:
     @property
     def row_shape(self)->tuple:
         "The shape of a row; None is the number of steps, which differs."
-        return (None,) if self.kind == "tokens" else (len(self.rows[0]), None)
+        return (None,) if self.kind == "tokens" else (self.channels, None)
 
     @property
     def arrays(self)->dict[str, np.ndarray]:
@@ -98,7 +100,7 @@ class RaggedArrays:
         return {f"{self.kind} {self.row_shape}": np.array([digest(r) for r in self.rows], dtype=object)}
 
     def __repr__(self):
-        channels = "" if self.kind == "tokens" or not len(self) else f"{len(self.rows[0])}x"
+        channels = f"{self.channels}x" if self.channels else ""
         return f"{channels}{self.lengths.min()}-{self.lengths.max()}" if len(self) else "no rows"
 
 # %% ../../nbs/01e_ragged.ipynb #c6006198

@@ -50,6 +50,7 @@ class NamedArrays:
         sizes = {k: len(x) for k, x in self.arrays.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"the arrays of modality {name!r} have different numbers of rows: {sizes}")
+        _check_padded(self.arrays, name)
 
     def __len__(self): return len(next(iter(self.arrays.values())))
     def __getitem__(self, rows): return {k: x[rows] for k, x in self.arrays.items()}
@@ -61,6 +62,15 @@ class NamedArrays:
         taken = copy.copy(self)
         taken.arrays = self[rows]
         return taken
+
+def _check_padded(arrays, name):
+    "ValueError for values with a mask of steps of which nobody can tell which axis is time."
+    values, mask = arrays.get("values"), arrays.get("mask")
+    if set(arrays) != {"values", "mask"} or mask.dtype != bool or values.ndim != 3: return
+    if mask.shape == values.shape[:2] == values.shape[::2]:
+        raise ValueError(f"modality {name!r} has 'values' of shape {values.shape} and a 'mask' of shape {mask.shape}: "
+                         "either axis of values may be time. Give rows of different length, with layout=, or call the "
+                         "two otherwise")
 
 def _by_name(rows, name):
     "Columns out of N dicts. ValueError where they do not have the same names."

@@ -383,3 +383,64 @@ def test_words_of_a_split_are_read(table, tmp_path):
     parts = files(tmp_path / "official", train=table, test=table)
     with pytest.raises(ValueError, match="its files are those of a split: leave it out"):
         load_table(parts, VIEWS, "stage", split="sex")
+
+
+# ---- lists in the cells of a parquet file, and kinds and layouts that are said
+
+
+def lists(folder, **columns):
+    "A parquet file with these columns, a plain one and labels."
+    pytest.importorskip("pyarrow")
+    n = len(next(iter(columns.values())))
+    plain = np.random.default_rng(5).normal(size=n)
+    pd.DataFrame(columns | dict(plain=plain, y=["a", "b"] * (n // 2))).to_parquet(folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+def test_lists_of_different_length_in_parquet_are_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(1, 9, t).tolist() for t in rng.integers(2, 7, 40)]
+    walk = [rng.normal(size=(t, 2)) for t in rng.integers(3, 9, 40)]
+    path = lists(tmp_path, ids=ids, walk=[w.tolist() for w in walk])
+    data = load_table(path, dict(words="ids", walk="walk", plain="plain"), "y", kinds=dict(words="tokens"))
+    assert data.kinds == dict(words="tokens", walk="sequence", plain="vector")
+    assert [row.tolist() for row in data.xs["words"].rows] == ids
+    assert data.layout == dict(words=None, walk="time_first")
+    assert all(np.allclose(row, w.T) for row, w in zip(data.xs["walk"].rows, walk))
+    multimodal_dls(data)
+
+
+def test_lists_of_one_length_are_vectors_and_gaps_are_missing_rows(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    cells = [None if i == 7 else row.tolist() for i, row in enumerate(rows)]
+    with pytest.warns(UserWarning, match="lack a modality: 'x' in 2.5%"):
+        data = load_table(lists(tmp_path, x=cells), dict(x="x", plain="plain"), "y")
+    assert data.kinds["x"] == "vector" and np.flatnonzero(~data.xs["x"].present).tolist() == [7]
+    assert np.allclose(data.xs["x"].values, np.delete(rows, 7, 0))
+
+
+def test_lists_that_are_no_rows_are_refused(tmp_path):
+    path = lists(tmp_path, x=[[1.0, 2.0], [3.0]] * 20, u=[["a"], ["b", "c"]] * 20, v=[[[1.0, 2.0], [3.0]]] * 40)
+    with pytest.raises(ValueError, match="column 'x' of modality 'm' holds lists, beside other columns"):
+        load_table(path, dict(m=["x", "plain"], v="v"), "y")
+    with pytest.raises(ValueError, match="row 0 of modality 'u' holds str .*expected numbers"):
+        load_table(path, dict(u="u", plain="plain"), "y")
+    with pytest.raises(ValueError, match="row 0 of modality 'v' holds lists of different length"):
+        load_table(path, dict(v="v", plain="plain"), "y")
+
+
+def test_kinds_and_layouts_are_those_that_are_said(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.integers(1, 9, (40, 5))).add_prefix("w").assign(a=rng.normal(size=40), y=["a", "b"] * 20)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    views = dict(text="w*", a="a")
+    data = load_table(tmp_path / "t.csv", views, "y", kinds=dict(text="tokens"))
+    assert data.kinds == dict(text="tokens", a="vector")
+    assert np.array_equal(data.xs["text"], table.filter(like="w"))
+    assert load_table(tmp_path / "t.csv", views, "y").kinds["text"] == "vector"
+    with pytest.raises(ValueError, match="unknown modality of t: 'words'"):
+        load_table(tmp_path / "t.csv", views, "y", kinds=dict(words="tokens"))
+    with pytest.raises(ValueError, match="cannot be of kind 'tokens'"):
+        load_table(tmp_path / "t.csv", views, "y", kinds=dict(a="tokens"))
+    with pytest.raises(ValueError, match="layout is for sequences"):
+        load_table(tmp_path / "t.csv", views, "y", layout=dict(a="time_first"))

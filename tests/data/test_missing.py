@@ -440,3 +440,49 @@ def test_sequences_of_different_length_and_tables_may_be_missing_too(tmp_path):
     new = dict(walk=[None, walk[1]], clinic=table.iloc[:2].reset_index(drop=True), sure=[[0, 1, 2], [3, 4, 5]])
     with learn.no_bar():
         assert learn.get_preds(dl=dls.test_dl(new))[0].shape == (2, 2)
+
+
+# ---- a part in which nobody has a modality
+
+
+COLUMNS = dict(
+    vector=lambda rng, n: rng.normal(size=(n, 3)),
+    ragged=lambda rng, n: [rng.normal(size=(2, t)) for t in rng.integers(3, 8, n)],
+    dict=lambda rng, n: dict(a=rng.normal(size=(n, 3)), b=rng.normal(size=(n, 2))),
+    table=lambda rng, n: pd.DataFrame(dict(a=rng.normal(size=n), b=["x", "y"] * (n // 2))),
+    text=lambda rng, n: ["a red car", "a car"] * (n // 2),
+)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_files_of_which_one_has_nothing_of_a_modality_are_joined(kind):
+    rng, n = np.random.default_rng(0), 40
+    there = np.ones((n, 2), dtype=bool)
+    there[20:, 0] = there[3, 0] = False
+    whole = multimodal_data(
+        dict(x=COLUMNS[kind](rng, n), plain=rng.normal(size=(n, 2))), np.arange(n) % 2, groups=range(n), presence=there
+    )
+    one, other = whole.subset(np.arange(20)), whole.subset(np.arange(20, n))
+    data = joined_parts(one, other)
+    assert np.array_equal(data.xs["x"].present, there[:, 0]) and data.missing == dict(x=21 / 40)
+    dls = multimodal_dls(data, bs=8, device="cpu")
+    assert not any(batch[0]["present"].any() for batch in dls[2]) and all(b[0]["present"].any() for b in dls[0])
+    back = joined_parts(other, one)
+    assert np.array_equal(back.xs["x"].present, np.roll(there[:, 0], 20))
+    with pytest.raises(ValueError, match="modality 'x' is missing in all .* training rows: leave it out"):
+        multimodal_dls(back)
+
+
+def test_the_best_unimodal_model_is_one_that_the_validation_part_says_something_of(tmp_path):
+    rng, n = np.random.default_rng(0), 150
+    y = np.repeat([0, 0, 1], n // 3)[rng.permutation(n)]  # a constant answer is right in two of three
+    split = np.array(["train"] * 90 + ["valid"] * 30 + ["test"] * 30)
+    there = np.ones((n, 2), dtype=bool)
+    there[90:120, 0] = False
+    xs = dict(gone=rng.normal(size=(n, 2)), noise=rng.normal(size=(n, 2)))
+    data = multimodal_data(xs, y, presence=there, split=split)
+    found = compare(data, ["unimodal"], 1, SMALL, tmp_path, reference="unimodal noise", workers=1, progress=False)
+    runs = found.runs.set_index("method")
+    assert runs.log_loss["best unimodal"] == runs.log_loss["unimodal noise"] != runs.log_loss["unimodal gone"]
+    told = audit(data=data, budget=SMALL, out=tmp_path, workers=1, progress=False)
+    assert torch.equal(told.first.logits["best unimodal"], told.first.logits["unimodal noise"])

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import load_learner
+from support import BFloat16
 from torch import nn
 from torch.testing import assert_close
 
@@ -478,22 +477,6 @@ def test_a_zero_that_is_a_code_stands_for_nothing():
         multimodal_learner(multimodal_dls(data, device="cpu"), encoders_of(make), method=MCR(substitute="noise_input"))
 
 
-class Bfloat16(Callback):
-    "Half precision on a CPU."
-
-    order = MixedPrecision.order
-
-    def before_batch(self):
-        self.autocast = torch.autocast("cpu", torch.bfloat16)
-        self.autocast.__enter__()
-
-    def after_pred(self):
-        self.learn.pred = self.pred.float()
-
-    def after_loss(self):
-        self.autocast.__exit__(None, None, None)
-
-
 @pytest.mark.parametrize("method", [None, MCR, TCMax, GradientModulation], ids=str)
 @pytest.mark.parametrize("kind", ["dict", "tuple", "ragged"])
 def test_half_precision(kind, method):
@@ -501,7 +484,7 @@ def test_half_precision(kind, method):
     torch.manual_seed(0)
     dls = multimodal_dls(data, bs=16, device="cpu")
     learn = multimodal_learner(
-        dls, make and encoders_of(make), width=8, method=method and method(), cbs=Bfloat16(), metrics=[]
+        dls, make and encoders_of(make), width=8, method=method and method(), cbs=BFloat16(), metrics=[]
     )
     assert predictions(fit(learn, 2), ds_idx=2).isfinite().all()
     whole, half = predictions(multimodal_learner(dls, learn.model), ds_idx=2), predictions(learn, ds_idx=2)
@@ -576,3 +559,75 @@ def test_named_encoders_of_a_foreign_model_take_padded_rows():
     assert isinstance(model, NamedEncoders)
     learn = fit(multimodal_learner(dls, model))
     assert_close(predictions(learn, ds_idx=2), predictions(learn, dl=dls[2].new(bs=1)), rtol=1e-5, atol=1e-6)
+
+
+# ---- a dict whose names say what it is
+
+
+def test_values_with_a_mask_of_which_either_axis_may_be_time_are_refused():
+    values, mask = np.ones((6, 4, 4), np.float32), np.ones((6, 4), bool)
+    with pytest.raises(ValueError, match="either axis of values may be time"):
+        as_column(dict(values=values, mask=mask), "walk")
+    assert as_column(dict(values=values[:, :3], mask=mask), "walk").arrays["mask"].shape == (6, 4)
+    assert as_column(dict(steps=values, mask=mask), "walk").kind == "dict"  # under another name it is your own
+
+
+def tokenized(n=60, seed=0, longest=5):
+    "What a tokenizer returns: the first word tells the class; ids behind the mask are no zeros."
+    rng, y = np.random.default_rng(seed), np.arange(n) % 3
+    ids = rng.integers(4, 9, (n, longest))
+    ids[:, 0] = y + 1
+    mask = np.arange(longest) < rng.integers(1, longest + 1, n)[:, None]
+    return dict(input_ids=np.where(mask, ids, 7), attention_mask=mask.astype(int)), y
+
+
+def test_the_default_encoder_of_tokens_is_the_mean_of_those_that_are_there():
+    words, y = tokenized()
+    dls = multimodal_dls(dict(text=words, plain=np.random.default_rng(1).normal(size=(60, 2))), y, device="cpu")
+    assert dls.kinds["text"] == "dict" and dls.input_kinds["text"] == "tokenized" and len(dls.vocab["text"]) == 9
+    learn = fit(multimodal_learner(dls, width=8), 2)
+    encoder, row = learn.model.encoders[0], dls.split.test[0]
+    x, *_ = dls[2].dataset.batch(torch.tensor([row]))
+    there = words["input_ids"][row][words["attention_mask"][row] == 1]
+    assert_close(encoder(x)[0], encoder.embedding.weight[torch.as_tensor(there)].mean(0))
+
+
+def test_longer_padding_changes_no_answer_and_moves_no_gradient():
+    words, y = tokenized()
+    more = {name: np.pad(part, ((0, 0), (0, 3)), constant_values=(name == "input_ids")) for name, part in words.items()}
+    said, grads = [], []
+    for given in (words, more):
+        torch.manual_seed(0)
+        dls = multimodal_dls(dict(text=given, plain=np.ones((60, 2))), y, device="cpu", seed=0, groups=range(60))
+        learn = multimodal_learner(dls, width=8)
+        batch = dls[2].dataset.batch(torch.as_tensor(dls.split.test))
+        said.append(learn.model(*batch[:2]))
+        said[-1].square().sum().backward()
+        grads.append(learn.model.encoders[0].embedding.weight.grad)
+    assert_close(*said)
+    assert_close(*grads)
+
+
+def test_an_id_that_no_row_had_is_refused_by_name_and_others_keep_their_refusal():
+    words, y = tokenized()
+    dls = multimodal_dls(dict(text=words, plain=np.ones((60, 2))), y, device="cpu", groups=range(60))
+    learn = multimodal_learner(dls, width=8)
+    ids = dict(input_ids=np.array([[1, 30, 1, 1, 1]]), attention_mask=np.ones((1, 5), int))
+    with pytest.raises(ValueError, match="token id 30 is beyond the 9 ids"):
+        learn.model(*dls.test_dl(dict(text=ids, plain=np.ones((1, 2)))).one_batch())
+    sorts = words["attention_mask"] * np.arange(5)
+    nameless = dict(ids=words["input_ids"], mask=words["attention_mask"])
+    for odd in (dict(words, pixel_values=np.ones((60, 2))), dict(words, token_type_ids=sorts), nameless):
+        dls = multimodal_dls(dict(text=odd, plain=np.ones((60, 2))), y, device="cpu", groups=range(60))
+        with pytest.raises(ValueError, match="hold several arrays each.*pass model="):
+            multimodal_learner(dls)
+
+
+def test_a_tokenizers_output_is_compared_and_audited_without_encoders(tmp_path):
+    words, y = tokenized(150)
+    data = multimodal_data(dict(text=words, plain=np.random.default_rng(1).normal(size=(150, 2))), y)
+    budget = Budget(epochs=8, bs=16, width=8, lr=0.03)
+    found = compare(data, seeds=1, budget=budget, out=tmp_path, workers=1, progress=False)
+    assert found.failed.empty and found.table["mean"].max() > 0.8  # the first word tells the class
+    told = audit(data=data, budget=budget, out=tmp_path, workers=1, progress=False)
+    assert told.get("models", "accuracy", "unimodal text").mean > 0.8
