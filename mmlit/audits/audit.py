@@ -148,7 +148,7 @@ def _check_options(given, seeds, encoders, unimodal, workers):
 def _effects(smallest, metric, dls):
     "What counts as no difference; for a metric that the library has no number for, it is measured on the targets."
     if not is_own_score(metric): return smallest_effects(smallest)
-    score, given = metric_score(metric), isinstance(smallest, Mapping)
+    score, given = str(metric_score(metric)), isinstance(smallest, Mapping)
     if smallest is not None and (not given or score in smallest): return smallest_effects(smallest, {score: 1.})
     y = audit_targets(dls.data.y, dls.data.task)
     return smallest_effects(smallest, {score: metric_effect(metric, y, dls.c)})

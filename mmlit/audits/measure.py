@@ -86,7 +86,7 @@ class _Asked:
     @property
     def groups(self)->np.ndarray|None:
         "Of the test part."
-        groups = self.dls.data.groups
+        groups = getattr(self.dls.data, "groups", None)
         return None if groups is None else groups[self.dls.split.test]
 
     def scores(self, logits)->dict[str, np.ndarray]:

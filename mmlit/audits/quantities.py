@@ -33,15 +33,7 @@ from mmlit.audits.sample_scores import (
     step_of,
 )
 from .strength import competition_strength, penultimate_features
-from mmlit.core import (
-    batch_parts,
-    device_of,
-    eval_mode,
-    log_likelihood,
-    map_tensors,
-    n_rows,
-    presence_of,
-)
+from ..core import batch_parts, device_of, eval_mode, log_likelihood, map_tensors, n_rows, presence_of
 from ..data.loaders import MultimodalDataLoaders
 from ..data.tables import align_columns
 from ..estimators.learned import classifier_log_likelihood
