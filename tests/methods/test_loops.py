@@ -50,8 +50,11 @@ def masked(model, batch):
     return F.cross_entropy(model.fuse(mask_features(model.encode(*batch.xs), batch.keep)), batch.y)
 
 
+EVERY = 32**2  # all pairings of a batch: nothing is drawn
+
+
 def tcmax(model, batch):
-    return tcmax_model_loss(model, model.encode(*batch.xs), batch.y)
+    return tcmax_model_loss(model, model.encode(*batch.xs), batch.y, EVERY)
 
 
 def mcr(model, batch):
@@ -73,7 +76,7 @@ METHODS = {
     "modality_dropout": (ModalityDropout, masked),
     "resampling": (lambda: ModalityResampling(warmup=0), masked),
     "multimodal": (MultiModal, joint),  # its loss is the cross-entropy, its head the method
-    "tcmax": (TCMax, tcmax),
+    "tcmax": (lambda: TCMax(pairings=EVERY), tcmax),
     "mcr": (MCR, mcr),
     "agm": (GradientModulation, agm),
 }
