@@ -199,6 +199,7 @@ def _model_log_sum(model, zs, own, log_prior, pairings, memory, generator):
     if terms is not None: return _conditional_log_sum(terms, log_prior)
 
     index, false = bounded_pairings(batch, n, _most(pairings, own), generator)
+    index = index.to(own.device, non_blocking=True)
     rows = pairing_log_sums(model, zs, index, log_prior, memory, check=False)
     # the true pairings as they were scored once: a head with dropout would answer twice
     return _sampled_log_sum(_under(log_prior, own).logsumexp(-1), rows, index, "apart" if false else "exact")

@@ -47,7 +47,7 @@ CALLBACKS = {
     "modality_dropout": ModalityDropout,
     "resampling": lambda: ModalityResampling(warmup=0),
     "multimodal": MultiModal,
-    "tcmax": TCMax,
+    "tcmax": lambda: TCMax(pairings=32**2),  # all of a batch: nothing is drawn
     "mcr": MCR,
     "agm": GradientModulation,
 }
