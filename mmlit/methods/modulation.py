@@ -115,15 +115,15 @@ def muted_logits(
 # %% ../../nbs/22_modulation.ipynb #91c6eb01
 class Shares(NamedTuple):
     "What the modalities add to an answer, (M, B, C) each, and the answer."
-    total:Tensor    # (B, C), the full logits
+    full:Tensor     # (B, C), the full logits; no gradient
+    total:Tensor    # (B, C), with the gradient of the full logits
     own:Tensor      # each modality's response but for what all have in common, which is not modulated
     alone:Tensor    # its answer with all others muted; no gradient
-
     @property
     def responses(self)->Tensor:
         "As `modality_responses`: they sum to the full logits; no gradient."
         own = self.own.detach()
-        return own + (self.total.detach() - own.sum(0))/len(own)
+        return own + (self.full - own.sum(0))/len(own)
 
 def modality_shares(
     model:Fusion,                  # as in `muted_logits`
@@ -138,7 +138,7 @@ def modality_shares(
     full = model.fuse(zs) if logits is None else logits
     if not is_additive(model):
         v = muted_logits(model, xs, zs, full, absent=absent, memory=memory)
-        return Shares(full, modality_responses(v), torch.stack([v[2**m] for m in range(len(xs))]).detach())
+        return Shares(full.detach(), full, modality_responses(v), torch.stack([v[2**m] for m in range(len(xs))]).detach())
     reuse, presence = not _depends_on_mode(model), presence_of(xs)
     with _muted_mode(model):
         features = zs if reuse else model.encode(*xs)
@@ -146,7 +146,7 @@ def modality_shares(
     if presence is not None: gone = gone.where(presence.T[..., None], there)
     own = there - gone
     alone = own.detach() + gone.detach().sum(0) if len(xs) > 1 else full.detach()[None]
-    return Shares(there.sum(0) if reuse else full, own, alone)
+    return Shares(full.detach(), there.sum(0) if reuse else full, own, alone)
 
 def _terms(model, zs, absent):
     "What features and stand-ins add, (M, B, C) and (M, 1, C): asked for together where they fit."
