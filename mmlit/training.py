@@ -198,7 +198,7 @@ def hides_factors(
 )->bool:
     "Is the first step of this optimiser about as long when the gradient is a tenth? ('Adam-like')"
     inner = getattr(opt, "opt", None)             # the torch optimiser inside fastai's `OptimWrapper`
-    if inner is None: return any(f.__name__ == "average_sqr_grad" for f in getattr(opt, "cbs", ()))
+    if inner is None: return any(getattr(f, "__name__", "") == "average_sqr_grad" for f in getattr(opt, "cbs", ()))
     known = inspect.signature(type(inner)).parameters
     options = {k: v for k, v in inner.defaults.items() if k in known} | {"lr": 1.}
 

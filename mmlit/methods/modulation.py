@@ -115,15 +115,15 @@ def muted_logits(
 # %% ../../nbs/22_modulation.ipynb #91c6eb01
 class Shares(NamedTuple):
     "What the modalities add to an answer, (M, B, C) each, and the answer."
-    total:Tensor    # (B, C), the full logits
+    full:Tensor     # (B, C), the full logits; no gradient
+    total:Tensor    # (B, C), with the gradient of the full logits
     own:Tensor      # each modality's response but for what all have in common, which is not modulated
     alone:Tensor    # its answer with all others muted; no gradient
-
     @property
     def responses(self)->Tensor:
         "As `modality_responses`: they sum to the full logits; no gradient."
         own = self.own.detach()
-        return own + (self.total.detach() - own.sum(0))/len(own)
+        return own + (self.full - own.sum(0))/len(own)
 
 def modality_shares(
     model:Fusion,                  # as in `muted_logits`
@@ -134,19 +134,20 @@ def modality_shares(
     memory:int=MEMORY,             # bytes of stacked features per call of the head
 )->Shares:
     "The shares, with gradients: from `muted_logits`, or from the terms of a head that adds."
-    zs = model.encode(*xs) if zs is None else zs
+    if zs is None: zs = model.encode(*xs)
     full = model.fuse(zs) if logits is None else logits
     if not is_additive(model):
         v = muted_logits(model, xs, zs, full, absent=absent, memory=memory)
-        return Shares(full, modality_responses(v), torch.stack([v[2**m] for m in range(len(xs))]).detach())
+        own, alone = modality_responses(v), torch.stack([v[2**m] for m in range(len(xs))])
+        return Shares(full.detach(), full, own, alone.detach())
     reuse, presence = not _depends_on_mode(model), presence_of(xs)
     with _muted_mode(model):
-        features = zs if reuse else model.encode(*xs)
-        there, gone = _terms(model, features, absent_features(model, xs, absent, features, check=False))
+        if not reuse: zs = model.encode(*xs)
+        there, gone = _terms(model, zs, absent_features(model, xs, absent, zs, check=False))
     if presence is not None: gone = gone.where(presence.T[..., None], there)
     own = there - gone
     alone = own.detach() + gone.detach().sum(0) if len(xs) > 1 else full.detach()[None]
-    return Shares(there.sum(0) if reuse else full, own, alone)
+    return Shares(full.detach(), there.sum(0) if reuse else full, own, alone)
 
 def _terms(model, zs, absent):
     "What features and stand-ins add, (M, B, C) and (M, 1, C): asked for together where they fit."
@@ -166,8 +167,7 @@ def response_scores(
     presence:Tensor|None=None, # bool (B, M), see `presence_of`: a modality is judged by the samples that have it
 )->Tensor:            # (M,) nats per answer, no gradient
     "Mean log-likelihood of the labels under each response alone (AGM); each term is at least log 1e-8."
-    several = responses.ndim > 2 and y.shape == responses.shape[1:]
-    if several and may_read(y): several = ((y == 0) | (y == 1)).all()
+    several = responses.ndim > 2 and y.shape == responses.shape[1:] and (not may_read(y) or ((y == 0) | (y == 1)).all())
     if several: responses, y = responses[..., None], at_least_float32(y)[..., None]       # one Bernoulli answer each
     elif responses.ndim < 3 or y.shape != responses.shape[1:-1] or y.is_floating_point():
         got = f"{tuple(responses.shape)} and {y.dtype} {tuple(y.shape)}"
