@@ -199,7 +199,7 @@ class _Draws(NamedTuple):
     of:Tensor        # (D,), the subset, in order
     even:bool=True   # has each subset as many draws?
 
-    def to(self, device): return _Draws(*(sent(t, device) for t in self[:3]), self.even)
+    def to(self, device): return self._replace(index=sent(self.index, device), who=sent(self.who, device), of=sent(self.of, device))
 
 def _exact_draws(subsets, batch, shared):
     "All combinations of partners."
@@ -217,13 +217,13 @@ def _draws(subsets, batch, permutations, draw, rows, generator, shared, exclude)
     least, parts = int(exclude is not None), 1 if shared else m       # nobody who excludes partners keeps itself
     most = batch - least
     k = min(most, max(1, rows//(n*batch))) if pairs else int(permutations)
-    index, who = None, subsets.T
+    index, who = torch.empty(0), subsets.T
     if not pairs: index = _drawn(parts*n, batch, k, draw, generator)
     elif k < most or parts > 2: index = _drawn(parts*n, batch, k, "shift", generator, least)
     if pairs and k == most:          # all there are: only how those of several members meet is drawn
         in_order = (torch.arange(batch) + torch.arange(least, batch)[:, None]) % batch
         first = who & (who.cumsum(0) == 1)
-        index = in_order if index is None else index.view(parts, n, k, batch).where(~first[..., None, None], in_order)
+        index = in_order if not len(index) else index.view(parts, n, k, batch).where(~first[..., None, None], in_order)
     index = index.expand(parts*n, k, batch) if index.ndim == 2 else index
     of = torch.arange(n).repeat_interleave(k)
     return _Draws(index.reshape(parts, n*k, batch).expand(m, -1, -1), who[:, of], of)
