@@ -199,7 +199,8 @@ class _Draws(NamedTuple):
     of:Tensor        # (D,), the subset, in order
     even:bool=True   # has each subset as many draws?
 
-    def to(self, device): return self._replace(index=sent(self.index, device), who=sent(self.who, device), of=sent(self.of, device))
+    def to(self, device):
+        return self._replace(index=sent(self.index, device), who=sent(self.who, device), of=sent(self.of, device))
 
 def _exact_draws(subsets, batch, shared):
     "All combinations of partners."
