@@ -198,7 +198,6 @@ class _Draws(NamedTuple):
     who:Tensor       # bool (M, D): is modality m taken from there? Else it stays
     of:Tensor        # (D,), the subset, in order
     even:bool=True   # has each subset as many draws?
-
     def to(self, device):
         return self._replace(index=sent(self.index, device), who=sent(self.who, device), of=sent(self.of, device))
 
