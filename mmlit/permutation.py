@@ -26,7 +26,6 @@ from mmlit.core import (
     check_features,
     group_ids,
     is_additive,
-    log_likelihood,
     one_of,
 )
 
@@ -243,7 +242,7 @@ def permutation_cmi(
     def contrast(part):
         logits = _repaired_logits(ask, zs, ms, part)
         if labels is None: return js_divergence_with_logits(clean, logits).sum(0)
-        return (log_likelihood(clean, labels) - _log_p(logits, labels)).sum(0)
+        return (_log_p(clean, labels) - _log_p(logits, labels)).sum(0)
 
     chunks = _index_chunks(zs, index, memory)
     redo = torch.is_grad_enabled() and len(chunks) > 1

@@ -833,3 +833,31 @@ def test_copies_of_samples_are_pointed_out():
         permutation_test([*zs, numbers], 0, y, reps=9, generator=generator())
         few = [zs[0].sign()] * 2  # four different rows
         permutation_test(few, 0, y, reps=9, generator=generator())
+
+
+@pytest.mark.parametrize("form", ["log_ratio", "jsd"])
+@pytest.mark.parametrize("m", [0, (0, 2)])
+def test_a_model_of_terms_is_the_function_of_its_features(form, m):
+    class Terms(torch.nn.Module):
+        def contributions(self, zs):
+            return torch.stack([z[:, :3] ** 2 for z in zs])
+
+        def fuse(self, zs):
+            return self.contributions(zs).sum(0)
+
+    zs = [torch.randn(7, 4, generator=torch.Generator().manual_seed(s)).double().requires_grad_() for s in range(3)]
+    y, model = torch.arange(7) % 3, Terms()
+    ours, theirs = (permutation_cmi(f, zs, m, y, form, shared=True) for f in (model, model.fuse))
+    torch.testing.assert_close(ours.per_sample, theirs.per_sample)
+    for a, b in zip(torch.autograd.grad(ours.mean, zs), torch.autograd.grad(theirs.mean, zs)):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        assert permutation_cmi(model, zs, m, y, form, memory=1, shared=True).mean.item() == pytest.approx(
+            ours.mean.item()
+        )
+
+
+def test_the_gradient_of_the_divergence_may_be_differentiated_again():
+    p, q = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (3, 4)))
+    assert torch.autograd.gradcheck(js_divergence_with_logits, (p, q))
+    assert torch.autograd.gradgradcheck(js_divergence_with_logits, (p, q))

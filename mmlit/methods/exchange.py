@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from operator import add
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 import torch
 from numpy.polynomial.hermite_e import hermegauss
@@ -119,21 +119,22 @@ def _structure(model, features):
     return features, [(id(m), [(n, id(p), p is not None and p.requires_grad) for n, p in m._parameters.items()])
                       for m in _fusing(model)[0].modules()]
 
-_KNOWN_SHARES:WeakKeyDictionary = WeakKeyDictionary()      # model -> its structure, and what was found for it
+_KNOWN_SHARES:dict[int, tuple] = {}      # id of a model -> its structure, and what was found for it
 
 @torch.compiler.assume_constant_result
 def _find_shares(model, features):
     "Who uses which parameter, found anew where the structure is another one."
-    now, known = _structure(model, features), _KNOWN_SHARES.get(model)
+    now, known = _structure(model, features), _KNOWN_SHARES.get(id(model))
     if known is not None and known[0] == now: return
     masks = {n: u > 1 for n, u in _uses(model, features).items()} if features else {}
     owned = {n: mask if mask.any() else None for n, mask in masks.items() if not mask.all()}
-    _KNOWN_SHARES[model] = now, _places(model), owned
+    if known is None: finalize(model, _KNOWN_SHARES.pop, id(model), None)
+    _KNOWN_SHARES[id(model)] = now, _places(model), owned
 
 def _shares(model, features):
     "Places of the tensors; by name the parameters that are owned, with a mask of elements that are not, if any."
     _find_shares(model, features)
-    return _KNOWN_SHARES[model][1:]
+    return _KNOWN_SHARES[id(model)][1:]
 
 def _owned_parameters(model, zs)->dict[str, Tensor]:
     "By name the parameters of the terms; elements that those of two or more modalities use are cut off."
@@ -197,8 +198,8 @@ class _Draws(NamedTuple):
     who:Tensor       # bool (M, D): is modality m taken from there? Else it stays
     of:Tensor        # (D,), the subset, in order
     even:bool=True   # has each subset as many draws?
-
-    def to(self, device): return _Draws(*(sent(t, device) for t in self[:3]), self.even)
+    def to(self, device):
+        return self._replace(index=sent(self.index, device), who=sent(self.who, device), of=sent(self.of, device))
 
 def _exact_draws(subsets, batch, shared):
     "All combinations of partners."
@@ -216,13 +217,13 @@ def _draws(subsets, batch, permutations, draw, rows, generator, shared, exclude)
     least, parts = int(exclude is not None), 1 if shared else m       # nobody who excludes partners keeps itself
     most = batch - least
     k = min(most, max(1, rows//(n*batch))) if pairs else int(permutations)
-    index, who = None, subsets.T
+    index, who = torch.empty(0), subsets.T
     if not pairs: index = _drawn(parts*n, batch, k, draw, generator)
     elif k < most or parts > 2: index = _drawn(parts*n, batch, k, "shift", generator, least)
     if pairs and k == most:          # all there are: only how those of several members meet is drawn
         in_order = (torch.arange(batch) + torch.arange(least, batch)[:, None]) % batch
         first = who & (who.cumsum(0) == 1)
-        index = in_order if index is None else index.view(parts, n, k, batch).where(~first[..., None, None], in_order)
+        index = in_order if not len(index) else index.view(parts, n, k, batch).where(~first[..., None, None], in_order)
     index = index.expand(parts*n, k, batch) if index.ndim == 2 else index
     of = torch.arange(n).repeat_interleave(k)
     return _Draws(index.reshape(parts, n*k, batch).expand(m, -1, -1), who[:, of], of)
