@@ -19,16 +19,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .held import Held, answers, hold, training_part
 from mmlit.audits.quantities import (
-    Held,
     Quantity,
     answer_information,
-    answers,
     coalition_outcomes,
     coalition_plan,
     coalition_quantities,
     feature_information,
-    hold,
     last_features,
     linear_answers,
     metric_steps,
@@ -37,7 +35,6 @@ from mmlit.audits.quantities import (
     probe,
     score_quantity,
     strength_quantities,
-    training_part,
 )
 from .robustness import robustness_quantities
 from .sample_scores import audit_targets, overall_score, scores_of

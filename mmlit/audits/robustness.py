@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .quantities import Held, Quantity, answers, in_batches, metric_steps, score_quantity
+from .held import Held, answers, in_batches
+from .quantities import Quantity, metric_steps, score_quantity
 from .sample_scores import first_score, scores_of
 from ..core import has_presence, map_tensors, n_rows, with_presence
 from ..data.ragged import is_padded

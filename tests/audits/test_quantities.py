@@ -5,18 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from mmlit.audits.held import Held, answers, hold, training_part
 from mmlit.audits.quantities import (
-    Held,
     answer_information,
-    answers,
     coalition_outcomes,
     coalition_plan,
     feature_information,
-    hold,
     last_features,
     model_quantities,
     probe,
-    training_part,
 )
 from mmlit.audits.robustness import _shake, robustness_quantities
 from mmlit.fusion.heads import ConcatHead

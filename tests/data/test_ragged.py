@@ -13,8 +13,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmlit import audit, compare
+from mmlit.audits.held import hold
 from mmlit.audits.measure import repeated_rows
-from mmlit.audits.quantities import hold
 from mmlit.audits.robustness import _shake
 from mmlit.data.columns import MultimodalData
 from mmlit.data.files import data_digest
