@@ -355,7 +355,9 @@ def _are_lists(cells): return len(cells) > 0 and cells.map(lambda v: isinstance(
 def _row_of_list(v):
     "One cell: a list of numbers, or of lists of numbers, which pyarrow gives as an array of arrays."
     if not isinstance(v, (list, np.ndarray)): return None
-    return np.stack([np.asarray(part) for part in v]) if len(v) and np.ndim(v[0]) else np.asarray(v)
+    if not len(v) or np.ndim(v[0]) == 0: return np.asarray(v)
+    parts = [np.asarray(part) for part in v]
+    return np.stack(parts) if len({part.shape for part in parts}) == 1 else [part.tolist() for part in parts]
 
 def _rows_of_lists(table, m, columns, first):
     "A column of lists, as parquet keeps them, as rows, perhaps of different length; None where there is none."
