@@ -27,7 +27,6 @@ from mmlit.core import (
     check_count,
     check_number,
     eval_mode,
-    is_additive,
     log_likelihood,
     may_read,
     mean_over_present,
@@ -136,7 +135,7 @@ def modality_shares(
     "The shares, with gradients: from `muted_logits`, or from the terms of a head that adds."
     if zs is None: zs = model.encode(*xs)
     full = model.fuse(zs) if logits is None else logits
-    if not is_additive(model):
+    if not hasattr(model, "contributions"):                # it does not add, see `is_additive`
         v = muted_logits(model, xs, zs, full, absent=absent, memory=memory)
         own, alone = modality_responses(v), torch.stack([v[2**m] for m in range(len(xs))])
         return Shares(full.detach(), full, own, alone.detach())
