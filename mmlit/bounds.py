@@ -25,7 +25,7 @@ def log_mean_exp(
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected a floating point tensor, got {got}")
     dim = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    if any(not -x.ndim <= d < x.ndim for d in dim): raise ValueError(f"there are no axes {dim} in shape {tuple(x.shape)}")
+    if any(not -x.ndim <= d < x.ndim for d in dim): raise ValueError(f"no axes {dim} in shape {tuple(x.shape)}")
     count = math.prod(x.shape[d] for d in dim)
     if not count: raise ValueError(f"the mean over axes {dim} of shape {tuple(x.shape)} has no terms")
     x = at_least_float32(x)
