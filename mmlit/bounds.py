@@ -25,6 +25,7 @@ def log_mean_exp(
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"expected a floating point tensor, got {got}")
     dim = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if any(not -x.ndim <= d < x.ndim for d in dim): raise ValueError(f"no axes {dim} in shape {tuple(x.shape)}")
     count = math.prod(x.shape[d] for d in dim)
     if not count: raise ValueError(f"the mean over axes {dim} of shape {tuple(x.shape)} has no terms")
     x = at_least_float32(x)
@@ -85,7 +86,7 @@ def class_labels(
 )->Tensor:          # the labels, int64, shape (B,)
     "The labels as a plain tensor of integers; ValueError unless there is one per sample, on the CPU from 0 to C-1."
     if not isinstance(y, Tensor):
-        try: y = torch.as_tensor(y)
+        try: y = torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)
         except RuntimeError as e: raise TypeError(f"expected class labels, got {type(y).__name__}") from e
     if type(y) is not Tensor: y = y.as_subclass(Tensor)      # the type of fastai's labels would spread to the loss
     if y.is_floating_point() or y.is_complex():

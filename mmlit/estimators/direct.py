@@ -123,7 +123,10 @@ def as_variables(
     given = None if discrete is None else discrete if isinstance(discrete, bool) else len(discrete)
     if given is not None and (given is True or given is False or given != len(xs)):
         raise ValueError(f"discrete needs one entry per variable, {len(xs)}, got {given}")
+    if len(xs) == 0: raise ValueError("there are no variables")
     flags = [None]*len(xs) if discrete is None else list(discrete)
+    odd = [d for d in flags if d is not None and not isinstance(d, (bool, np.bool_))]
+    if odd: raise ValueError(f"discrete holds True, False or None for each variable, got {odd[0]!r}")
     variables = [as_variable(x, d) for x, d in zip(align_columns(variable=xs)[0], flags)]
     sizes = [len(v.codes) for v in variables]
     if len(set(sizes)) > 1: raise ValueError(f"the variables have different numbers of samples: {sizes}")
