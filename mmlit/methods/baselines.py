@@ -29,7 +29,8 @@ from mmlit.core import (
     one_of,
     unimodal_losses,
 )
-from ..data.loaders import MultimodalDataLoaders, Rows
+from ..data.loaders import MultimodalDataLoaders
+from ..data.rows import Rows
 from ..fusion.coalitions import mask_features
 from ..fusion.heads import AttentionHead, SumHead, feature_dims, in_units
 from ..fusion.models import FusionModel, SelectModalities

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ..core import Several, keep_random_state, one_of
 from ..data.encoders import AsTensors, FittedTransform, Standardize, TokenIds, Vocabulary
-from ..data.loaders import Coding
 from ..data.mixed import MixedTable, TableEncoder
 from ..data.ragged import PaddedSteps
+from ..data.rows import Coding
 from ..data.splits import Split
 from mmlit.fusion.heads import (
     AttentionHead,

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 import mmlit
 from ..core import check_number, device_of, eval_mode, keep_random_state, map_tensors, one_of
-from ..data.loaders import Coding, MultimodalDataLoaders, MultimodalDL, Rows
+from ..data.loaders import MultimodalDataLoaders, MultimodalDL
+from ..data.rows import Coding, Rows
 from ..data.tables import check_whole
 from ..fusion.models import Fusion, unwrap
 from .plain import coding_of, coding_state, is_whole, model_of, model_plan

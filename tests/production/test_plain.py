@@ -14,9 +14,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
-from mmlit.data.loaders import Rows, multimodal_dls
+from mmlit.data.loaders import multimodal_dls
 from mmlit.data.mixed import MixedTable, TableEncoder
 from mmlit.data.own import multimodal_data
+from mmlit.data.rows import Rows
 from mmlit.fusion.heads import (
     AttentionHead,
     ConcatHead,
