@@ -18,7 +18,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import BayesianRidge, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import Tensor
 
 from .held import PROBED, Held, in_batches
 from mmlit.audits.sample_scores import (

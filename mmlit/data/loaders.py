@@ -7,12 +7,10 @@ __all__ = ['MultimodalDL', 'MultimodalDataLoaders', 'multimodal_dls']
 
 # %% ../../nbs/15_loaders.ipynb #a7452b29
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.losses import BaseLoss
@@ -89,7 +87,8 @@ class MultimodalDL(TfmdDL):
         self.passed = start, self.n, self.rng.getstate()
         here = self.device is None or torch.device(self.device).type == "cpu"
         for at in order.split(self.bs)[:len(self)]:
-            self.batch_index, self.batch_keep = rows[at], keep[at] if here else keep[at].to(self.device)
+            self.batch_index, kept = rows[at], keep[at]
+            self.batch_keep = kept if here else kept.to(self.device, non_blocking=True)
             batch = self.dataset.batch(self.batch_index)
             yield self.after_batch(batch if here else to_device(batch, self.device))
         self.after_iter()

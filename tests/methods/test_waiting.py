@@ -49,9 +49,6 @@ from mmlit.methods.shapley import ModalityResampling, shapley_values
 from mmlit.methods.tcmax import TCMax
 from mmlit.monitor import ModalityMonitor
 
-# to be taken out where their branches are merged
-NOT_YET = ("mcr", "tcmax")
-
 METHOD_CALLBACKS = {
     "agm": GradientModulation,
     "agm_lr": partial(GradientModulation, mode="lr"),
@@ -242,13 +239,8 @@ def test_all_registered_methods_are_watched():
     assert set(METHODS) - PLAIN <= set(METHOD_CALLBACKS), "a new method: enter its callback above"
 
 
-def ready(name):
-    late = pytest.mark.xfail(reason="in another branch", strict=False)
-    return pytest.param(name, marks=[late] if name in NOT_YET else [])
-
-
 @pytest.mark.parametrize("head", ["concat", "mlp", "film"])
-@pytest.mark.parametrize("name", [ready(n) for n in METHOD_CALLBACKS])
+@pytest.mark.parametrize("name", METHOD_CALLBACKS)
 def test_no_step_reads_more_than_a_plain_one(name, head, as_on_a_device):
     if name == "multimodal" and head != "concat":
         return
@@ -256,7 +248,7 @@ def test_no_step_reads_more_than_a_plain_one(name, head, as_on_a_device):
 
 
 @pytest.mark.parametrize("task", ["regression", "multi-label"])
-@pytest.mark.parametrize("name", [ready(n) for n in METHOD_CALLBACKS])
+@pytest.mark.parametrize("name", METHOD_CALLBACKS)
 def test_nor_with_other_targets(name, task, as_on_a_device):
     refused = {"regression": ("multimodal", "tcmax", "resampling", "resampling_modality"), "multi-label": "multimodal"}
     if name in refused[task]:
@@ -275,7 +267,7 @@ def test_nor_where_batches_are_accumulated(as_on_a_device):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", [ready(n) for n in METHOD_CALLBACKS])
+@pytest.mark.parametrize("name", METHOD_CALLBACKS)
 def test_no_step_on_a_gpu_waits_more_than_a_plain_one(name):
     "By torch's own debug mode, between the forward pass and the step: fastai's loops and records stand outside."
 
