@@ -281,7 +281,7 @@ DISTANCES = dict(jensen_shannon=js_divergence_with_logits, bernoulli=bernoulli_j
 # %% ../../nbs/19b_exchange.ipynb #0edb4296
 def _tables(rows, spares, k):
     "For each modality what is put in its place, then its own rows, whose gradient is multiplied by k."
-    def kept(r): return r if k == 1 else r.detach() if k == 0 else scale_grad(r, k)
+    def kept(r): return r if k == 1 else scale_grad(r, k)      # of a factor 0, too: a loss without players has one
     if torch.is_tensor(rows): return torch.cat([spares, kept(rows)], 1).unbind()
     return [torch.cat([s, kept(r)]) for s, r in zip(spares, rows)]
 

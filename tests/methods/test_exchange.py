@@ -451,6 +451,14 @@ def test_rows_of_a_table_are_owned_as_a_whole():
             assert all(t.weight.grad.any() for t in model.tables)
 
 
+def test_players_with_nothing_to_pull_at_get_zero():
+    "Independent players that own no slice, exchanged for zeros: nobody has a gradient, and to ask for it is no error."
+    model, zs = model_of(SumHead, (3, 4)), features((3, 4))
+    instead = stand_ins(zs, "zero")
+    mipd(model, zs, strategy="independent", owned="encoders", substitutes=instead).sum().backward()
+    assert all((z.grad == 0).all() for z in zs)
+
+
 def test_no_gradient_no_routing():
     model, zs = model_of(ConcatHead, (3, 4)), features((3, 4))
     with torch.no_grad():
