@@ -77,8 +77,7 @@ def variances(
     free = S - part.max() - 1
     both = math.nan if alone else float(both)
     runs = float(scatter/free/S) if free else math.nan
-    shared = (1 + (S - 1)*overlap)/(1 - overlap) - 1
-    return Variances(float(mean), runs + shared*max(runs - (0. if alone else both), 0.), units, both, (free, U - 1))
+    return Variances(float(mean), runs*(1 + (S - 1)*overlap)/(1 - overlap), units, both, (free, U - 1))
 
 # %% ../nbs/12a_crossed.ipynb #abf7d9d1
 def crossed_interval(
