@@ -38,6 +38,12 @@ def _seeds(text):
     if not which: raise argparse.ArgumentTypeError(f"expected a number, or numbers separated by commas, got {text!r}")
     return which if "," in text else which[0]
 
+def _sizes(text):
+    "`300` is a number of rows, `150,300,600` several of them."
+    try: sizes = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as e: raise argparse.ArgumentTypeError(f"expected numbers with commas, got {text!r}") from e
+    return sizes[0] if len(sizes) == 1 else sizes
+
 def _add(parser, option, default, what, **more):
     "An option with its default in the help."
     shown = "" if default is None else f" ({default})"
@@ -50,8 +56,8 @@ def _add_training(parser, seeds):
     for option, default, what in _TRAINING:
         more = dict(type=type(default), metavar="NAME" if isinstance(default, str) else "N")
         _add(parser, option, default, what, **more)
-    _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay",
-         type=int, metavar="N")
+    _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay"
+         + "; several with commas: a learning curve"*(seeds > 1), type=_sizes, metavar="N")
     _add(parser, "--n-test", None, "so many test rows, the same for each seed, whose training rows are then disjoint",
          type=int, metavar="N")
     _add(parser, "--device", None, "where to train: cpu, cuda, or cuda:1 for a certain one", metavar="NAME")
@@ -61,6 +67,7 @@ def _add_training(parser, seeds):
 
 def _budget(args):
     from mmlit.training import Budget
+    if isinstance(args.n_train, list): raise ValueError(f"--n-train is one number of rows here, got {args.n_train}")
     return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, args.n_train, args.n_test)
 
 def _names(text): return [name.strip() for name in text.split(",") if name.strip()]
@@ -233,6 +240,19 @@ def _add_compare(parser):
     _add(parser, "--metric", None, "what decides, such as balanced_accuracy, f1, mae", metavar="NAME")
     _add_training(parser, seeds=5)
 
+def _curve(args, data, methods, options):
+    from mmlit.benchmark.curves import learning_curve
+    sizes, args.n_train = args.n_train, None
+    found = learning_curve(data, methods, sizes, args.n_test, args.seeds, _budget(args), **options)
+    args.n_train = sizes
+    page = Path(args.out)/"curve.html"
+    found.runs.to_csv(page.with_suffix(".csv"), index=False)
+    found.to_html(page, _command(args))
+    found.show()
+    print(f"page: {page.resolve()}")
+    failed = sum(len(one.failed) for one in found.comparisons.values())
+    if failed: raise _Failed(f"{failed} cell{'s'*(failed > 1)} of the tables failed; the rest stands")
+
 def _compare(args):
     from mmlit.benchmark.comparison import compare
     from mmlit.learner import METHODS
@@ -241,8 +261,10 @@ def _compare(args):
         return
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
     data = _read(args, several=True)
-    found = compare(data, methods, args.seeds, _budget(args), args.out,
-                    reference=args.reference, metric=args.metric, workers=args.workers or None)
+    options:dict[str, Any] = dict(out=args.out, reference=args.reference, metric=args.metric)
+    options["workers"] = args.workers or None
+    if isinstance(args.n_train, list): return _curve(args, data, methods, options)
+    found = compare(data, methods, args.seeds, _budget(args), **options)
 
     page = Path(args.out)/"compare.html"
     found.table.to_csv(page.with_suffix(".csv"), index=False)

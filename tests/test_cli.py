@@ -153,6 +153,8 @@ def test_a_file_and_a_set_with_options_are_told_about_as_they_are(said):
         (["compare", "--data", "digits", "--device", "gpu"], "unknown device 'gpu'; known: cpu, cuda"),
         (["compare", "--data", "digits", "--n-train", "1"], "n_train of a budget must be a whole number, at least 2"),
         (["audit", "--data", "digits", "--n-train", "5"], "5 training rows hold none of class"),
+        (["audit", "--data", "digits", "--n-train", "50,100"], "--n-train is one number of rows here"),
+        (["compare", "--data", "digits", "--n-train", "50,9000"], "asks for 12000 rows"),
         (["audit", "--data", "digits", "--target", "y"], "--target tells how a table is read, and digits is none"),
         (["audit", "--data", "digits", "--index", "y"], "--index tells how a table is read"),
         (["audit", "--data", "digits", "--groups", "y"], "--groups tells how a table is read"),
@@ -187,7 +189,7 @@ def test_wrong_input_is_said_before_training(said, tmp_path, args, message):
         (["audit", "--modalities", "a="], "expected name=column,column or name=pattern, or a name, got 'a='"),
         (["audit", "--modalities", "=a"], "expected name=column,column or name=pattern, or a name, got '=a'"),
         (["audit", "--modalities"], "--modalities: expected at least one argument"),
-        (["compare", "--n-train", "few"], "--n-train: invalid int value: 'few'"),
+        (["compare", "--n-train", "few"], "--n-train: expected numbers with commas, got 'few'"),
     ],
 )
 def test_a_word_that_is_no_option_is_said(said, args, message):
@@ -317,6 +319,18 @@ def test_a_folder_is_compared_on_its_split(said, cells, tmp_path):
 def test_fewer_training_rows_leave_the_test_rows(said, cells, tmp_path):
     few = scores(said, tmp_path, "--data", cells / "cells.csv", *TABLE, "--groups", "ward", "--n-train", "50")
     assert all(48 <= n <= 50 for n in few.n_train) and set(few.n_test) <= set(range(110, 119))
+
+
+def test_several_numbers_of_training_rows_are_a_learning_curve(said, tmp_path):
+    asked = ("--data", "digits", "--methods", "ensemble,joint", "--n-train", "40,80", "--n-test", "600", *SMALL[2:])
+    code, told, err = said("compare", *asked, "--out", tmp_path)
+    assert not code, err
+    runs = pd.read_csv(tmp_path / "curve.csv")
+    assert runs.groupby(["n_asked", "method"]).n_train.agg(["size", "first"]).reset_index().values.tolist() == [
+        [n, m, 2, n] for n in (40, 80) for m in ("ensemble", "joint")
+    ]
+    assert set(runs.n_test) == {600} and "against the ensemble, joint is shown" in " ".join(told.split())
+    assert "--n-train 40,80" in (tmp_path / "curve.html").read_text(encoding="utf8")
 
 
 def test_the_command_on_the_page_repeats_every_option(said, cells, tmp_path):

@@ -6,6 +6,7 @@
 __all__ = ['Curve', 'learning_curve']
 
 # %% ../../nbs/40b_curves.ipynb #73c5d285
+import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from rich.console import Console
 
+from .. import __version__
 from .comparison import compare
 from .results import Comparison
 from ..core import check_count, one_of
@@ -23,7 +26,7 @@ from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.splits import split_rows
 from ..learner import Method
-from ..pages import interval_text, terminal, terminal_table
+from ..pages import facts_html, figure_html, interval_text, save_page, table_html, terminal, terminal_table
 from ..training import Budget
 
 # %% ../../nbs/40b_curves.ipynb #7e54e688
@@ -82,23 +85,34 @@ class Curve:
         lines = [self.verdict(d, m) for d in self.datasets for m in self._methods(d) if not m.startswith("unimodal ")]
         return "\n".join([f"Learning curves, differences to the {self.reference}", *lines])
 
+    def _cells(self, data):
+        "Titles, and a row for each method: the reference's score, and the differences of others to it, by size."
+        sizes = self.sizes(data)
+        by = [self.comparisons[data, n].intervals(data) for n in sizes]
+        percent = self.comparisons[data, sizes[0]].score(data) == "accuracy"
+        def text(pair): return "" if pair is None or pair[1] is None else interval_text(pair[1], percent, sign=True)
+        rows = [[self.reference, *(interval_text(one[self.reference][0], percent) for one in by)]]
+        rows += [[m, *(text(one.get(m)) for one in by)] for m in self._methods(data)]
+        return ["method", *map(str, sizes)], rows
+
     def show(self,
         console:Console|None=None, # where; None: the terminal, or 120 columns where there is none
     ):
         "Print a table for each data set: differences to the reference by method and number of training rows."
         console = console or terminal(120)
         for data in self.datasets:
-            sizes = self.sizes(data)
-            by = [self.comparisons[data, n].intervals(data) for n in sizes]
-            percent = self.comparisons[data, sizes[0]].score(data) == "accuracy"
-            def text(pair, percent=percent): return "" if pair is None or pair[1] is None else interval_text(
-                pair[1], percent, sign=True)
-            rows = [[self.reference, *(interval_text(one[self.reference][0], percent) for one in by)]]
-            rows += [[m, *(text(one.get(m)) for one in by)] for m in self._methods(data)]
             title = f"{data}: minus {self.reference}, by training rows; mean and 95 % interval"
-            terminal_table(title, ["method", *map(str, sizes)], rows, strong=self.reference, console=console)
+            terminal_table(title, *self._cells(data), strong=self.reference, console=console)
             for m in self._methods(data): console.print(self.verdict(data, m), markup=False, highlight=False)
             console.print()
+
+    def to_html(self,
+        path:str|Path,  # where the page goes
+        command:str="", # the command that repeats it
+    )->Path:
+        "Write the curves as one self-contained HTML page."
+        title = f"How does the difference to the {self.reference} change with the number of training rows?"
+        return save_page(path, title, _page(self, command))
 
     def plot(self,
         data:str|None=None,           # which data set; None: the first
@@ -123,6 +137,24 @@ class Curve:
         figure.suptitle(data)
         axes[0].legend(frameon=False, fontsize="small")
         return figure
+
+def _page(curve, command):
+    "The body of the page: of each data set the sentences, the picture and the table."
+    parts = []
+    for data in curve.datasets:
+        said = "".join(f"<li>{html.escape(curve.verdict(data, m))}</li>" for m in curve._methods(data))
+        alt = f"Scores on {data}, and differences to the {curve.reference}, by training rows; as in the table."
+        parts += [f"<h2>{html.escape(data)}</h2><ul>{said}</ul>", figure_html(curve.plot(data), alt),
+                  table_html(*curve._cells(data), strong=curve.reference)]
+    first = next(iter(curve.comparisons.values()))
+    shared = curve.table.groupby("data", sort=False).overlap.max()
+    facts = dict(
+        Budget=f"{first.budget}, but for n_train: the same for every run",
+        Splits="Test rows are the same for all sizes and seeds, with few groups in parts that rotate; the training "
+               f"parts of two seeds share at most {', '.join(f'{100*v:.0f} % of {d}' for d, v in shared.items())}.",
+        Intervals="95 %, over training parts and test rows (or groups) together; paired by seed and row.",
+        Software=f"mmlit {__version__}, torch {torch.__version__}")
+    return "".join(parts) + facts_html(facts | (dict(Command=command) if command else {}))
 
 def _band(ax, sizes, intervals, scale, k, method):
     "Means with their intervals, a little apart from those of other methods; nothing where there is none."

@@ -6,7 +6,6 @@ import pytest
 import torch
 from sklearn import metrics
 
-from mmlit.audits.audit import audit
 from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.labels import encode_labels
@@ -78,11 +77,6 @@ def test_the_given_split_of_several_targets_has_intervals(tmp_path):
         assert row.low < row["mean"] < row.high and row.difference_low < row.difference < row.difference_high
         page = found.to_html(tmp_path / "page.html").read_text(encoding="utf8")
         assert ("rmse: chosen before training" in page) == ("less is better" in page) == (metric == "rmse")
-
-
-def test_an_audit_takes_one_target_at_a_time(tmp_path):
-    with pytest.raises(ValueError, match="several targets per sample.*one target at a time"):
-        audit(data=two_targets(), out=tmp_path, progress=False)
 
 
 def test_a_target_that_is_constant_is_named():
