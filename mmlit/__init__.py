@@ -15,7 +15,8 @@ Models      multimodal_learner; as_fusion, FusionModel: a model in two parts, `e
             SumHead, ConcatHead, FiLMHead, GatedHead, MLPHead, AttentionHead
 Methods     MultiModal, TCMax, MCR, ModalityResampling, GradientModulation; ModalityMonitor watches each modality;
             METHODS has them all, with the baselines, by the names that `compare` knows
-Answers     audit: does this model suffer, and what to do; compare: methods x seeds x data sets under one `Budget`
+Answers     audit: does this model suffer, and what to do; compare: methods x seeds x data sets under one `Budget`;
+            learning_curve: the same by the number of training rows
 Production  save_predictor, load_predictor: answers to raw rows from a file without code; export_model, export_onnx
 Functions   estimate_mi, estimate_cmi, estimate_tc: information from samples, in nats; shapley_values;
             tcmax_loss, mcr_loss, coalition_logits, pairing_logits: the methods in plain torch
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .audits.audit import audit
     from .benchmark.comparison import compare
+    from .benchmark.curves import learning_curve
     from .data.catalogue import DATASETS, load_dataset
     from .data.loaders import multimodal_data, multimodal_dls
     from .estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 _DOOR = {name: module for module, names in {
     "audits.audit": ["audit"],
     "benchmark.comparison": ["compare"],
+    "benchmark.curves": ["learning_curve"],
     "data.catalogue": ["DATASETS", "load_dataset"],
     "data.loaders": ["multimodal_data", "multimodal_dls"],
     "estimators.estimates": ["estimate_cmi", "estimate_mi", "estimate_tc"],
@@ -74,7 +77,7 @@ __all__ = [  # noqa: F822
     "AttentionHead", "Budget", "ConcatHead", "DATASETS", "FiLMHead", "FusionModel", "GatedHead", "GradientModulation",
     "MCR", "METHODS", "MLPHead", "ModalityMonitor", "ModalityResampling", "MultiModal", "SumHead", "TCMax",
     "as_fusion", "audit", "coalition_logits", "compare", "estimate_cmi", "estimate_mi", "estimate_tc", "export_model",
-    "export_onnx", "load_dataset", "load_predictor", "mcr_loss", "multimodal_data", "multimodal_dls",
+    "export_onnx", "learning_curve", "load_dataset", "load_predictor", "mcr_loss", "multimodal_data", "multimodal_dls",
     "multimodal_learner", "pairing_logits", "save_predictor", "shapley_values", "tcmax_loss",
 ]
 
