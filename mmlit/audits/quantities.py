@@ -217,9 +217,9 @@ def linear_answers(
 )->Tensor:              # log-probabilities (N', C), log-odds of several labels, or predictions (N', D), float64
     "What logistic regression, or ridge regression for real targets, makes of standardised features."
     (z, y), z_test = map(np.asarray, align_columns(z=z, y=y)), np.asarray(z_test)
-    if z.ndim != 2 or y.shape != z.shape[:1] or z_test.shape[1:] != z.shape[1:] or not z.size:
-        raise ValueError(f"expected features (N, D), labels (N,) and features (N', D), got shapes {z.shape}, {y.shape} "
-                         f"and {z_test.shape}")
+    if z.ndim != 2 or y.shape[:1] != z.shape[:1] or y.ndim > 2 or z_test.shape[1:] != z.shape[1:] or not z.size:
+        raise ValueError(f"expected features (N, D), labels (N,) or (N, D) and features (N', D), got shapes {z.shape}, "
+                         f"{y.shape} and {z_test.shape}")
     z, y, numbers = z[:PROBED], y[:PROBED], y.dtype.kind == "f"
     if y.ndim == 2 and not numbers:
         return torch.cat([linear_answers(z, label, z_test, 2).diff(dim=1) for label in y.T], 1)
