@@ -45,7 +45,7 @@ def audit_targets(
     task:str, # one of `TASKS`
 )->Tensor:    # (N,), or (N, D) of several
     "Targets as an audit takes them: labels are whole numbers, several of them too; what is left are real targets."
-    y = torch.as_tensor(y)
+    y = y if torch.is_tensor(y) else torch.as_tensor(np.asarray(y))
     return y.long() if task_name(task) == "multi-label" else y
 
 def first_score(
@@ -53,7 +53,10 @@ def first_score(
     y:Tensor,      # see `audit_targets`
 )->Tensor:         # (..., N), float64
     "What `gains` is: right or wrong, the share of labels right, or R2; of several real targets the mean of theirs."
+    check_tensors(logits=logits, y=y)
     if y.ndim == 1: return gains(logits, y)
+    if y.ndim != 2 or not y.shape[1] or logits.shape[-2:] != y.shape:
+        raise ValueError(f"expected answers (..., N, D) to targets (N, D), got {tuple(logits.shape)}, {tuple(y.shape)}")
     if not y.is_floating_point(): return gains(logits, y.float())
     return torch.stack([gains(logits[..., [d]], t) for d, t in enumerate(y.T)]).mean(0)
 
