@@ -71,13 +71,13 @@ def is_conditional(
 def one_of(
     what:str,            # what is named, for the message
     value,               # what was given
-    known:Iterable[str], # what is known
+    known:Iterable[Hashable], # what is known
 ):
     "`value` if it is known; else a ValueError that lists what is known and guesses what was meant."
     known = list(known)
     # a table or a tensor is never one of them, and answers `==` with another
-    if (isinstance(value, str) or isinstance(value, Hashable) and not torch.is_tensor(value)) and value in known:
-        return value
+    plain = isinstance(value, str) or isinstance(value, Hashable) and not torch.is_tensor(value)
+    if plain and value in known: return value
     near = difflib.get_close_matches(str(value), map(str, known), 1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
