@@ -68,6 +68,10 @@ def is_conditional(
     return hasattr(model, "conditional_contributions")
 
 # %% ../nbs/00_core.ipynb #6a1720e1
+def _has_one_value(x):
+    "False for a table or a tensor, which answers `==` with another."
+    return isinstance(x, str) or isinstance(x, Hashable) and not torch.is_tensor(x)
+
 def one_of(
     what:str,            # what is named, for the message
     value,               # what was given
@@ -75,9 +79,7 @@ def one_of(
 ):
     "`value` if it is known; else a ValueError that lists what is known and guesses what was meant."
     known = list(known)
-    # a table or a tensor is never one of them, and answers `==` with another
-    plain = isinstance(value, str) or isinstance(value, Hashable) and not torch.is_tensor(value)
-    if plain and value in known: return value
+    if _has_one_value(value) and value in known: return value
     near = difflib.get_close_matches(str(value), map(str, known), 1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
@@ -143,7 +145,7 @@ def as_tensor(
     if torch.is_tensor(x): return x
     if x is None or isinstance(x, (str, bytes, Mapping)):
         raise TypeError(f"{name} must be a tensor, or numbers that make one, got {type(x).__name__}")
-    return torch.as_tensor(x)
+    return torch.as_tensor(x.to_numpy() if hasattr(x, "to_numpy") else x)       # of pandas
 
 def check_shapes(
     **given, # what each is called in messages -> (what was given, its axes), "M B C" or "bool B M"; "..." is any more
@@ -211,7 +213,7 @@ def log_likelihood(
         y = y.expand(logits.shape).to(logits)
         return -F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
     log_p = logits.log_softmax(-1)
-    return log_p.gather(-1, y.expand(log_p.shape[:-1])[..., None])[..., 0]
+    return log_p.gather(-1, y.long().expand(log_p.shape[:-1])[..., None])[..., 0]
 
 # %% ../nbs/00_core.ipynb #35b9ca1b
 def may_read(

@@ -199,9 +199,9 @@ def modulation_coefficients(
     among:Tensor|None=None, # bool (M,), which are compared with each other; the others get 1. None: all
 )->Tensor:             # (M,), at least 0 (a large lead underflows), no gradient
     "AGM's factor on each response's gradient, `exp(alpha*min(tau - r, cap))`: below 1 for one more ahead than usual."
-    if score.ndim != 1 or score.shape != history.shape:
+    if score.ndim != 1 or score.shape != history.shape or among is not None and among.shape != score.shape:
         got = f"{tuple(score.shape)} and {tuple(history.shape)}"
-        raise ValueError(f"expected score and history of shape (M,), got {got}")
+        raise ValueError(f"expected score and history of shape (M,), among likewise, got {got}")
     check_number("alpha", alpha)
     check_number("cap", cap, "[0, inf]")
     tau, r = _ahead(at_least_float32(torch.stack([history, score])), among)
