@@ -84,7 +84,8 @@ def sample_scores(
 )->dict[str, np.ndarray]: # score -> (N,): its mean is the score; more is better
     "Accuracy, log likelihood (nats), balanced accuracy and AUC (not for one class alone); of targets r2 and r1."
     check_tensors(logits=logits, y=y)
-    if logits.ndim != 2 or y.ndim not in (1, 2) or y.shape != logits.shape[:y.ndim] or len(y) == 0 or y.dtype == torch.bool:
+    fits = logits.ndim == 2 and y.ndim in (1, 2) and y.shape == logits.shape[:y.ndim]
+    if not fits or len(y) == 0 or y.dtype == torch.bool:
         raise ValueError(f"expected one row of answers per target, (N, C) and (N,), or (N, D) and (N, D) of several, "
                          f"got {tuple(logits.shape)} and {y.dtype} {tuple(y.shape)}")
     if not logits.isfinite().all(): raise ValueError("expected finite answers, got NaN or infinity")
