@@ -170,7 +170,8 @@ def watched_score(
     metric:Metric|None=None, # that was chosen, perhaps one that is not in `METRICS`
 )->tuple[bool, str, float]: # is more better; the score it stands for, as in `sample_scores`; what 1 of that is in it
     "What a gain in the score by which epochs were chosen is worth."
-    one_of("score by which epochs are chosen", monitor, ("valid_loss", *_OF_METRIC))
+    chosen = [] if metric is None else [metric.name]
+    one_of("score by which epochs are chosen", monitor, ["valid_loss", *METRICS, *chosen])
     if monitor == "valid_loss": return False, "r2" if y.is_floating_point() else "log likelihood", 1.
     watched = metric if metric is not None and metric.name == monitor else METRICS[monitor]
     unit = float((y - y.median(0).values if y.ndim == 2 else y - y.median()).abs().mean()) if monitor == "mae" else 1.
