@@ -122,6 +122,7 @@ def log_prior_of(
     dtype:torch.dtype,  # of the result
 )->Tensor:              # log-frequencies, shape (C,), on the device of `y`
     "Log-weights of the classes in the reference; ValueError unless they sum to 1 and give weight to each label of `y`."
+    check_tensors(y=y)
     if not isinstance(prior, Tensor):
         uniform = one_of("prior", prior, ("uniform", "empirical")) == "uniform"
         counts = torch.ones(n_classes, device=y.device) if uniform else _counts(y, n_classes)
@@ -159,6 +160,7 @@ def tcne_additive(
     prior:str|Tensor="uniform",  # as in `tcne`
 )->Tensor:                       # shape ()
     "`tcne` of an additive head in nats, over all B**M pairings in O(M*B*C)."
+    check_tensors(contributions=contributions)
     if contributions.ndim != 3:
         raise ValueError(f"expected contributions of shape (M, B, C), got {tuple(contributions.shape)}")
     batch, n_classes = contributions.shape[1:]

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'check_tensors', 'at_least_float32',
-           'task_name', 'log_likelihood', 'may_read', 'scale_grad', 'check_features', 'Several', 'map_tensors',
-           'n_rows', 'with_presence', 'has_presence', 'presence_of', 'filled', 'mean_over_present', 'unimodal_losses',
-           'batch_parts', 'eval_mode', 'keep_random_state', 'device_of', 'sent']
+           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'check_tensors', 'as_tensor',
+           'check_shapes', 'check_broadcast', 'at_least_float32', 'task_name', 'log_likelihood', 'may_read',
+           'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows', 'with_presence', 'has_presence',
+           'presence_of', 'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode',
+           'keep_random_state', 'device_of', 'sent']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeGuard
@@ -67,14 +68,18 @@ def is_conditional(
     return hasattr(model, "conditional_contributions")
 
 # %% ../nbs/00_core.ipynb #6a1720e1
+def _has_one_value(x):
+    "False for a table or a tensor, which answers `==` with another."
+    return isinstance(x, str) or isinstance(x, Hashable) and not torch.is_tensor(x)
+
 def one_of(
     what:str,            # what is named, for the message
     value,               # what was given
-    known:Iterable,      # what is known
+    known:Iterable[Hashable], # what is known
 ):
     "`value` if it is known; else a ValueError that lists what is known and guesses what was meant."
     known = list(known)
-    if value in known: return value
+    if _has_one_value(value) and value in known: return value
     near = difflib.get_close_matches(str(value), map(str, known), 1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"unknown {what} {value!r}{guess}; known: {', '.join(map(str, known)) or 'none'}")
@@ -132,10 +137,53 @@ def check_tensors(
     for name, x in given.items():
         if not isinstance(x, Tensor): raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
 
+def as_tensor(
+    x,        # a tensor, or what `torch.as_tensor` takes
+    name:str, # what it is called in messages
+)->Tensor:    # itself where it is one
+    "What was given as a tensor; TypeError naming what never is one."
+    if torch.is_tensor(x): return x
+    if x is None or isinstance(x, (str, bytes, Mapping)):
+        raise TypeError(f"{name} must be a tensor, or numbers that make one, got {type(x).__name__}")
+    return torch.as_tensor(x.to_numpy() if hasattr(x, "to_numpy") else x)       # of pandas
+
+def check_shapes(
+    **given, # what each is called in messages -> (what was given, its axes), "M B C" or "bool B M"; "..." is any more
+):
+    "TypeError naming what is no tensor, ValueError naming the first that has other axes: a letter is one size for all."
+    sizes = {}
+    for name, (x, axes) in given.items():
+        check_tensors(**{name: x})
+        letters = axes.removeprefix("bool ").split()
+        named = [letter for letter in letters if letter != "..."]
+        fits = x.ndim >= len(named) if len(named) < len(letters) else x.ndim == len(named)
+        where = [k - len(letters)*("..." in letters[:k]) for k, letter in enumerate(letters) if letter != "..."]
+        if axes.startswith("bool "): fits = fits and x.dtype == torch.bool
+        apart = fits and any(sizes.setdefault(letter, x.shape[k]) != x.shape[k] for letter, k in zip(named, where))
+        if apart or not fits:
+            known = "".join(f", {letter} = {sizes[letter]}" for letter in named if letter in sizes)
+            kind = "a tensor of booleans" if axes.startswith("bool ") else "a tensor"
+            raise ValueError(f"{name} must be {kind} ({', '.join(letters)}){known}, got {x.dtype} {tuple(x.shape)}")
+
+def check_broadcast(
+    least:int=0, # axes that each has
+    **given,     # what each is called in messages -> what was given
+)->list[Tensor]: # the same in float32 at least
+    "TypeError naming what is no tensor; ValueError where the shapes do not broadcast against each other."
+    check_tensors(**given)
+    shapes = [tuple(x.shape) for x in given.values()]
+    sizes = itertools.zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)
+    apart = any(a != b and a != 1 and b != 1 for axis in sizes for a, b in itertools.combinations(axis, 2))
+    if apart or any(len(shape) < least for shape in shapes):
+        raise ValueError(f"{' and '.join(given)} must have shapes of {least} axes or more that fit each other, got "
+                         f"{' and '.join(map(str, shapes))}")
+    return [at_least_float32(x) for x in given.values()]
+
 def at_least_float32(
     x:Tensor, # any type
 )->Tensor:    # float32, or float64 where x is
     "`x` in float32 at least."
+    check_tensors(x=x)
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 TASKS = ("classification", "multi-label", "regression")     # labels: integers (B,); zeros and ones (B, C); numbers
@@ -151,6 +199,7 @@ def log_likelihood(
     y:Tensor,      # class labels (B,), or (..., B); of a multi-label task zeros and ones (B, C), or (..., B, C)
 )->Tensor:         # (..., B), in float32 at least
     "log p(y|x) of each sample, in nats; several labels are independent given the logits, so theirs add up."
+    check_tensors(logits=logits, y=y)
     logits, several = at_least_float32(logits), y.is_floating_point()
     shape = logits.shape if several else logits.shape[:-1]
     if not several < y.ndim <= len(shape) or y.shape != shape[len(shape) - y.ndim:]:
@@ -164,13 +213,14 @@ def log_likelihood(
         y = y.expand(logits.shape).to(logits)
         return -F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
     log_p = logits.log_softmax(-1)
-    return log_p.gather(-1, y.expand(log_p.shape[:-1])[..., None])[..., 0]
+    return log_p.gather(-1, y.long().expand(log_p.shape[:-1])[..., None])[..., 0]
 
 # %% ../nbs/00_core.ipynb #35b9ca1b
 def may_read(
     x:Tensor, # any tensor
 )->bool:
     "May its values be looked at? Not where that would wait for a device, or break a graph that is being compiled."
+    check_tensors(x=x)
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 # %% ../nbs/00_core.ipynb #b5b827d6
@@ -188,9 +238,10 @@ def scale_grad(
     scale:float|Tensor,  # k: a number, or a tensor whose shape broadcasts to that of x; itself gets no gradient
 )->Tensor:               # x
     "`x` in the forward pass, bit for bit; its gradient times `scale` in the backward pass."
+    check_tensors(x=x)
     if isinstance(scale, Tensor):
         scale = scale.detach().to(device=x.device, dtype=x.dtype)
-        if torch.broadcast_shapes(scale.shape, x.shape) != x.shape:
+        if scale.ndim > x.ndim or any(k not in (1, n) for k, n in zip(scale.shape[::-1], x.shape[::-1])):
             raise ValueError(f"scale of shape {tuple(scale.shape)} does not broadcast to that of x, {tuple(x.shape)}")
     return _ScaleGrad.apply(x, scale)
 
@@ -246,6 +297,7 @@ def with_presence(
     present:Tensor,  # bool (B,): which samples have it
 )->dict:             # `values` and `present`
     "An input that some samples lack. ValueError where the mask does not fit."
+    check_tensors(present=present)
     if present.dtype != torch.bool or present.shape != (n_rows(values),):
         raise ValueError(f"present must be bool of shape ({n_rows(values)},), got {present.dtype} "
                          f"{tuple(present.shape)}")
@@ -280,8 +332,11 @@ def mean_over_present(
     presence:Tensor|None=None,     # bool (B, M), see `presence_of`
 )->Tensor:                         # (M,); NaN for a modality that no sample has
     "The mean of each modality over the samples that have it."
-    values = values.reshape(*values.shape[:2], -1).mean(2)
+    check_shapes(values=(values, "M B ..."))
+    values = at_least_float32(values)
+    if values.ndim > 2: values = values.flatten(2).mean(2)
     if presence is None: return values.mean(1)
+    check_shapes(values=(values, "M B"), presence=(presence, "bool B M"))
     there = presence.T
     return values.where(there, 0).sum(1)/there.sum(1)
 
@@ -292,9 +347,18 @@ def unimodal_losses(
     presence:Tensor|None=None,     # bool (B, M), see `presence_of`
 )->Tensor:                         # (M,); 0 for a modality that no sample has
     "The loss of each modality's own answers to the samples that have it."
-    if presence is None: return torch.stack([loss(answer, *targets) for answer in answers])
-    def of(answer, rows): return loss(answer[rows], *(t[rows] for t in targets)) if rows.any() else 0*answer.sum()
-    return torch.stack([of(answer, rows) for answer, rows in zip(answers, presence.T)])
+    answers = check_features(answers)
+    if presence is None: losses = [loss(answer, *targets) for answer in answers]
+    else:
+        check_features([*answers, *targets])
+        check_shapes(answers=(answers[0], "B ..."), presence=(presence, "bool B M"))
+        if presence.shape[1] != len(answers):
+            raise ValueError(f"presence has {presence.shape[1]} columns for the answers of {len(answers)} modalities")
+        def of(answer, rows): return loss(answer[rows], *(t[rows] for t in targets)) if rows.any() else 0*answer.sum()
+        losses = [of(answer, rows) for answer, rows in zip(answers, presence.T)]
+    shapes = [tuple(value.shape) for value in losses]
+    if any(shapes): raise ValueError(f"the loss must be one number for each modality, got shapes {shapes}")
+    return torch.stack(losses)
 
 # %% ../nbs/00_core.ipynb #ce6040b8
 def batch_parts(

@@ -20,7 +20,7 @@ import torch
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from torch import Tensor
 
-from .core import at_least_float32
+from .core import as_tensor, at_least_float32, check_shapes
 
 # %% ../nbs/01_information.ipynb #3ceffaaa
 def check_distribution(
@@ -28,14 +28,13 @@ def check_distribution(
     axes:int|None=None, # the number of axes that p must have; None: any, at least one
 )->Tensor:              # p, in float32 at least
     "`p`, if it is finite, nowhere negative and sums to 1 within the square root of its precision; else ValueError."
-    p = torch.as_tensor(p)
+    p = as_tensor(p, "p")
     if p.ndim < 1 or axes and p.ndim != axes:
         raise ValueError(f"expected a table with {axes or 'one or more'} axes, one per variable, got {tuple(p.shape)}")
     if not p.is_floating_point():
         raise ValueError(f"expected floating point probabilities, got {p.dtype}; for counts give counts/counts.sum()")
     tolerance = torch.finfo(p.dtype).eps**.5
     p = at_least_float32(p)
-
     infinite = int((~p.isfinite()).sum())
     if infinite: raise ValueError(f"the table has NaN or infinity in {infinite} of {p.numel()} entries")
     if (p < 0).any(): raise ValueError(f"the table has negative entries, the smallest {float(p.detach().min()):.3g}")
@@ -50,7 +49,7 @@ def marginal(
     *axes:int, # the variables to keep
 )->Tensor:     # their distribution, axes in the order of p
     "The distribution of the variables `axes`: `p` summed over all others; ValueError for an axis that p does not have."
-    p = torch.as_tensor(p)
+    p = as_tensor(p, "p")
     outside = [a for a in axes if not -p.ndim <= a < p.ndim]
     if outside: raise ValueError(f"the table has {p.ndim} variables, from 0 on; there is no variable {outside[0]}")
     kept = {a % p.ndim for a in axes}
@@ -183,7 +182,7 @@ def pairwise_marginals(
     p:Tensor,      # distribution of M modalities and, on the last axis, the label
 )->list[Tensor]:   # M distributions p(x_m, y), each of shape (n_m, C)
     "What each modality alone knows of the label: what late fusion can learn, and what the union information keeps."
-    p = torch.as_tensor(p)
+    p = as_tensor(p, "p")
     return [marginal(p, m, -1) for m in range(p.ndim - 1)]
 
 def _lift(x, m, M):
@@ -196,7 +195,9 @@ def guaranteed_information(
     marginals:Sequence[Tensor],     # M pairwise marginals p(x_m, y), each (n_m, C)
 )->tuple[Tensor, list[Tensor]]:     # information in nats, shape (), and the admissible scores
     "Lower bound on the union information by additive scores, shifted to be normalised or less at each pairing."
-    M = len(marginals)
+    M, given = len(marginals), {"score": scores, "marginal": marginals}
+    if not 0 < M == len(scores): raise ValueError(f"expected as many scores as marginals, got {len(scores)} and {M}")
+    check_shapes(**{f"{name} {m}": (x, f"n_{m} C") for name, xs in given.items() for m, x in enumerate(xs)})
     scores = [torch.where(pair > 0, score, -torch.inf) for score, pair in zip(scores, marginals)]
     for m in range(M):
         normaliser = sum((_lift(s, k, M) for k, s in enumerate(scores)), scores[m].new_zeros(())).logsumexp(-1)
@@ -402,13 +403,12 @@ def _check_positive(cov):
     unreached = (failed_at > 0)[..., None] & (torch.arange(size, device=cov.device) >= failed_at[..., None] - 1)
     bad = unreached | ~(factor.diagonal(dim1=-2, dim2=-1)**2 > size*torch.finfo(cov.dtype).eps*variance)
     if not bad.any(): return
-
     first = int(bad.nonzero()[0, -1])
     raise ValueError(f"the covariance is not positive definite at coordinate {first} (within rounding): leave it out")
 
 def _check_covariance(cov, dims, n_blocks=None):
     "The covariance, in float32 at least, and the coordinates of its blocks, or a ValueError that says what is wrong."
-    cov = torch.as_tensor(cov)
+    cov = as_tensor(cov, "cov")
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2] or not cov.is_floating_point():
         raise ValueError(f"expected a square floating point covariance, got {cov.dtype} of shape {tuple(cov.shape)}")
     blocks = _check_blocks(dims, cov.shape[-1], n_blocks)

@@ -85,7 +85,8 @@ def table_html(
 )->str:
     "An HTML table; the first column is text, the others numbers."
     def cells(tag, values): return "".join(f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values)
-    def line(row): return f"<tr{' class=reference' if row[0] == strong else ''}>{cells('td', row)}</tr>"
+    def kind(row): return " class=reference" if strong and str(next(iter(row), "")) == strong else ""
+    def line(row): return f"<tr{kind(row)}>{cells('td', row)}</tr>"
 
     head = f"<thead><tr>{cells('th', header)}</tr></thead>"
     body = f"<tbody>{''.join(map(line, rows))}</tbody>"
@@ -95,7 +96,7 @@ def facts_html(
     facts:dict[str, str],   # name -> what
 )->str:
     "How something was measured, as the last part of a page."
-    items = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
+    items = "".join(f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>" for k, v in facts.items())
     return f"<h2>How this was measured</h2><dl>{items}</dl>"
 
 # %% ../nbs/31_pages.ipynb #84baddba

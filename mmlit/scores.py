@@ -347,9 +347,12 @@ def bootstrap_interval(
     table = values.reshape(len(values), -1)
     ids = np.arange(len(table)) if groups is None else group_ids(groups, len(table))
 
-    statistic = statistic or (lambda mean: mean)
-    drawn = statistic(_drawn_means(table, ids, draws, np.random.default_rng(seed)))
-    value = statistic(table.mean(0, keepdims=True))[0]
+    def wanted(means):
+        out = means if statistic is None else np.asarray(statistic(means))
+        if out.shape[:1] == means.shape[:1]: return out
+        raise ValueError(f"statistic must return a value for each of {len(means)} rows of means, got {out.shape}")
+    drawn = wanted(_drawn_means(table, ids, draws, np.random.default_rng(seed)))
+    value = wanted(table.mean(0, keepdims=True))[0]
     low, high = np.quantile(drawn, [(1 - level)/2, (1 + level)/2], axis=0)
     if ids.max() == 0: low, high = np.full((2, *np.shape(value)), math.nan)      # one group says nothing of its scatter
     out = [Interval(*map(float, ends)) for ends in zip(*map(np.atleast_1d, (value, low, high)))]

@@ -92,7 +92,8 @@ def kill_and_go_on(command, tmp_path, kills, seed, workers=1):
             own = children(process.pid)
             process.kill()
             process.wait()
-            assert gone(own)  # those that had no run yet, too
+            # those that had no run yet, too: they may still import what a busy machine takes long to load
+            assert gone(own, max(20, length))
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.npz")}
     said = start(command, tmp_path / "killed", workers).communicate()[1]
     assert "damaged" not in said and not list((tmp_path / "killed").rglob("*.part"))

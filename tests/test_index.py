@@ -11,11 +11,11 @@ from common import public_functions
 from sklearn import metrics
 
 from mmlit.audits.quantities import linear_answers, probe
-from mmlit.crossed import crossed_interval, crossed_intervals
+from mmlit.crossed import crossed_interval, crossed_intervals, variances
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.losses import with_weights
 from mmlit.data.own import joined_parts, multimodal_data
-from mmlit.data.splits import check_split, fewer_rows, given_split, grouped_split
+from mmlit.data.splits import check_split, fewer_rows, given_split, grouped_split, sized_split
 from mmlit.data.tables import align_columns
 from mmlit.estimators.direct import as_variables
 from mmlit.estimators.estimates import estimate_cmi, estimate_mi, estimate_tc
@@ -68,6 +68,7 @@ CASES = {
     "regression_scores": (lambda *c: list(regression_scores(*c).values()), (U, V)),
     "multilabel_scores": (lambda *c: list(multilabel_scores(*c).values()), (LOGITS, SEVERAL)),
     "bootstrap_interval": (bootstrap_interval, (U, GROUP)),
+    "variances": (lambda a, b, g: variances([a, b], g)[:3], (U, V, GROUP)),
     "crossed_interval": (lambda a, b, g: crossed_interval([a, b], g), (U, V, GROUP)),
     "crossed_intervals": (
         lambda a, b, g: crossed_intervals({"m": {0: a}, "ensemble": {0: b}}, score="r2", groups=g)["m"],
@@ -84,6 +85,7 @@ CASES = {
     **{f"metric {m}": (scored(m, "regression"), (U, V)) for m in ("r2", "mae", "rmse", "spearman")},
     "metric exact_match": (scored("exact_match", "multi-label"), (LOGITS, SEVERAL)),
     "grouped_split": (lambda y, g: np.concatenate(grouped_split(y, g)), (CLASS, GROUP)),
+    "sized_split": (lambda y, g: np.concatenate(sized_split(y, g, 30, 60)), (CLASS, GROUP)),
     "given_split": (
         lambda y, g: np.concatenate(given_split(np.repeat(["train", "test"], [90, 30]), y, g)),
         (CLASS, GROUP),

@@ -18,14 +18,14 @@ TABLE = ROOT / "results" / "trials.csv"
 
 
 def read(report):
-    "Rows of a report of pytest, in XML: tests that said how many trials they made."
+    "Rows of a report of pytest, in XML: tests that said how many trials they made, or failed before they could."
     rows = []
     for case in ElementTree.fromstring(report).iter("testcase"):
         said = {p.get("name"): p.get("value") for p in case.iter("property")}
-        if "trials" in said:
-            bad = case.find("failure") is not None or case.find("error") is not None
+        bad = case.find("failure") is not None or case.find("error") is not None
+        if "trials" in said or bad:
             outcome = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
-            rows.append([case.get("classname").split(".")[-1], case.get("name"), int(said["trials"]), outcome])
+            rows.append([case.get("classname").split(".")[-1], case.get("name"), int(said.get("trials", 0)), outcome])
     return pd.DataFrame(rows, columns=["file", "test", "trials", "outcome"])
 
 

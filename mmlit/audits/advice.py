@@ -237,6 +237,8 @@ def _gain(table, synergy):
         return {"redundant": _TEXTS["redundant"].format(**told, bounds=table.all_bounds())}
     return {"gain open": _TEXTS["gain_open"].format(**told, power=table.power(*over.values()))}
 
+_COMPARED = ("joint", "ensemble"), ("joint", "best unimodal"), ("ensemble", "best unimodal")
+
 def _find(table, modalities):
     "Finding -> sentence."
     found = _competition(table)
@@ -273,6 +275,9 @@ def advise(
 )->Advice:
     "The rule above."
     read = _Table(table, score, smallest_effects(smallest_effect, {score: .02}), marks, freedom)
+    for a, b in _COMPARED:
+        if read.minus(a, b) is None:
+            raise ValueError(f"the table of an audit has a row differences, {score}, {a} minus {b}; this has none")
     findings = _find(read, modalities) | _marked(read)
     gains = {name: read.minus(name, "joint") for name in _TRIED if name not in marks}
     gains = {name: i for name, i in gains.items() if i is not None}

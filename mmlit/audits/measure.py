@@ -371,6 +371,8 @@ def tabulate(
     fixed:bool=False,                      # several sets of companions on one and the same split?
 )->pd.DataFrame:                           # a row for each quantity: value, low, high, n, independent units, note
     "The table of an audit."
+    if not splits or not all(len(split) and all(isinstance(q, Quantity) for q in split) for split in splits):
+        raise TypeError("splits must be one or more lists of quantities, see `measure`")
     if len(splits) == 1: intervals = _bootstrapped(splits[0], groups, draws)
     elif fixed:
         over_samples = [_bootstrapped(split, groups, draws) for split in splits]

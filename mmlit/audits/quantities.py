@@ -32,7 +32,7 @@ from mmlit.audits.sample_scores import (
     step_of,
 )
 from .strength import competition_strength, penultimate_features
-from ..core import device_of, eval_mode, log_likelihood, map_tensors
+from ..core import check_shapes, check_tensors, device_of, eval_mode, log_likelihood, map_tensors
 from ..data.tables import align_columns
 from ..estimators.learned import classifier_log_likelihood
 from ..fusion.coalitions import absent_features, coalition_logits, coalitions
@@ -68,6 +68,8 @@ def score_quantity(
 )->Quantity:
     "The quantity: of samples, or with the interval of the draws."
     if values.ndim == 1: return Quantity(section, name, of, values, step=step)
+    if values.ndim != 2 or values.shape[1] != 1 or not len(values):
+        raise ValueError(f"expected values (N,), or (1 + K, 1) of a score and its draws, got shape {values.shape}")
     return Quantity(section, name, of, np.full(n, values[0, 0]), given=drawn_interval(values.T), step=step)
 
 def metric_steps(
@@ -87,6 +89,10 @@ def _differences(name, values, n, step=0.):
     pairs = [*_COMPARED, *((m, reference) for m in further for reference in ("joint", "ensemble"))]
     if {"interacting", "additive"} <= set(values): pairs.append(("interacting", "additive"))
     return [score_quantity("differences", name, f"{a} minus {b}", values[a] - values[b], n, step) for a, b in pairs]
+
+def _check_models(logits, *needed):
+    if set(needed) <= set(logits): return
+    raise ValueError(f"expected answers of {', '.join(needed)} among those of models, got those of {list(logits)}")
 
 def _oracle(right, modalities):
     "Where one modality's own model is right and no other; and what a judge would gain who always knew whom to believe."
@@ -111,6 +117,9 @@ def model_quantities(
     groups=None,                 # group id of each sample, (N,)
 )->list[Quantity]:
     "Scores of all models, the differences that decide, calibration, and what an oracle would gain."
+    check_tensors(y=y)
+    single = [] if y.is_floating_point() or y.ndim == 2 else [f"unimodal {m}" for m in modalities]
+    _check_models(logits, "joint", "ensemble", "best unimodal", *single)
     by_model = {model: scores_of(answer, y, metric, groups) for model, answer in logits.items()}
     scores, out, steps = list(next(iter(by_model.values()))), [], metric_steps(y, metric, logits["joint"].shape[1])
     g = {score: {model: found[score] for model, found in by_model.items()} for score in scores}
@@ -173,6 +182,8 @@ def missing_quantities(
     modalities:Sequence[str],
 )->list[Quantity]:
     "The score of each model on the samples that lack a modality, and on those that have all; where there are a few."
+    check_shapes(y=(y, "N ..."), presence=(presence, "bool N M"))
+    _check_models(logits, "joint", "ensemble")
     rows = {"complete": presence.all(1)} | {f"without {m}": ~there for m, there in zip(modalities, presence.T)}
     if rows["complete"].all(): return []
     out = []
@@ -198,6 +209,9 @@ def coalition_quantities(
     modalities:Sequence[str],
 )->list[Quantity]:
     "The value of each coalition, and the Shapley value of each modality, sample by sample."
+    games = {f"values of {game}": (values, "S N") for game, values in outcomes.items()}
+    check_shapes(present=(present, "S M"), weights=(weights, "M S"), **games)
+    if len(modalities) != len(weights): raise ValueError(f"{len(weights)} modalities are valued, got {modalities}")
     out = []
     for game, values in outcomes.items():
         if len(modalities) <= _EXACT:
@@ -246,6 +260,8 @@ def probe(
     (z, y), (z_test, y_test) = align_columns(z=z, y=y), map(np.asarray, align_columns(z_test=z_test, y_test=y_test))
     y = np.asarray(y)
     if not y.size or not y_test.size: raise ValueError(f"there are no labels: shapes {y.shape} and {y_test.shape}")
+    if (y.dtype.kind == "f") != (y_test.dtype.kind == "f"):
+        raise ValueError(f"y and y_test must both be labels or both targets, got {y.dtype} and {y_test.dtype}")
     n_classes = 1 if y.dtype.kind == "f" else int(max(y.max(), y_test.max())) + 1
     return first_score(linear_answers(z, y, z_test, n_classes), torch.as_tensor(y_test)).numpy()
 
@@ -267,6 +283,14 @@ def _read_label(x, y, x_test, y_test):
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(x, y)
     return classifier_log_likelihood(model, x_test, y_test) - np.log(np.bincount(y_test)[y_test]/len(y_test))
 
+def _check_parts(what, parts, y, modalities):
+    "ValueError unless there is a table of one or more columns for each modality, with a row for each y."
+    shapes = [np.shape(part) for part in parts]
+    if np.ndim(y) == 1 and len(y) and 0 < len(shapes) == len(modalities):
+        if all(len(shape) == 2 and shape[0] == len(y) and shape[1] for shape in shapes): return
+    raise ValueError(f"{what} must be a table (N, C) for each of {list(modalities)}, and there must be N labels, got "
+                     f"shapes {shapes} and {np.shape(y)}")
+
 def _warning(y_valid, y_test, n_classes):
     "Why not to trust a read-out of these labels or targets."
     if y_valid.dtype.kind != "f":
@@ -284,6 +308,8 @@ def answer_information(
     modalities:Sequence[str],
 )->list[Quantity]:
     "Lower bounds (nats) on what the answers of the unimodal models tell: each, all, each given the rest, and shared."
+    _check_parts("valid", valid, y_valid, modalities)
+    _check_parts("test", test, y_test, modalities)
     M, note = len(modalities), _warning(y_valid, y_test, valid[0].shape[1])
     read = _read_target if y_valid.dtype.kind == "f" else _read_label
     def joined(answers, which): return np.hstack([answers[m] for m in which])
@@ -340,6 +366,10 @@ def feature_information(
     groups:np.ndarray|None=None,       # (N',) left out together by the jackknife
 )->list[Quantity]:
     "Unique, redundant and synergistic information (BROJA) of the joint model's features, quantised by k-means; nats."
+    _check_parts("held_out", held_out, y, modalities)
+    if len(features) != len(modalities) or y.dtype.kind not in "iu" or y.min() < 0:
+        raise ValueError(f"expected features of each of {list(modalities)} and class labels y, got those of "
+                         f"{len(features)} and {y.dtype} y")
     M, N, classes = len(modalities), len(y), y.max() + 1
     k = max(2, min(classes + 1, int((_CELLS/classes)**(1/M))))
     codes = np.stack([_quantise(z, h, k, seed) for z, h in zip(features, held_out)])

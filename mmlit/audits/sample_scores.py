@@ -45,7 +45,7 @@ def audit_targets(
     task:str, # one of `TASKS`
 )->Tensor:    # (N,), or (N, D) of several
     "Targets as an audit takes them: labels are whole numbers, several of them too; what is left are real targets."
-    y = torch.as_tensor(y)
+    y = y if torch.is_tensor(y) else torch.as_tensor(np.asarray(y))
     return y.long() if task_name(task) == "multi-label" else y
 
 def first_score(
@@ -53,7 +53,10 @@ def first_score(
     y:Tensor,      # see `audit_targets`
 )->Tensor:         # (..., N), float64
     "What `gains` is: right or wrong, the share of labels right, or R2; of several real targets the mean of theirs."
+    check_tensors(logits=logits, y=y)
     if y.ndim == 1: return gains(logits, y)
+    if y.ndim != 2 or not y.shape[1] or logits.shape[-2:] != y.shape:
+        raise ValueError(f"expected answers (..., N, D) to targets (N, D), got {tuple(logits.shape)}, {tuple(y.shape)}")
     if not y.is_floating_point(): return gains(logits, y.float())
     return torch.stack([gains(logits[..., [d]], t) for d, t in enumerate(y.T)]).mean(0)
 
@@ -81,9 +84,10 @@ def sample_scores(
 )->dict[str, np.ndarray]: # score -> (N,): its mean is the score; more is better
     "Accuracy, log likelihood (nats), balanced accuracy and AUC (not for one class alone); of targets r2 and r1."
     check_tensors(logits=logits, y=y)
-    if logits.ndim != 2 or y.ndim not in (1, 2) or y.shape != logits.shape[:y.ndim] or len(y) == 0:
+    fits = logits.ndim == 2 and y.ndim in (1, 2) and y.shape == logits.shape[:y.ndim]
+    if not fits or len(y) == 0 or y.dtype == torch.bool:
         raise ValueError(f"expected one row of answers per target, (N, C) and (N,), or (N, D) and (N, D) of several, "
-                         f"got {tuple(logits.shape)} and {tuple(y.shape)}")
+                         f"got {tuple(logits.shape)} and {y.dtype} {tuple(y.shape)}")
     if not logits.isfinite().all(): raise ValueError("expected finite answers, got NaN or infinity")
     if y.is_floating_point(): return _of_numbers(logits, y.reshape(len(y), -1))
     return (_of_classes if y.ndim == 1 else _of_labels)(logits, y)
@@ -166,7 +170,8 @@ def watched_score(
     metric:Metric|None=None, # that was chosen, perhaps one that is not in `METRICS`
 )->tuple[bool, str, float]: # is more better; the score it stands for, as in `sample_scores`; what 1 of that is in it
     "What a gain in the score by which epochs were chosen is worth."
-    one_of("score by which epochs are chosen", monitor, ("valid_loss", *_OF_METRIC))
+    chosen = [] if metric is None else [metric.name]
+    one_of("score by which epochs are chosen", monitor, ["valid_loss", *METRICS, *chosen])
     if monitor == "valid_loss": return False, "r2" if y.is_floating_point() else "log likelihood", 1.
     watched = metric if metric is not None and metric.name == monitor else METRICS[monitor]
     unit = float((y - y.median(0).values if y.ndim == 2 else y - y.median()).abs().mean()) if monitor == "mae" else 1.

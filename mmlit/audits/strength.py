@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlit.core import (
+    as_tensor,
     batch_parts,
     check_count,
     check_number,
@@ -73,7 +74,7 @@ def competition_strength(
 )->Tensor:                    # () or (N',), float64; 0 all there, about 1 lost, above 1 worse than a constant
     "How much of a modality's own concept the joint features have lost (AGM, Li et al. 2023); ValueError for misfits."
     given = features, concept, eval_features, eval_concept
-    h, c, eval_h, eval_c = (torch.as_tensor(t).detach().cpu().double() for t in given)
+    h, c, eval_h, eval_c = (as_tensor(t, "features and concepts").detach().cpu().double() for t in given)
     _check_pairs(h, c, eval_h, eval_c, alpha)
     if standardize:
         spread = h.std(0)

@@ -84,6 +84,10 @@ def moments(
     rows=None,        # positions of the rows that count; None: all
 )->tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # mean, deviation, smallest, largest; float64
     "Moments in float64 that neither overflow nor underflow, whatever the unit of the numbers; no copy of `x` is made."
+    picked = np.arange(len(x)) if rows is None else np.asarray(rows)
+    fits = picked.ndim == 1 and picked.dtype.kind in "iu" and x.size
+    if not fits or picked.size and not -len(x) <= picked.min() <= picked.max() < len(x):
+        raise ValueError(f"expected positions of rows of shape {x.shape}, got {picked.dtype} of shape {picked.shape}")
     ends = [(part.min(axes), part.max(axes)) for part in _parts(x, rows)]
     low, high = np.min([e[0] for e in ends], 0).astype(np.float64), np.max([e[1] for e in ends], 0).astype(np.float64)
     unit = np.ldexp(1., np.frexp(np.maximum(np.abs(low), np.abs(high)))[1])       # a power of two: dividing is exact

@@ -261,6 +261,8 @@ def name_of(
     "The label of one row in words."
     if task == "regression": return float(y) if np.ravel(y).size == 1 else tuple(map(float, y))
     if task == "multi-label": return ", ".join(name for name, there in zip(classes, y) if there)
+    if np.ndim(y) or not 0 <= y < len(classes):
+        raise ValueError(f"expected the position of one of {len(classes)} classes, got {y!r}")
     return classes[int(y)]
 
 # %% ../../nbs/01c_labels.ipynb #51ba7f9e

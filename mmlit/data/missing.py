@@ -7,7 +7,8 @@ __all__ = ['missing_rows', 'pick_rows', 'presence_columns', 'check_presence', 'S
            'rows_there', 'present_rows', 'encode_some', 'in_order']
 
 # %% ../../nbs/01g_missing.ipynb #4a4a5cca
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +52,11 @@ def pick_rows(
     rows:np.ndarray,  # bool (N,)
 ):                    # these rows, in the form in which they were given
     "Some of the rows."
-    if isinstance(values, (pd.DataFrame, pd.Series)): return values.iloc[np.flatnonzero(rows)]
     if isinstance(values, Mapping): return {name: pick_rows(part, rows) for name, part in values.items()}
+    n = (*np.shape(values), 0)[0] if hasattr(values, "shape") else len(values)     # a sparse table has no length
+    if isinstance(values, str) or np.shape(values) == () or np.shape(rows) != (n,) or np.asarray(rows).dtype != bool:
+        raise ValueError(f"rows must be booleans ({n},), one for each row of a modality, got shape {np.shape(rows)}")
+    if isinstance(values, (pd.DataFrame, pd.Series)): return values.iloc[np.flatnonzero(rows)]
     if isinstance(values, (list, tuple)): return [row for row, there in zip(values, rows) if there]
     if isinstance(values, Tensor): return values.to_dense()[torch.as_tensor(rows, device=values.device)]
     if hasattr(values, "toarray"): values = values.toarray()
@@ -61,7 +65,7 @@ def pick_rows(
 # %% ../../nbs/01g_missing.ipynb #e02f523c
 def presence_columns(
     presence,    # None; bool (N, M); DataFrame or dict: modality's name -> bool (N,)
-    modalities,  # their names
+    modalities:Sequence[str], # their names
 )->dict:         # modality's name -> bool (N,), those that are given
     "Which rows have which modality. ValueError for other shapes, other values than true and false, unknown names."
     if presence is None: return {}
@@ -184,5 +188,8 @@ def in_order(
 ):                         # the same rows
     "The column with its own columns in another order."
     if order is None: return column
+    width = column.values.shape if isinstance(column, PartialColumn) else np.shape(column)
+    if len(width) != 2 or not all(isinstance(k, Integral) and 0 <= k < width[1] for k in order):
+        raise ValueError(f"expected positions of columns of numbers (N, D), got {order} of shape {tuple(width)}")
     if isinstance(column, PartialColumn): return PartialColumn(in_order(column.values, order), column.present)
     return column.iloc[:, order] if isinstance(column, pd.DataFrame) else column[:, order]

@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..core import check_shapes
+
 
 # %% ../../nbs/01d_mixed.ipynb #9ffdcbff
 _FEW = 20        # up to so many different strings, each four times on average, are categories
@@ -188,6 +190,8 @@ def check_encoded(
     name:str,  # modality's name
 ):
     "ValueError naming the first row that is not finite."
+    check_shapes(x=(x, "B D"))
+    if len(x) != len(rows): raise ValueError(f"expected a number for each of {len(x)} rows, got {len(rows)}")
     bad = ~x.isfinite().all(1).numpy()
     if bad.any():
         raise ValueError(f"modality {name!r} becomes NaN, infinite or too large for float32 in row "

@@ -225,7 +225,10 @@ def pad_rows(
     rows,      # B arrays of ids, (T_i,)
 )->Tensor:     # (B, T), T is the longest
     "Ids with zeros behind."
-    return pad_sequence([torch.as_tensor(np.asarray(r)) for r in rows], batch_first=True)
+    rows = [torch.as_tensor(np.asarray(r)) for r in rows]
+    if not rows or any(r.ndim != 1 for r in rows):
+        raise ValueError(f"expected one or more rows of ids, (T,) each, got shapes {[tuple(r.shape) for r in rows]}")
+    return pad_sequence(rows, batch_first=True)
 
 class PaddedSteps:
     "Sequences of different length as a dict of tensors: `values` (B, C, T), zero behind each row, and `mask` (B, T)."

@@ -20,8 +20,9 @@ def first_of(
 ):        # the first of them; of a table or of arrays by name a dict; None where it is missing
     "One row as it came in."
     if isinstance(rows, SomeRows): return first_of(rows.values) if rows.present[0] else None
-    if isinstance(rows, pd.DataFrame): return rows.iloc[0].to_dict()
-    return {k: v[0] for k, v in rows.items()} if isinstance(rows, dict) else rows[0]
+    if isinstance(rows, dict): return {k: first_of(v) for k, v in rows.items()}
+    if not len(rows): raise ValueError("there is no first row: there are none")
+    return rows.iloc[0].to_dict() if isinstance(rows, pd.DataFrame) else rows[0]
 
 def show_samples(
     data:MultimodalData,            # where they come from
@@ -43,6 +44,9 @@ def draw_samples(
     "A line of axes for each sample, a column for each modality."
     import matplotlib.pyplot as plt
     lines, columns = len(samples), len(modalities)
+    if not lines or lines != len(titles) or not 0 < columns == len(kinds.keys() & set(modalities)):
+        raise ValueError(f"expected one or more samples, a title for each, and the kind of each modality, got {lines} "
+                         f"samples, {len(titles)} titles and kinds {dict(kinds)} of {list(modalities)}")
     size = 2.4*columns, 1.1*lines + .4
     fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     plain = dict(parse_math=False)                                        # a dollar sign is a dollar sign

@@ -29,6 +29,8 @@ def split_hash(
     split, # three arrays of row numbers
 )->str:    # 10 hexadecimal digits
     "A digest of the row numbers, to be printed with every number that depends on them."
+    if any(np.size(part) and np.asarray(part).dtype.kind not in "iu" for part in split):
+        raise ValueError(f"expected row numbers, got {[str(np.asarray(part).dtype) for part in split]}")
     parts = [np.asarray(part, dtype="<i8").tobytes() for part in split]
     return hashlib.sha256(b"|".join(parts)).hexdigest()[:10]
 
@@ -292,7 +294,9 @@ def overlap(
     parts, # arrays of row numbers, such as the training parts of several seeds
 )->float:  # in [0, 1]; 0 of a single part
     "The share of rows that two parts have in common, on average over pairs."
-    pairs = list(itertools.combinations([np.unique(part) for part in parts], 2))
+    parts = [np.unique(part) for part in parts]
+    if not all(map(len, parts)): raise ValueError(f"a part has no rows: sizes {[len(part) for part in parts]}")
+    pairs = list(itertools.combinations(parts, 2))
     return float(np.mean([len(np.intersect1d(a, b))/min(len(a), len(b)) for a, b in pairs])) if pairs else 0.
 
 # %% ../../nbs/13_splits.ipynb #19f1e775

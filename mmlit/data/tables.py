@@ -91,6 +91,9 @@ def column_order(
     what:str,               # whose columns they are, for messages
 )->list[int]|None:          # where the expected columns are in the table; None: where they stand
     "The order of columns by name. ValueError for columns of other names: a table without names goes by position."
+    for names in (given, expected):
+        if names is not None and not all(isinstance(name, (str, numbers.Number, tuple, np.generic)) for name in names):
+            raise TypeError(f"the columns of {what} must be names, got {[type(name).__name__ for name in names]}")
     if given is None or expected is None or list(given) == list(expected): return None
     lost, more = ([c for c in a if c not in b] for a, b in ((expected, given), (given, expected)))
     if not lost and not more and len(set(given)) == len(given): return [list(given).index(c) for c in expected]
@@ -115,6 +118,7 @@ def table_values(
 )->np.ndarray:     # numbers, (N,) or (N, D); text, (N,) of objects
     "The values of a table. ValueError naming the column that holds neither numbers nor text, or not everywhere."
     if isinstance(table, pd.Series): return _values(table, name)
+    if not isinstance(table, pd.DataFrame): raise TypeError(f"{name} must be of pandas, got {type(table).__name__}")
     if table.shape[1] == 0: raise ValueError(f"{name} is a table without columns")
     columns = [_values(table.iloc[:, j], f"column {label!r} of {name}") for j, label in enumerate(table.columns)]
     text = [label for label, x in zip(table.columns, columns) if x.dtype == object]

@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import logsumexp, ndtr, xlogy
 
-from ..core import Task
+from ..core import Task, check_count
 from .columns import MultimodalData
 from ..information import check_distribution, information_decomposition, mutual_information
 
@@ -27,6 +27,7 @@ def members(
     s:int, # coalition, a bit mask
 )->list[int]: # positions of its modalities
     "The modalities of coalition `s`."
+    s = check_count("a coalition", s)
     return [m for m in range(s.bit_length()) if s >> m & 1]
 
 # %% ../../nbs/03_tasks.ipynb #799ac985
@@ -218,6 +219,7 @@ def easy_hard_task(
 
 def _directions(M, dim, layout):
     "M unit vectors."
+    check_count("the number of modalities", M, 1)
     w = np.random.default_rng(layout).standard_normal((M, 1, dim))
     return w/np.linalg.norm(w, axis=-1, keepdims=True)
 

@@ -169,7 +169,9 @@ def _rows_present(values, name, kind, present):
     if present is None: return there
     if isinstance(values, Mapping): n = len(next(iter(values.values())))
     else: n = values.shape[0] if hasattr(values, "toarray") else len(values)
-    if len(present) != n: raise ValueError(f"presence of modality {name!r} has {len(present)} rows, its column has {n}")
+    if np.shape(present) != (n,):
+        rows = " x ".join(map(str, np.shape(present)))
+        raise ValueError(f"presence of modality {name!r} has {rows} rows, its column has {n}")
     odd = np.flatnonzero(present & ~there) if len(there) == n else []
     if len(odd):
         raise ValueError(f"modality {name!r} is empty in row {odd[0]}, and in {len(odd) - 1} more, of which presence "
@@ -270,6 +272,8 @@ def duplicate_groups(
     columns:dict, # modality's name -> column, as of `as_column`
 )->np.ndarray:    # (N,) integers 0, 1, ...
     "Ids that are equal where the rows are equal in every modality, bit for bit; of pictures in files, their paths."
+    odd = [m for m, column in columns.items() if not hasattr(column, "arrays") and not hasattr(column, "dtype")]
+    if odd or not columns: raise TypeError(f"expected one or more columns as of `as_column`, got others: {odd}")
     n = len(next(iter(columns.values())))
     ids = np.zeros(n, dtype=np.int64)
     for column in columns.values():

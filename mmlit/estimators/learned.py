@@ -29,7 +29,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from torch import Tensor, nn
 
 from ..bounds import donsker_varadhan, log_mean_exp
-from ..core import check_level
+from ..core import at_least_float32, check_features, check_level, check_shapes
 from .direct import EntropySum, Estimate, Variable, half_width
 
 # %% ../../nbs/10_learned.ipynb #66093a7d
@@ -144,7 +144,8 @@ def gaussian_log_ratio(
     parts:Sequence[Tensor], # M variables, (N, D_m)
 )->Callable[[Tensor], Tensor]: # x (K, sum D_m) -> (K,)
     "Log-ratio of joint to product density in nats, if all were Gaussian with the (OAS-shrunk) covariance of these."
-    x = torch.cat(list(parts), 1)
+    check_shapes(**{f"variable {m}": (part, "N D" + str(m)) for m, part in enumerate(parts)})
+    x = at_least_float32(torch.cat(check_features(parts), 1))
     # 1e-3: indicators of codes are collinear
     shrunk = torch.as_tensor(oas(x.cpu().numpy())[0], dtype=x.dtype)
     covariance = shrunk + 1e-3*torch.eye(x.shape[1], dtype=x.dtype)

@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from mmlit.core import (
     MEMORY,
     Model,
+    as_tensor,
     check_count,
     check_features,
+    check_tensors,
     eval_mode,
     filled,
     is_additive,
     is_conditional,
     map_tensors,
     may_read,
+    n_rows,
     one_of,
     presence_of,
 )
@@ -56,6 +59,7 @@ def zero_input(
         codes = [name for name, part in parts.items() if torch.is_tensor(part) and not part.is_floating_point()]
         if codes: raise ValueError(f"a zero in {codes} is a code like others, and no mask says that it does not count: "
                                    "use another stand-in than 'zero_input'")
+    n_rows(x)
     return map_tensors(lambda t: torch.zeros_like(t[:1]), x)
 
 def absent_features(
@@ -103,6 +107,7 @@ def mask_features(
 )->tuple[Tensor, ...]:                     # M features
     "The features with each dropped modality replaced by its stand-in; dropped features get exactly zero gradient."
     zs = check_features(zs)
+    check_tensors(keep=keep)
     if keep.shape != (len(zs[0]), len(zs)) or keep.dtype != torch.bool:
         expected = (len(zs[0]), len(zs))
         raise ValueError(f"keep must be bool of shape (B, M) = {expected}, got {keep.dtype} {tuple(keep.shape)}")
@@ -239,7 +244,7 @@ def check_pairings(
     n_modalities:int,  # M
 )->Tensor:             # the same, int64
     "Row numbers as an index; ValueError unless they are integers, M in a row, and on the CPU from 0 to B-1."
-    index = torch.as_tensor(index)
+    index = as_tensor(index, "index")
     kind = index.is_floating_point() or index.is_complex() or index.dtype == torch.bool
     if kind or index.ndim != 2 or index.shape[1] != n_modalities:
         raise ValueError(f"index must hold integers of shape (K, M) with M={n_modalities}, "

@@ -354,7 +354,11 @@ def masked_mean(
     mask:Tensor,   # bool (B, T): which steps are there
 )->Tensor:         # (B, C), in float32 at least
     "The mean over the steps that are there; zero where there is none."
-    total = at_least_float32(values).masked_fill(~mask[:, None], 0.).sum(-1)
+    values = at_least_float32(values)
+    if getattr(mask, "dtype", None) != torch.bool or values.ndim != 3 or mask.shape != values.shape[::2]:
+        got = f"{tuple(values.shape)} and {getattr(mask, 'dtype', mask)} {tuple(getattr(mask, 'shape', ()))}"
+        raise ValueError(f"expected values (B, C, T) and a mask of booleans (B, T), got {got}")
+    total = values.masked_fill(~mask[:, None], 0.).sum(-1)
     return total/mask.sum(1, keepdim=True).clamp(min=1)
 
 def _norm_of_steps(norm, h, mask):

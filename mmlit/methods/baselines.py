@@ -23,6 +23,7 @@ from mmlit.core import (
     at_least_float32,
     check_count,
     check_number,
+    check_shapes,
     eval_mode,
     filled,
     map_tensors,
@@ -114,11 +115,18 @@ register_method("unimodal", Method("each modality alone, and the one that is bes
                                    _unimodal_runs, _each_modality))
 
 # %% ../../nbs/17_baselines.ipynb #8c6be116
+def _of_models(values, presence):
+    "Answers of models, of samples that may lack a modality."
+    if presence is None: check_shapes(answers=(values, "M ... C"))
+    else: check_shapes(answers=(values, "M N C"), presence=(presence, "bool N M"))
+    return values
+
 def ensemble_mean(
     values:Tensor,                 # of M models, (M, N, C)
     presence:Tensor|None=None,     # bool (N, M), see `presence_of`; every sample has a modality
 )->Tensor:                         # (N, C)
     "The mean over the models whose modality the sample has."
+    values = at_least_float32(_of_models(values, presence))
     if presence is None: return values.mean(0)
     there = presence.T[..., None]
     return values.where(there, 0).sum(0)/there.sum(0)
@@ -134,7 +142,7 @@ def ensemble_log_probabilities(
 )->Tensor:                         # log-probabilities, (..., C), in float32 at least
     "The ensemble of M models, in nats. ValueError for an unknown way to average."
     one_of("way to average", how, ("logprob", "prob"))
-    logp = at_least_float32(logits).log_softmax(-1)
+    logp = at_least_float32(_of_models(logits, presence)).log_softmax(-1)
     if how == "logprob": return ensemble_mean(logp, presence).log_softmax(-1)
     return _heard(logp, presence).logsumexp(0).log_softmax(-1)
 
@@ -146,7 +154,7 @@ def ensemble_log_odds(
 )->Tensor:                # log-odds, (..., C), in float32 at least
     "The ensemble of M models of several labels, in nats. ValueError for an unknown way to average."
     one_of("way to average", how, ("logprob", "prob"))
-    logits = at_least_float32(logits)
+    logits = at_least_float32(_of_models(logits, presence))
     if how == "logprob": return ensemble_mean(logits, presence)
     yes, no = (_heard(logsigmoid(f), presence).logsumexp(0) for f in (logits, -logits))
     return yes - no

@@ -24,6 +24,7 @@ from mmlit.core import (
     MEMORY,
     Model,
     at_least_float32,
+    check_broadcast,
     check_count,
     check_features,
     check_number,
@@ -248,11 +249,11 @@ def gaussian_js_divergence(
     y:Tensor, # targets, (B,) or (B, C); their mean squared distance from q is the variance of each output
 )->Tensor:    # (..., B), nats, between 0 and ln 2
     "The Jensen-Shannon divergence between normal distributions around two answers, of the variance of the errors of q."
-    p, q = at_least_float32(p), at_least_float32(q)
+    p, q = check_broadcast(2, p=p, q=q)
     if y is None or y.numel() != q.shape[-2:].numel():
         got = None if y is None else tuple(y.shape)
         raise ValueError(f"the Gaussian divergence needs targets y of shape {tuple(q.shape[-2:])}, got {got}")
-    variance = (q - y.view(q.shape[-2:])).square().mean(-2, keepdim=True).detach()
+    variance = (q - at_least_float32(y).view(q.shape[-2:])).square().mean(-2, keepdim=True).detach()
     delta = ((p - q)/(variance + _TINY).sqrt()).clamp(-_FAR, _FAR)
     delta = torch.linalg.vector_norm(delta, dim=-1).clamp(max=_FAR)[..., None]
     nodes, weights = (torch.as_tensor(v).to(delta) for v in (_NODES, _WEIGHTS/_WEIGHTS.sum()))
@@ -264,7 +265,8 @@ def squared_error(
     q:Tensor, # answers, (B, C) or (..., B, C)
 )->Tensor:    # (..., B), the answers' unit squared
     "The mean squared error over the outputs, sample by sample: MCR's published distance for regression."
-    return at_least_float32(p).sub(q).square().mean(-1)
+    p, q = check_broadcast(2, p=p, q=q)
+    return (p - q).square().mean(-1)
 
 def bounded_squared_error(
     p:Tensor, # answers, (..., B, C)
@@ -330,7 +332,6 @@ def _divergences(mix, clean, draws, kept, n_subsets, distance, most):
     def apart(index, who, of): return distance(mix(index, who), clean if clean.ndim == 2 else clean[of])
     if kept is None and draws.even and len(draws.of) <= most:
         return apart(draws.index, draws.who, draws.of).unflatten(0, (n_subsets, -1)).mean(1)
-
     def total(index, who, of):
         values = apart(index, who, of)
         keep = torch.ones_like(values) if kept is None else kept(index, who).to(values)
@@ -410,7 +411,6 @@ def mipd(
     if n_rows not in (1, batch) or exclude and n_rows != batch:
         raise ValueError(f"substitutes must have {batch} rows (or 1, without exclude), got {n_rows}")
     kept = None if exclude is None else partial(_kept, exclude=exclude, name=_name(batch, exclude, y).to(device))
-
     limit = rows or (_ROWS if _split(model) else _ROWS_OF_WHOLE)
     draws = _draws(subsets, n_rows, permutations, draw, limit, generator, shared, exclude).to(device)
     head = _routed(model, zs, strategy, owned)

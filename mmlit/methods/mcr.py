@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from mmlit.core import (
     MEMORY,
     Model,
+    as_tensor,
     at_least_float32,
     check_count,
     check_features,
     check_number,
+    check_shapes,
     eval_mode,
     one_of,
     sent,
@@ -91,7 +93,7 @@ def supervised_nt_xent(
     generator:torch.Generator|None=None, # of that part; on the CPU
 )->Tensor:                  # (), nats; a mean over pairs, which belong to no single sample
     "Supervised NT-Xent over the rows of all modalities (MCR, eq. 9, as in the public code); 0 for a single class."
-    zs, y = check_features(zs), torch.as_tensor(y)
+    zs, y = check_features(zs), as_tensor(y, "y")
     if {z.shape for z in zs} != {zs[0].shape} or zs[0].ndim != 2:
         raise ValueError(f"the contrastive term compares vectors of one width, got shapes "
                          f"{[tuple(z.shape) for z in zs]}: project them first, as MCRHeads(dims, n_classes).embed does")
@@ -121,7 +123,8 @@ def _as_vectors(
     zs:Sequence[Tensor], # M features, (B, D_m) or (B, ..., D_m)
 )->tuple[Tensor, ...]:   # M tensors (B, D_m)
     "Features as one vector per sample: tokens are averaged."
-    return tuple(z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in check_features(zs))
+    check_shapes(**{f"modality {m}": (z, f"B ... D{m}") for m, z in enumerate(zs)})
+    return tuple(z if z.ndim == 2 else z.flatten(1, -2).mean(1) for z in map(at_least_float32, check_features(zs)))
 
 def conditional_entropy_bottleneck(
     zs:Sequence[Tensor],    # M features, (B, D_m) or (B, T_m, D_m)
@@ -130,10 +133,12 @@ def conditional_entropy_bottleneck(
 )->Tensor:                  # (B,), the features' unit squared
     "The mean squared error of reconstructing all features together, sample by sample (MCR, eq. 11, per entry)."
     z = at_least_float32(torch.cat(_as_vectors(zs), dim=1))
+    reconstruction = at_least_float32(reconstruction)
     if reconstruction.shape != z.shape:
         raise ValueError(f"features are {tuple(z.shape)} together, the reconstruction {tuple(reconstruction.shape)}")
-    error = (z - at_least_float32(reconstruction)).square()
+    error = (z - reconstruction).square()
     if presence is None: return error.mean(1)
+    check_shapes(error=(error, "B D"), presence=(presence, "bool B M"))
     there = presence.repeat_interleave(torch.tensor([v.shape[-1] for v in zs], device=z.device), 1)
     return (error*there).sum(1)/there.sum(1)
 

@@ -183,12 +183,11 @@ def regression_response_scores(
     presence:Tensor|None=None, # bool (B, M), see `presence_of`
 )->Tensor:               # (M,), no gradient
     "Minus the mean absolute error of each modality alone, in units of `scale` (our extension; not in the paper)."
-    if alone.shape[1:] != y.shape:
-        got = f"{tuple(alone.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"expected predictions (M, B, ...) and targets (B, ...), got {got}")
-    if (not torch.is_tensor(scale) or may_read(scale)) and not scale > 0:
+    if alone.ndim < 2 or alone.shape[1:] != y.shape:
+        raise ValueError(f"expected predictions (M, B, ...) for targets {tuple(y.shape)}, got {tuple(alone.shape)}")
+    if (scale.numel() != 1 or may_read(scale) and not scale > 0) if torch.is_tensor(scale) else not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")
-    return -mean_over_present(at_least_float32(alone - y).abs()/scale, presence)
+    return -mean_over_present((at_least_float32(alone) - y).abs()/scale, presence)
 
 # %% ../../nbs/22_modulation.ipynb #84138f06
 @torch.no_grad()
@@ -200,9 +199,9 @@ def modulation_coefficients(
     among:Tensor|None=None, # bool (M,), which are compared with each other; the others get 1. None: all
 )->Tensor:             # (M,), at least 0 (a large lead underflows), no gradient
     "AGM's factor on each response's gradient, `exp(alpha*min(tau - r, cap))`: below 1 for one more ahead than usual."
-    if score.ndim != 1 or score.shape != history.shape:
+    if score.ndim != 1 or score.shape != history.shape or among is not None and among.shape != score.shape:
         got = f"{tuple(score.shape)} and {tuple(history.shape)}"
-        raise ValueError(f"expected score and history of shape (M,), got {got}")
+        raise ValueError(f"expected score and history of shape (M,), among likewise, got {got}")
     check_number("alpha", alpha)
     check_number("cap", cap, "[0, inf]")
     tau, r = _ahead(at_least_float32(torch.stack([history, score])), among)
@@ -223,7 +222,9 @@ def update_history(
 )->Tensor:          # (M,)
     "The arithmetic mean of all scores so far, this one included; call it after `modulation_coefficients`."
     if not torch.is_tensor(step): check_count("step", step, 1)
-    return history + (score - history)/step
+    if history.shape != score.shape or torch.is_tensor(step) and step.ndim:
+        raise ValueError(f"expected scores {tuple(history.shape)} of one step, got {tuple(score.shape)} of step {step}")
+    return history + (at_least_float32(score) - at_least_float32(history))/step
 
 # %% ../../nbs/22_modulation.ipynb #1b22fe85
 def modulated_logits(
@@ -243,7 +244,7 @@ def routing_coefficients(
     weights:Tensor|None=None,  # (M, S) from `response_weights`; None: exact, all 2**M coalitions
 )->Tensor:                     # (S,); exactly 0 for every muted coalition when all kappa are equal
     "dL/dv(S) in units of dL/dlogits when the gradient of response m is scaled by `kappa[m]`."
-    if kappa.ndim != 1 or not kappa.is_floating_point():
+    if kappa.ndim != 1 or not len(kappa) or not kappa.is_floating_point():
         raise ValueError(f"expected coefficients of shape (M,), floats, got {kappa.dtype} {tuple(kappa.shape)}")
     weights = response_weights(len(kappa))[1] if weights is None else weights
     # columns sum to 0, so what the kappa have in common drops out, except at the full coalition, where they sum to 1

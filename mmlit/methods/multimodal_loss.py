@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import at_least_float32, check_count, check_number, may_read, one_of
+from ..core import at_least_float32, check_count, check_number, check_shapes, check_tensors, may_read, one_of
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
@@ -28,7 +28,9 @@ def unit_proxies(
     proxies:Tensor, # W, shape (M, C, C, K)
 )->Tensor:          # P, same shape
     "Negative entries cut off, each proxy scaled to unit length over its M*C entries; zero where none is positive."
-    positive = proxies.relu()       # relu, not clamp: its gradient at 0 is 0, and a proxy of zeros must not receive 1/0
+    check_shapes(proxies=(proxies, "M C C K"))
+    # relu, not clamp: its gradient at 0 is 0, and a proxy of zeros must not receive 1/0
+    positive = at_least_float32(proxies).relu()
     return normalize(positive.flatten(0, 1), dim=0).view_as(proxies)
 
 # %% ../../nbs/18_multimodal_loss.ipynb #a5d9010a
@@ -49,6 +51,7 @@ def multi_proxy_terms(
     unit:bool=True,     # cosines? Else e and the proxies keep their lengths
 )->MultiProxyTerms:
     "The terms of `multi_proxy_logits` and the attention, in float32 at least, also under autocast; nothing is checked."
+    check_tensors(probs=probs, proxies=proxies)
     with torch.autocast(probs.device.type, enabled=False):
         M, C, _, K = proxies.shape
         dtype = torch.promote_types(torch.promote_types(probs.dtype, proxies.dtype), torch.float32)
@@ -222,6 +225,7 @@ def unimodal_accuracy(
     y:Tensor,                # labels, shape (B,)
 )->tuple[Tensor, Tensor]:    # accuracy as it stands, and after the best one-to-one renaming of the classes; each (M,)
     "How often each modality alone is right, and how often it would be if its classes were renamed."
+    check_tensors(scores=scores, y=y)
     if scores.ndim != 3 or y.shape != scores.shape[1:2]:
         raise ValueError(f"expected scores (M, B, C) and labels (B,), got {tuple(scores.shape)} and {tuple(y.shape)}")
     C = scores.shape[2]

@@ -61,6 +61,7 @@ def bounded_pairings(
 )->tuple[Tensor, bool]: # row numbers (K, M), on the CPU; are they all false, so that the true ones come on top?
     "All pairings, or as many drawn ones as are allowed, by the way that is best for so many modalities."
     check_count("most", most, 1)
+    check_count("n_modalities", n_modalities, 1)
     if batch**n_modalities <= most: return all_pairings(batch, n_modalities), False
     if n_modalities > 2: return draw_pairings(batch, n_modalities, most, "blocks", generator), False
     return draw_pairings(batch, 2, min(most, batch**2 - batch), "shifts", generator), True

@@ -92,11 +92,9 @@ def modality_valuation(
     if correct.dtype != torch.bool and not ((correct == 0) | (correct == 1)).all():
         raise ValueError("correct must be boolean, or hold zeros and ones only; "
                          f"got {correct.dtype} from {correct.min()} to {correct.max()}")
-
     if presence is not None and (correct.ndim < 2 or presence.shape != (correct.shape[1], n)):
         raise ValueError(f"presence must be (B, M), got {tuple(presence.shape)} for answers {tuple(correct.shape)}")
     if correct.ndim < 2: return modality_valuation(correct[:, None])[:, 0]
-
     present, units = coalitions(n), math.factorial(n)
     weights, size = (units*shapley_matrix(n)).round(), present.sum(1)
     phi = torch.empty(n, *correct.shape[1:], dtype=torch.float64, device=correct.device)
@@ -124,7 +122,6 @@ def permutation_coalitions(
     orders = orders.cpu().long()
     K, M = orders.shape
     if not 1 <= M <= 62: raise ValueError(f"expected 1 to 62 modalities, got {M}")
-
     masks = torch.cat([torch.zeros(K, 1, dtype=torch.long), (1 << orders).cumsum(1)], dim=1)
     masks, steps = masks.unique(return_inverse=True)
     weights = torch.zeros(M, len(masks), dtype=torch.float64)
@@ -352,6 +349,8 @@ def resampling_plan(
         raise ValueError(f"expected integer copies (M, N) or float shares (M,), got {got}")
     if n_samples not in (None, n): raise ValueError(f"the frequencies are of {n} samples, n_samples is {n_samples}")
     if presence is not None:
+        if presence.dtype != torch.bool or presence.shape != (n, len(frequency)):
+            raise ValueError(f"presence must be bool {n, len(frequency)}, got {presence.dtype} {tuple(presence.shape)}")
         there = presence.cpu()[extra, modality]
         extra, modality = extra[there], modality[there]
     if max_copies is not None and len(extra) > max_copies:

@@ -27,6 +27,7 @@ from mmlit.core import (
     check_count,
     check_features,
     check_number,
+    check_tensors,
     device_of,
     eval_mode,
     is_additive,
@@ -131,7 +132,7 @@ def tcmax_loss_conditional(
     form:str="dv",           # "dv" or "nwj"
 )->Tensor:                   # the loss, shape ()
     "TCMax for a head that is additive given one modality, in nats, over all B**M pairings in O(M*B*B*C)."
-    terms = [_wide(t) for t in terms]
+    terms = [_wide(t) for t in check_features(terms)]
     shapes, batch = [tuple(t.shape) for t in terms], len(terms[0])
     fits = [len(s) == 3 and s[:2] == (batch, 1 if m == given else batch) for m, s in enumerate(shapes)]
     if not 0 <= given < len(terms) or not all(fits):
@@ -166,6 +167,7 @@ def tcmax_loss_sampled(
 )->Tensor:                   # the loss, shape ()
     "TCMax for any head from K sampled pairings, in nats."
     own, drawn = _wide(own), _wide(drawn)
+    check_tensors(index=index)
     if drawn.ndim != 2 or not len(drawn) or index.ndim != 2:
         got = f"{tuple(drawn.shape)} and {tuple(index.shape)}"
         raise ValueError(f"expected drawn of shape (K, C) and index of shape (K, M), got {got}")

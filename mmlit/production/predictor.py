@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 import mmlit
-from ..core import check_number, device_of, eval_mode, keep_random_state, map_tensors, one_of
+from ..core import check_number, check_tensors, device_of, eval_mode, keep_random_state, map_tensors, one_of
 from ..data.loaders import MultimodalDataLoaders, MultimodalDL
 from ..data.rows import Coding, Rows
 from ..data.tables import check_whole
@@ -148,7 +148,9 @@ def alike(
     share:float=1e-2,  # of the range of the answers by which they may differ: half precision, another device
 )->bool:
     "Are these the same answers, but for rounding? Large offsets, as of numbers in their units, give no room."
+    check_tensors(said=said, want=want)
     if said.shape != want.shape: return False
+    if not said.numel(): return True
     said, want = said.float(), want.float()
     room = share*(want.max() - want.min()) + 1e-5*want.abs().max() + 1e-6
     return bool((said - want).abs().max() <= room)
