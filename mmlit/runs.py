@@ -34,6 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from .audits.sample_scores import deciding_score
+from .core import check_seed
 from .data.splits import split_hash
 from .fusion.heads import HEADS
 from .learner import Run
@@ -74,8 +75,7 @@ def which_seeds(
         raise ValueError(f"seeds are a whole number (how many) or several (which), got {seeds!r}") from None
     which = list(dict.fromkeys(which))
     if isinstance(seeds, bool) or not which: raise ValueError(f"no seed given: at least one is needed, got {seeds!r}")
-    if wrong := [s for s in which if not 0 <= s < 2**32]: raise ValueError(f"a seed is 0 to 2**32 - 1, got {wrong[0]}")
-    return which
+    return [*map(check_seed, which)]
 
 def check_budget(budget):
     "ValueError for what is no `Budget`, and for a budget that cannot train."

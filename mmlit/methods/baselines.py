@@ -21,8 +21,8 @@ from torch.nn.functional import logsigmoid
 
 from mmlit.core import (
     at_least_float32,
-    check_count,
     check_number,
+    check_seed,
     eval_mode,
     filled,
     map_tensors,
@@ -226,7 +226,7 @@ class ModalityDropout(FusionMethod):
         p:float=.3,   # probability for each modality of each sample
         seed:int=0,   # of the draws
     ):
-        self.p, self.seed = check_number("p", p, "[0, 1)"), check_count("seed", seed)
+        self.p, self.seed = check_number("p", p, "[0, 1)"), check_seed(seed)
 
     def edit_features(self, zs):
         keep = torch.rand(len(zs[0]), len(zs), generator=self.generator) >= self.p
