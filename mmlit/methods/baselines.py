@@ -161,6 +161,8 @@ def _ensemble(row, how):
             return (ensemble_mean(outs, there) if average is None else average(outs, how, there)).numpy()
 
         info = answers[0].info | {k: sum(a.info[k] for a in answers) for k in ("seconds", "parameters")}
+        warned = dict.fromkeys(text for a in answers for text in a.info.get("warnings", []))
+        if warned: info["warnings"] = list(warned)
         return {row: replace(answers[0], valid=together("valid"), test=together("test"), info=info)}
     return combine
 
