@@ -163,7 +163,8 @@ class Comparison:
     def _notes(self, data):
         "A line for each warning of a training, with the methods that it is of: a stored run warns of nothing any more."
         rows, said = self.runs[self.runs.data == data], {}
-        for method, texts in zip(rows.method, rows.get("warnings", [])):
+        if "warnings" not in rows: return []
+        for method, texts in zip(rows.method, rows.warnings):
             for text in texts if isinstance(texts, list) else []: said.setdefault(text, {})[method] = True
         return [f"{data}: note: {', '.join(methods)}: {text}" for text, methods in said.items()]
 

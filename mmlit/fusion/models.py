@@ -8,6 +8,7 @@ __all__ = ['unwrap', 'in_parts', 'Fusion', 'encode_present', 'FusionModel', 'Ear
 
 # %% ../../nbs/05_models.ipynb #63e4ac41
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..core import check_features, eval_mode, filled, has_presence, map_tensors, presence_of
-from .heads import StructureOf, mlp
+from ..core import check_features, eval_mode, filled, has_presence, keep_random_state, map_tensors, presence_of
+from .heads import FusionHead, InUnits, StructureOf, mlp
 
 # %% ../../nbs/05_models.ipynb #6d0dfad4
 def unwrap(
@@ -47,6 +48,31 @@ def _without_wrappers(state, own):
         if own.isdisjoint(state) and all(k.startswith(prefix) for k in state):
             state = {k.removeprefix(prefix): v for k, v in state.items()}
     return state
+
+def _kinds(kind): return [k for sub in kind.__subclasses__() for k in (sub, *_kinds(sub))]
+
+def _heads_with(names, like):
+    "The known heads whose weights have these names, of the widths and outputs of the head `like`."
+    found = {}
+    for kind in _kinds(FusionHead):
+        with keep_random_state(), warnings.catch_warnings(action="ignore"):
+            try: made = kind(like.dims, like.n_classes)
+            except Exception: continue          # it wants more than these
+        if set(made.state_dict()) == names: found[kind.__name__] = True
+    return " or ".join(found)
+
+def _check_head(head, own, state):
+    "RuntimeError in words where both have a head, and not of one kind: names of weights do not say what to do."
+    prefix = "head.head." if isinstance(head, InUnits) else "head."
+    has, given = ({k.removeprefix(prefix) for k in keys if k.startswith(prefix)} for keys in (own, state))
+    if not has or not given or has == given or not hasattr(head, "dims") or not hasattr(head, "n_classes"): return
+    here, known = type(head.head if isinstance(head, InUnits) else head).__name__, _heads_with(given, head)
+    if has & given and not known: return        # one and the same head, perhaps, and part of its weights is missing
+    hold = f"they hold {min(given - has or given)!r}, not {min(has - given or has)!r}"
+    raise RuntimeError(f"these weights are of a model with {known or 'another head'}, and this one has {here} ({hold}):"
+                       " make the model with the head that they were trained with, multimodal_learner(dls, "
+                       f"head={known.split(' ')[0] or '...'}), or load them before a method exchanges the head, as "
+                       "MultiModal does")
 
 class Fusion(nn.Module):
     "A model in two parts, `encode(*xs) -> zs` and `fuse(zs) -> logits`; `forward` joins them by way of the hooks."
@@ -88,6 +114,7 @@ class Fusion(nn.Module):
         if strict and lacks:
             raise RuntimeError(f"these weights hold nothing for {lacks}, parts that a method added to this model: load "
                                "them before the method is attached, or with strict=False, which leaves the parts alone")
+        if strict: _check_head(getattr(self, "head", None), own, state)
         kept = {k: v for k, v in state.items() if part(k) in ("", *self.parts)}
         return super().load_state_dict(state_dict if kept.keys() == state_dict.keys() else kept, strict, assign)
 
