@@ -39,7 +39,7 @@ LEFT_OUT = {
         "as_fusion valuate muted_logits mipd mcr_loss tcmax_model_loss alignment_term pairing_log_sums "
         "coalition_logits unimodal_logits pairing_logits absent_features coalition_outcomes hold model_plan model_of "
         "is_whole coding_state coding_of export_model export_onnx save_predictor load_predictor device_of eval_mode "
-        "with_metric best_on_validation shapley_values_sampled".split(),
+        "with_metric best_on_validation shapley_values_sampled in_parts".split(),
         OBJECT,
     ),
     **dict.fromkeys(
