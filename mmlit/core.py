@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'check_tensors', 'as_tensor',
-           'check_shapes', 'check_broadcast', 'at_least_float32', 'task_name', 'log_likelihood', 'may_read',
-           'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows', 'with_presence', 'has_presence',
-           'presence_of', 'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode',
-           'keep_random_state', 'device_of', 'sent']
+           'one_of', 'check_number', 'check_count', 'check_seed', 'check_switch', 'check_level', 'group_ids',
+           'check_tensors', 'as_tensor', 'check_shapes', 'check_broadcast', 'at_least_float32', 'task_name',
+           'log_likelihood', 'may_read', 'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows',
+           'with_presence', 'has_presence', 'presence_of', 'filled', 'mean_over_present', 'unimodal_losses',
+           'batch_parts', 'eval_mode', 'keep_random_state', 'device_of', 'sent']
 
 # %% ../nbs/00_core.ipynb #d5df7e30
 import difflib
@@ -106,6 +106,22 @@ def check_count(
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{what} must be a whole number, at least {least}, got {value!r}")
     return int(value)
+
+def check_seed(
+    value, # what was given
+)->int:
+    "`value` as an int; ValueError where it is no whole number from 0 to 2**32 - 1, which every generator takes."
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= int(value) < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {value!r}")
+    return int(value)
+
+def check_switch(
+    what:str, # what is named, for the message
+    value,    # what was given
+)->bool:
+    "`value`; ValueError where it is neither True nor False: the word 'no' would count as true."
+    if not isinstance(value, bool): raise ValueError(f"{what} is True or False, got {value!r}")
+    return value
 
 # %% ../nbs/00_core.ipynb #b3be1bf2
 def check_level(

@@ -34,6 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from .audits.sample_scores import deciding_score
+from .core import check_seed
 from .data.splits import split_hash
 from .fusion.heads import HEADS
 from .learner import Run
@@ -74,8 +75,7 @@ def which_seeds(
         raise ValueError(f"seeds are a whole number (how many) or several (which), got {seeds!r}") from None
     which = list(dict.fromkeys(which))
     if isinstance(seeds, bool) or not which: raise ValueError(f"no seed given: at least one is needed, got {seeds!r}")
-    if wrong := [s for s in which if not 0 <= s < 2**32]: raise ValueError(f"a seed is 0 to 2**32 - 1, got {wrong[0]}")
-    return which
+    return [*map(check_seed, which)]
 
 def check_budget(budget):
     "ValueError for what is no `Budget`, and for a budget that cannot train."
@@ -140,6 +140,22 @@ def _info(learn, dls, seed, start):
     gone = {part: [(~p).nonzero()[:, 0].tolist() for p in mask.T] for part, mask in there.items() if mask is not None}
     return info | dict(curves=curves) | (dict(lacking=gone) if gone else {})
 
+@contextmanager
+def _noted(notes):
+    "What is warned of inside goes on to the caller, and the words of a UserWarning into `notes`, each once."
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            warnings.filterwarnings("ignore", message="Adam-like")  # METHODS has both modes of AGM and tells them apart
+            yield
+    finally:
+        known = {}
+        for w in seen:
+            own = issubclass(w.category, UserWarning) and not w.filename.startswith(_TORCH)
+            if own and str(w.message) not in notes: notes.append(str(w.message))
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno, registry=known, source=w.source)
+
+_TORCH = str(Path(torch.__file__).parent)      # what it warns of is seldom about the run
 
 def train_run(
     run:Run,              # what to train
@@ -152,12 +168,11 @@ def train_run(
     torch.set_num_threads(1)
     set_seed(seed, reproducible=True)
     start, lr = time.perf_counter(), budget.lr*run.lr
-    dls = loaders(source, seed, budget)
-    learn = run.make(dls, budget, models or {})
+    dls, notes = loaders(source, seed, budget), []
+    with _noted(notes): learn = run.make(dls, budget, models or {})
     if budget.amp: learn.to_fp16()
 
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Adam-like")     # METHODS has both modes of AGM and tells them apart
+    with _noted(notes), learn.no_bar(), learn.no_logging():
         keep, monitor = _watch(learn, dls)
         learn.fit_one_cycle(budget.epochs, lr, cbs=keep)
         if budget.amp: learn.to_fp32()                             # answers are in full precision
@@ -167,6 +182,7 @@ def train_run(
         raise FloatingPointError(f"{run.name} on {data_of(source).name}, seed {seed}: the answers are not finite; "
                                  f"try a smaller learning rate than {lr}")
     info = _info(learn, dls, seed, start) | {"monitor": monitor, "validation": keep.seen}
+    if notes: info["warnings"] = notes
     def array(t): return t.float().cpu().numpy()
     learn.remove_cbs(list(learn.cbs))       # they know the learner and it knows them: without, it would stay for long
     return Answer(array(valid), array(test), y_valid.cpu().numpy(), y_test.cpu().numpy(), info), learn.model.cpu()

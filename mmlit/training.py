@@ -29,6 +29,7 @@ from mmlit.core import (
     batch_parts,
     check_count,
     check_number,
+    check_switch,
     device_of,
     eval_mode,
     keep_random_state,
@@ -126,7 +127,7 @@ class Budget:
         one_of("head", self.head, HEADS)
         if self.n_train is not None: check_count("n_train of a budget", self.n_train, 2)
         if self.n_test is not None: check_count("n_test of a budget", self.n_test, 2)
-        if not isinstance(self.amp, bool): raise ValueError(f"amp of a budget is True or False, got {self.amp!r}")
+        check_switch("amp of a budget", self.amp)
         device = default_device().type
         if self.amp and device != "cuda":
             raise ValueError(f"amp, mixed precision, needs a CUDA device, and the runs train on {device}: leave amp "

@@ -40,7 +40,7 @@ LEFT_OUT = {
         "coalition_logits unimodal_logits pairing_logits absent_features coalition_outcomes hold model_plan model_of "
         "is_whole coding_state coding_of export_model export_onnx save_predictor load_predictor device_of eval_mode "
         "with_metric best_on_validation shapley_values_sampled check_reduction split_rows encode_some fit_encoder "
-        "classifier_log_likelihood".split(),
+        "classifier_log_likelihood in_parts".split(),
         OBJECT,
     ),
     **dict.fromkeys(

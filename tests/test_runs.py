@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -396,3 +397,36 @@ def test_each_worker_trains_in_one_thread(data, tmp_path):
 
     jobs = [Job(data, Run("one thread", make), seed) for seed in (0, 1)]
     train_missing(jobs, RunStore(tmp_path), SMALL, workers=2, progress=False)
+
+
+class Warns(FusionMethod):
+    "Warns of the same in every batch, and of something that is about the code only."
+
+    def after_loss(self):
+        warnings.warn("this method does nothing", stacklevel=1)
+        warnings.warn("old words", DeprecationWarning, stacklevel=1)
+
+
+def test_what_a_training_warns_of_is_said_and_kept_beside_its_answer(data, tmp_path):
+    run = joint_run("warns", Warns)
+    with pytest.warns(UserWarning, match="does nothing") as seen:
+        answer, _ = train_run(run, data, 0, SMALL)
+    assert answer.info["warnings"] == ["this method does nothing"]
+    assert {str(w.message) for w in seen} >= {"this method does nothing", "old words"}  # these go on to the caller
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet, _ = train_run(run, data, 0, SMALL)  # what the caller does not want to hear is kept all the same
+    assert quiet.info["warnings"] == answer.info["warnings"]
+    assert "warnings" not in train_run(joint_run(), data, 0, SMALL)[0].info
+
+    store = RunStore(tmp_path)
+    jobs = [Job(data, run, seed) for seed in (0, 1)]
+    train_missing(jobs, store, SMALL, workers=2, progress=False)
+    assert all(store.answer(data, run, seed, SMALL).info["warnings"] for seed in (0, 1))
+
+
+def test_a_warning_that_is_an_error_for_the_caller_is_one(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="does nothing"):
+            train_run(joint_run("warns", Warns), data, 0, SMALL)

@@ -8,7 +8,7 @@ __all__ = ['competition_strength', 'penultimate_features', 'train_concepts', 'Ze
 
 # %% ../../nbs/33_strength.ipynb #81cc8392
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from mmlit.core import (
     batch_parts,
     check_count,
     check_number,
+    check_switch,
     device_of,
     eval_mode,
     filled,
@@ -27,7 +28,7 @@ from mmlit.core import (
     n_rows,
     presence_of,
 )
-from ..fusion.models import Fusion
+from ..fusion.models import Fusion, in_parts
 from ..learner import FusionMethod
 
 # %% ../../nbs/33_strength.ipynb #5d41c2a2
@@ -76,6 +77,8 @@ def competition_strength(
     given = features, concept, eval_features, eval_concept
     h, c, eval_h, eval_c = (as_tensor(t, "features and concepts").detach().cpu().double() for t in given)
     _check_pairs(h, c, eval_h, eval_c, alpha)
+    for what, value in dict(by_rank=by_rank, standardize=standardize, per_sample=per_sample).items():
+        check_switch(what, value)
     if standardize:
         spread = h.std(0)
         spread = torch.where(spread > 0, spread, 1.)
@@ -97,7 +100,7 @@ def penultimate_features(
     zs:Sequence[Tensor],    # M features
 )->Tensor:                  # (B, D)
     "What enters the last linear layer of the head; for a list of parallel ones, all their inputs side by side."
-    seen = []
+    model, seen = in_parts(model), []
     def note(module, inputs): seen.append((module, inputs[0]))
     handles = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, nn.Linear)]
     try: n_classes = model.fuse(zs).shape[-1]
@@ -193,6 +196,7 @@ def competition_strength_of(
 )->Tensor:                               # (M,), or (M, N') with per_sample
     """Competition strength of every modality in a trained joint model; models are used in evaluation mode.
     Samples that lack a modality are left out."""
+    model = in_parts(model)
     if len(unimodal_models) != model.n_modalities:
         raise ValueError(f"got {len(unimodal_models)} unimodal models for {model.n_modalities} modalities")
     features = features or penultimate_features
@@ -222,6 +226,16 @@ def _features_and_concepts(model, unimodal_models, batches, features):
     return torch.cat(h), [torch.cat(c) for c in zip(*concepts)]
 
 # %% ../../nbs/33_strength.ipynb #56a5ce61
+def _check_watched(models, batches, features):
+    "ValueError for what cannot be asked in every epoch."
+    if not isinstance(models, Sequence) and not isinstance(models, nn.ModuleList) or not all(map(callable, models)):
+        raise ValueError(f"unimodal_models is a list of trained models, one per modality, got {models!r}")
+    if features is not None and not callable(features):
+        raise ValueError(f"features is a function of (model, zs), or None, got {features!r}")
+    for name, given in batches.items():
+        if isinstance(given, (str, bytes, Iterator)) or not isinstance(given, Iterable):
+            raise ValueError(f"{name} is walked in every epoch: give a loader, or a list of batches, got {given!r}")
+
 class StrengthMonitor(FusionMethod):
     "The competition strength of each modality after every epoch, as columns and `history`."
     def __init__(self,
@@ -233,9 +247,10 @@ class StrengthMonitor(FusionMethod):
         by_rank:bool=False,
         standardize:bool=False,
     ):
+        _check_watched(unimodal_models, dict(dep_batches=dep_batches, eval_batches=eval_batches), features)
         self.unimodal_models, self.batches = unimodal_models, (dep_batches, eval_batches)
         self.features, self.alpha = features, check_number("alpha", alpha)
-        self.by_rank, self.standardize = by_rank, standardize
+        self.by_rank, self.standardize = check_switch("by_rank", by_rank), check_switch("standardize", standardize)
 
     def attach(self):
         super().attach()

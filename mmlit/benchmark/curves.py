@@ -62,8 +62,9 @@ class Curve:
         first = ["data", "n_asked", "method"]
         return pd.DataFrame(table[first + [c for c in table if c not in first]])
 
-    def verdict(self, data:str, method:str="joint")->str:
-        "At which sizes is the method shown below or above the reference? One sentence."
+    def verdict(self, data:str, method:str|None=None)->str:
+        "At which sizes is the method, see `Comparison.meant`, shown below or above the reference? One sentence."
+        method = self.comparisons[data, self.sizes(data)[0]].meant(data, method)
         found = {"below": [], "above": [], "neither": []}
         for n in self.sizes(data):
             comparison = self.comparisons[data, n]
@@ -103,7 +104,10 @@ class Curve:
         for data in self.datasets:
             title = f"{data}: minus {self.reference}, by training rows; mean and 95 % interval"
             terminal_table(title, *self._cells(data), strong=self.reference, console=console)
-            for m in self._methods(data): console.print(self.verdict(data, m), markup=False, highlight=False)
+            each = [self.comparisons[data, n] for n in self.sizes(data)]
+            notes = dict.fromkeys(note for one in each for note in one._notes(data))
+            for line in (*(self.verdict(data, m) for m in self._methods(data)), *notes):
+                console.print(line, markup=False, highlight=False)
             console.print()
 
     def to_html(self,

@@ -119,10 +119,23 @@ class Comparison:
         lost = (self.failed.data == data) & (self.failed.method == method)
         return row | {k: rows[k].mean() for k in _FURTHER if k in rows} | dict(seeds=len(rows), failed=int(lost.sum()))
 
-    def verdict(self, data:str, method:str="joint")->str:
-        "Does `method` beat the reference on this data set? One sentence, with the interval that decides it."
-        intervals = self.intervals(data)
-        value, difference = intervals[one_of("method", method, intervals)]
+    def meant(self,
+        data:str,               # the data set
+        method:str|None=None,   # a row of its table, or None
+    )->str:
+        "The method that is meant: where none is named the only one, or joint; ValueError where that leaves it open."
+        rows = list(self.intervals(data))
+        if method is not None: return one_of("method", method, rows)
+        judged = self._judged(data) or [m for m in rows if m != self.reference]
+        if len(judged) == 1: return judged[0]
+        if "joint" in judged: return "joint"
+        there = f"{', '.join(judged)} beside the {self.reference}" if judged else f"nothing beside the {self.reference}"
+        raise ValueError(f"{data} has {there}: say which method is meant, verdict({data!r}, method)")
+
+    def verdict(self, data:str, method:str|None=None)->str:
+        "Does `method`, see `meant`, beat the reference on this data set? One sentence, with the interval that decides."
+        method = self.meant(data, method)
+        value, difference = self.intervals(data)[method]
         if difference is None: return f"{data}: {method} was not compared with the {self.reference}."
         pairs, asked = self._pairs(data, method)
         if not pairs: return f"{data}: the {method} model and the {self.reference} were trained together on no seed."
@@ -147,17 +160,28 @@ class Comparison:
         rows = [row for row in self.failed.to_dict("records") if row["data"] == data]
         return [f"{data}: failed: {row['method']}, seed {row['seed']}: {row['reason']}" for row in rows]
 
-    def _verdicts(self, data):
-        "The sentences on every method that is neither the reference nor one of its parts."
-        methods = dict.fromkeys(self.cells(data).method)
+    def _notes(self, data):
+        "A line for each warning of a training, with the methods that it is of: a stored run warns of nothing any more."
+        rows, said = self.runs[self.runs.data == data], {}
+        if "warnings" not in rows: return []
+        for method, texts in zip(rows.method, rows.warnings):
+            for text in texts if isinstance(texts, list) else []: said.setdefault(text, {})[method] = True
+        return [f"{data}: note: {', '.join(methods)}: {text}" for text, methods in said.items()]
+
+    def _judged(self, data):
+        "The methods that are neither the reference nor one of its parts."
         parts = ("unimodal ", "best unimodal", "ensemble")
-        return [self.verdict(data, m) for m in methods if m != self.reference and not m.startswith(parts)]
+        return [m for m in dict.fromkeys(self.cells(data).method) if m != self.reference and not m.startswith(parts)]
+
+    def _verdicts(self, data): return [self.verdict(data, m) for m in self._judged(data)]
+
+    def _lines(self, data): return [*self._verdicts(data), *self._failures(data), *self._notes(data)]
 
     def _seeds(self): return sorted({int(s) for table in (self.runs, self.failed) for s in table.seed})
 
     def __repr__(self):
         seeds, sets = len(self._seeds()), ", ".join(self.datasets)
-        lines = [line for data in self.datasets for line in (*self._verdicts(data), *self._failures(data))]
+        lines = [line for data in self.datasets for line in self._lines(data)]
         return "\n".join([f"Comparison with the {self.reference} on {sets}, {seeds} seed{'s'*(seeds > 1)}", *lines])
 
     def plot(self,
@@ -189,6 +213,7 @@ class Comparison:
         sets = {n: dict(samples=len(d), modalities=d.modalities, classes=d.classes) for n, d in self.datasets.items()}
         return dict(reference=self.reference, seeds=self._seeds(), datasets=sets, facts=_how(self),
                     verdicts={data: self._verdicts(data) for data in self.datasets},
+                    notes={data: self._notes(data) for data in self.datasets},
                     table=plain_rows(self.table), failed=plain_rows(self.failed))
 
     def to_json(self,
@@ -206,8 +231,7 @@ class Comparison:
         for data in self.datasets:
             title = f"{data}: {seeds} seed{'s'*(seeds > 1)}, mean and 95 % interval"
             terminal_table(title, *_cells(self, data), strong=self.reference, console=console)
-            lines = *self._verdicts(data), *self._failures(data)
-            for line in lines: console.print(line, markup=False, highlight=False, soft_wrap=True)
+            for line in self._lines(data): console.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print()
 
 # %% ../../nbs/39_results.ipynb #21bd3816
@@ -291,6 +315,7 @@ def _section_html(found, data):
         parts.append(f"<p>Failed:</p><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lost)}</ul>")
     alt = f"Scores on {data} with 95 % intervals, and paired differences to the {found.reference}"
     parts.append(table_html(*_cells(found, data), strong=found.reference))
+    parts += [f"<p>{html.escape(line)}</p>" for line in found._notes(data)]
     parts.append(figure_html(found.plot(data), f"{alt}; the numbers are in the table above."))
     parts.append(f"<details><summary>Every seed</summary>{_seeds_html(found, data)}</details>")
     return "".join(parts)

@@ -33,7 +33,7 @@ from mmlit.core import (
     one_of,
     presence_of,
 )
-from .models import Fusion
+from .models import Fusion, in_parts
 
 # %% ../../nbs/06_coalitions.ipynb #1a2af875
 def coalitions(
@@ -71,6 +71,7 @@ def absent_features(
 )->tuple[Tensor, ...]:   # M tensors with one row
     "The feature that stands for each missing modality; gradients flow where they can."
     one_of("stand-in for a missing modality", kind, ABSENT)
+    model = in_parts(model)
     if kind == "learned":
         learned = getattr(model, "absent", None)
         if learned is not None: return tuple(a[None] for a in learned)
@@ -171,7 +172,7 @@ def coalition_logits(
     apart:bool=True,                     # may a NaN be in a row? Then it spoils no others, at twice the price
 )->Tensor:                               # logits, shape (S, B, C)
     "What the head answers when only the modalities of each coalition are present; what stands for others is not seen."
-    zs = check_features(zs)
+    model, zs = in_parts(model), check_features(zs)
     n, batch = len(zs), len(zs[0])
     present = coalitions(n) if present is None else present
     if present.ndim != 2 or present.shape[1] != n or present.dtype != torch.bool:
@@ -199,6 +200,7 @@ def unimodal_logits(
 )->Tensor:                              # logits, shape (M, B, C)
     "The answer of each modality alone, inside the joint model."
     one_of("strategy", strategy, ("mask", "split", "heads"))
+    model = in_parts(model)
     if strategy == "mask": return coalition_logits(model, zs, torch.eye(len(zs)).bool(), absent)
     if strategy == "heads":
         head = getattr(model, "head", model)
@@ -264,7 +266,7 @@ def pairing_logits(
     check:bool=True,           # look whether there are such rows?
 )->Tensor:                     # logits, shape (B,)*M + (C,), or (K, C) with `index`
     "What the head answers when its features come from different samples."
-    zs = check_features(zs)
+    model, zs = in_parts(model), check_features(zs)
     n, batch = len(zs), len(zs[0])
     if index is None:
         if batch**n*4 > memory:

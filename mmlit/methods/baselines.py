@@ -21,8 +21,8 @@ from torch.nn.functional import logsigmoid
 
 from mmlit.core import (
     at_least_float32,
-    check_count,
     check_number,
+    check_seed,
     check_shapes,
     eval_mode,
     filled,
@@ -169,6 +169,8 @@ def _ensemble(row, how):
             return (ensemble_mean(outs, there) if average is None else average(outs, how, there)).numpy()
 
         info = answers[0].info | {k: sum(a.info[k] for a in answers) for k in ("seconds", "parameters")}
+        warned = dict.fromkeys(text for a in answers for text in a.info.get("warnings", []))
+        if warned: info["warnings"] = list(warned)
         return {row: replace(answers[0], valid=together("valid"), test=together("test"), info=info)}
     return combine
 
@@ -234,7 +236,7 @@ class ModalityDropout(FusionMethod):
         p:float=.3,   # probability for each modality of each sample
         seed:int=0,   # of the draws
     ):
-        self.p, self.seed = check_number("p", p, "[0, 1)"), check_count("seed", seed)
+        self.p, self.seed = check_number("p", p, "[0, 1)"), check_seed(seed)
 
     def edit_features(self, zs):
         keep = torch.rand(len(zs[0]), len(zs), generator=self.generator) >= self.p

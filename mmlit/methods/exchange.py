@@ -37,7 +37,7 @@ from mmlit.core import (
     sent,
 )
 from ..fusion.coalitions import all_pairings, coalitions, zero_input
-from ..fusion.models import FusionModel
+from ..fusion.models import FusionModel, in_parts
 from ..permutation import cyclic_shifts, derangements, js_divergence_with_logits, random_permutations
 
 # %% ../../nbs/19b_exchange.ipynb #7d2296c6
@@ -404,7 +404,7 @@ def mipd(
     "How far answers are from those with each subset of modalities exchanged (MCR, eq. 8), sample by sample."
     check_game(dict(strategy=strategy, owned=owned, clean_grad=clean_grad, permutations=permutations, draw=draw,
                     shared=shared, exclude=exclude, distance=distance, memory=memory, rows=rows))
-    zs, apart = check_features(zs), _distance(distance, y)
+    model, zs, apart = in_parts(model), check_features(zs), _distance(distance, y)
     n, batch, device = len(zs), len(zs[0]), zs[0].device
     subsets, k = _check_subsets(subsets, n), STRATEGIES[strategy]
     n_rows = batch if substitutes is None else len(substitutes[0])

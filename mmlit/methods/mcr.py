@@ -24,6 +24,7 @@ from mmlit.core import (
     check_count,
     check_features,
     check_number,
+    check_seed,
     check_shapes,
     eval_mode,
     one_of,
@@ -31,6 +32,7 @@ from mmlit.core import (
     unimodal_losses,
 )
 from ..fusion.heads import in_units
+from ..fusion.models import in_parts
 from ..learner import FusionMethod, joint, register_method
 from .baselines import pretrained
 from .exchange import check_game, mipd, proper_subsets, stand_ins
@@ -203,7 +205,7 @@ def mcr_loss(
     **kwargs,
 )->MCRTerms:
     "MCR: the task loss, each modality's own, the competition, the contrastive, the bottleneck term (MCR, algorithm 1)."
-    zs = check_features(zs)
+    model, zs = in_parts(model), check_features(zs)
     weights = dict(unimodal=unimodal_weight, mipd=mipd_weight, contrastive=contrastive_weight, ceb=ceb_weight)
     _check_weights(**weights)
     if heads is None and (unimodal_weight or ceb_weight):
@@ -296,7 +298,7 @@ class MCR(FusionMethod):
         weights = dict(unimodal=unimodal_weight, mipd=mipd_weight, contrastive=contrastive_weight, ceb=ceb_weight)
         _check_weights(**weights)
         check_number("temperature", temperature, "(0, inf)")
-        self.seed, self.window = check_count("seed", seed), (check_count("start", start), end)
+        self.seed, self.window = check_seed(seed), (check_count("start", start), end)
         if end is not None: check_count("end", end, least=start + 1)
         self.contrast = one_of("contrast", contrast, ("label", "sample"))
         self.substitute = one_of("substitute", substitute, _SUBSTITUTES)

@@ -35,7 +35,7 @@ from mmlit.core import (
     scale_grad,
 )
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions
-from ..fusion.models import Fusion
+from ..fusion.models import Fusion, in_parts, unwrap
 from ..learner import FusionMethod, joint, register_method
 from .shapley import combine_coalitions, permutation_coalitions, shapley_matrix
 from ..training import hides_factors
@@ -97,6 +97,7 @@ def muted_logits(
     memory:int=MEMORY,             # bytes of stacked features per call of the head
 )->Tensor:                         # (S, B, C)
     "The logits of every coalition, with gradients: the full one in the current mode, muted ones in evaluation mode."
+    model = in_parts(model)
     current = model.encode(*xs) if zs is None else zs
     full = model.fuse(current) if logits is None else logits
     if reuse is None: reuse = not _depends_on_mode(model)
@@ -133,6 +134,7 @@ def modality_shares(
     memory:int=MEMORY,             # bytes of stacked features per call of the head
 )->Shares:
     "The shares, with gradients: from `muted_logits`, or from the terms of a head that adds."
+    model = in_parts(model)
     if zs is None: zs = model.encode(*xs)
     full = model.fuse(zs) if logits is None else logits
     if not hasattr(model, "contributions"):                # it does not add, see `is_additive`
@@ -154,7 +156,6 @@ def _terms(model, zs, absent):
     if any(a.shape[1:] != z.shape[1:] for a, z in zip(absent, zs)):
         return model.contributions(zs), model.contributions(absent)
     return model.contributions(tuple(map(torch.cat, zip(zs, absent)))).split([len(zs[0]), 1], 1)
-
 
 # %% ../../nbs/22_modulation.ipynb #bcc36c9e
 _SCORE_FLOOR = math.log(1e-8)      # published: a probability counts as at least 1e-8 (-18.42 nats)
@@ -279,7 +280,6 @@ def routed_shares(
     mean = apart.mean()                     # exactly 0 where all are equal: then nothing flows through muted passes
     flow = ((apart - mean).to(own).view(-1, *[1]*logits.ndim)*own).sum(0) + (kappa[0] + mean).to(own)*shares.total
     return logits.detach() + (flow - flow.detach()).nan_to_num()      # what is not finite has no part in it
-
 
 # %% ../../nbs/22_modulation.ipynb #de456d71
 class ResponseHistory(nn.Module):
@@ -435,7 +435,7 @@ class ConditionalClip(Callback):
         self.threshold = check_number("threshold", threshold, "(0, inf)")
 
     def before_fit(self):
-        head, n = getattr(self.model, "head", self.model), get_c(self.dls)
+        head, n = getattr(unwrap(self.model), "head", self.model), get_c(self.dls)
         self.weights = [m.weight for m in head.modules() if isinstance(m, nn.Linear) and m.out_features == n]
         if not self.weights: raise ValueError(f"ConditionalClip looks at the linear layers with {n} outputs, and "
                                               f"{type(head).__name__} has none: use fastai's GradientClip")

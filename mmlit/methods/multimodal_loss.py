@@ -18,7 +18,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ..core import at_least_float32, check_count, check_number, check_shapes, check_tensors, may_read, one_of
+from mmlit.core import (
+    at_least_float32,
+    check_count,
+    check_number,
+    check_shapes,
+    check_switch,
+    check_tensors,
+    may_read,
+    one_of,
+)
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
@@ -125,9 +134,6 @@ def init_proxies(
 # %% ../../nbs/18_multimodal_loss.ipynb #68d1d13a
 _MANY_PROXIES = 10**7   # numbers in the proxies from which on the head warns: 40 MB, with Adam's averages 120
 
-def _check_switch(name, value):
-    if not isinstance(value, bool): raise TypeError(f"{name} is True or False, got {value!r}")
-
 class MultiProxyHead(FusionHead):
     "Multi-proxy head of Moon & Lee (2025): its cross-entropy is the MultiModal loss."
     def __init__(self,
@@ -149,7 +155,7 @@ class MultiProxyHead(FusionHead):
             warnings.warn(f"{size:,} proxy parameters (M*C*C*K) for {n_classes} classes: "
                           "a smaller k needs proportionally fewer", stacklevel=2)
 
-        for name, value in dict(attended=attended, unit=unit).items(): _check_switch(name, value)
+        for name, value in dict(attended=attended, unit=unit).items(): check_switch(name, value)
         self.gamma, self.axis, self.unimodal = gamma, axis, SumHead(self.dims, n_classes)
         self.attended, self.unit = attended, unit
         self.proxies, self._init = nn.Parameter(init_proxies(len(self.dims), n_classes, k, init)), (k, init)
@@ -253,7 +259,7 @@ class MultiModal(FusionMethod):
         if init is not None: one_of("init", init, _INITS)
         if axis is not None: one_of("axis", axis, _AXES)
         for name, value in dict(attended=attended, unit=unit).items():
-            if value is not None: _check_switch(name, value)
+            if value is not None: check_switch(name, value)
         given = dict(k=k, gamma=gamma, init=init, axis=axis, attended=attended, unit=unit)
         self.options = {name: value for name, value in given.items() if value is not None}
 

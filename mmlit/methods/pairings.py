@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import MEMORY, Model, at_least_float32, check_count, check_features, one_of
 from ..fusion.coalitions import all_pairings, check_pairings
+from ..fusion.models import in_parts
 
 # %% ../../nbs/18b_pairings.ipynb #e915d6ff
 _LISTED = 2**16    # so many shifts are put into a random order; of more, hardly any is drawn twice
@@ -76,7 +77,7 @@ def pairing_log_sums(
     check:bool=True,            # look whether there are such rows?
 )->Tensor:                      # shape (K,), or (K, ...) of logits (K, ..., C)
     "Log-sum over classes of each pairing's logits, in nats; in checkpointed chunks where one does not hold all."
-    zs = check_features(zs)
+    model, zs = in_parts(model), check_features(zs)
     if check: index = check_pairings(index, len(zs[0]), len(zs))
     index = index.to(zs[0].device, non_blocking=True)
     def log_sums(rows, *zs):

@@ -21,6 +21,8 @@ from mmlit.core import (
     batch_parts,
     check_count,
     check_number,
+    check_seed,
+    check_switch,
     device_of,
     eval_mode,
     keep_random_state,
@@ -30,7 +32,7 @@ from mmlit.core import (
 )
 from ..core import log_likelihood as log_likelihood_of
 from ..fusion.coalitions import ABSENT, absent_features, coalition_logits, coalitions, mask_features
-from ..fusion.models import Fusion
+from ..fusion.models import Fusion, in_parts
 from ..learner import FusionMethod, joint, register_method
 from ..training import first_epoch, is_search
 
@@ -247,10 +249,9 @@ def valuate(
     memory:int=MEMORY,                    # bytes of stacked features per call of the head
 )->Valuation:
     "What each modality contributes inside a joint model, per sample (Wei et al., CVPR 2024); the model stays as it is."
+    model = in_parts(model)
     n = getattr(model, "n_modalities", None)
-    if n is None:
-        raise ValueError(f"{type(model).__name__} does not say how many modalities it has: "
-                         "wrap it with as_fusion(model, M)")
+    if n is None: raise ValueError(f"{type(model).__name__} does not say its n_modalities: give as_fusion(model, M)")
     _check_absent(absent)
     if n_permutations is None:
         if n > _EXACT_MODALITIES: raise ValueError(f"{n} modalities have 2**{n} coalitions: pass n_permutations")
@@ -308,9 +309,8 @@ def draw_rows(
     generator:torch.Generator|None=None,  # of the rows
 )->Tensor:                                # int64 (int(fraction*n),)
     "A random share of the rows; ValueError for a fraction outside [0, 1]."
-    check_count("n", n, 1)
-    check_number("fraction", fraction, "[0, 1]")
-    k = int(fraction*n)
+    k = int(check_number("fraction", fraction, "[0, 1]")*check_count("n", n, 1))
+    check_switch("replacement", replacement)
     return torch.randint(n, (k,), generator=generator) if replacement else torch.randperm(n, generator=generator)[:k]
 
 def _rows_of_copies(frequency):
@@ -356,9 +356,8 @@ def resampling_plan(
     if max_copies is not None and len(extra) > max_copies:
         chosen = torch.randperm(len(extra), generator=generator)[:max_copies].sort().values
         extra, modality = extra[chosen], modality[chosen]
-    M = len(frequency)
     rows = torch.cat([torch.arange(n), extra])
-    keep = torch.cat([torch.ones(n, M, dtype=torch.bool), torch.eye(M, dtype=torch.bool)[modality]])
+    keep = torch.cat([torch.ones(n, len(frequency)), torch.eye(len(frequency))[modality]]).bool()
     if index is None: return rows, keep
     if index.shape != (n,): raise ValueError(f"index must name the {n} samples, got shape {tuple(index.shape)}")
     return index.cpu()[rows], keep
@@ -383,11 +382,11 @@ class ModalityResampling(FusionMethod):
     ):
         _check_frequency(level, function, alpha)
         self.level, self.function, self.alpha = level, function, alpha
-        self.warmup, self.seed = check_count("warmup", warmup), check_count("seed", seed)
-        self.window = self.warmup, None
+        self.warmup, self.window = check_count("warmup", warmup), (warmup, None)
+        self.absent, self.replacement = _check_absent(absent), check_switch("replacement", replacement)
+        self.seed, self.augmented = check_seed(seed), check_switch("augmented", augmented)
         self.fraction = check_number("fraction", fraction, "(0, 1]")
         self.max_copies = None if max_copies is None else check_count("max_copies", max_copies)
-        self.absent, self.replacement, self.augmented = _check_absent(absent), replacement, augmented
 
     def attach(self):
         super().attach()

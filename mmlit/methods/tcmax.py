@@ -27,6 +27,8 @@ from mmlit.core import (
     check_count,
     check_features,
     check_number,
+    check_seed,
+    check_switch,
     check_tensors,
     device_of,
     eval_mode,
@@ -35,7 +37,7 @@ from mmlit.core import (
     one_of,
 )
 from ..fusion.coalitions import check_pairings, pairing_logits
-from ..fusion.models import unwrap
+from ..fusion.models import in_parts, unwrap
 from ..learner import FusionMethod, joint, register_method
 from .pairings import bounded_pairings, pairing_log_sums
 
@@ -221,7 +223,7 @@ def alignment_term(
 )->Tensor:                                 # shape (), 0 or more with "dv"
     "What TCMax adds to the loss of a model, in nats; labels (B, ..., C) of several classifications are averaged."
     _check_limits(pairings, memory)
-    zs = check_features(zs)
+    model, zs = in_parts(model), check_features(zs)
     own = _wide(model.fuse(zs) if own is None else own)
     log_sum, log_mass = _model_log_sum(model, zs, own, None, pairings, memory, generator), math.log(own.shape[-1])
     total = _log_total(log_sum, len(own), len(zs), log_mass, one_of("form", form, ("dv", "nwj")))
@@ -240,7 +242,7 @@ def tcmax_model_loss(
 )->Tensor:                                 # the loss, shape ()
     "TCMax of a model on the features of one batch, in nats, by the cheapest way its head allows."
     _check_limits(pairings, memory)
-    zs = check_features(zs)
+    model, zs = in_parts(model), check_features(zs)
     if is_additive(model): return tcmax_loss(model.contributions(zs), y, prior, alignment, form)
 
     own = _wide(model.fuse(zs))
@@ -327,7 +329,7 @@ class TwoClasses:
     def __init__(self,
         model:Model,    # f, the log-odds of each label (B, C)
         base:nn.Module, # b, a head with the structure of the model's
-    ): self.model, self.base = model, base
+    ): self.model, self.base = in_parts(model), base
     def fuse(self, zs): return self.pair(self.base(zs), self.model.fuse(zs))
 
     @staticmethod
@@ -390,9 +392,8 @@ class TCMax(FusionMethod):
     ):
         _check_options(alignment, form)
         _check_limits(pairings, memory)
-        if not isinstance(monitor, bool): raise TypeError(f"monitor is True or False, got {monitor!r}")
         self.alignment, self.form, self.pairings, self.memory = alignment, form, pairings, memory
-        self.seed, self.monitor = check_count("seed", seed), monitor
+        self.seed, self.monitor = check_seed(seed), check_switch("monitor", monitor)
 
     def attach(self):
         super().attach()

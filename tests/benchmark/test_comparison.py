@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 
 import cloudpickle
 import numpy as np
@@ -190,3 +191,15 @@ def test_methods_of_ones_own_registry_are_known_by_their_names():
 
 def test_the_default_budget_is_a_budget_with_its_defaults():
     assert inspect.signature(compare).parameters["budget"].default == Budget()
+
+
+def test_a_method_that_cannot_act_is_noted_whether_its_run_is_new_or_stored(tmp_path):
+    data, asked = load_dataset("digits").subset(range(400)), ["joint", "resampling"]
+    with pytest.warns(UserWarning, match="ModalityResampling acts from epoch 5 on"):
+        new = compare(data, asked, 1, SMALL, tmp_path, workers=1, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stored = compare(data, asked, 1, SMALL, tmp_path, workers=1, progress=False)
+    assert new._notes(data.name) == stored._notes(data.name) and repr(new) == repr(stored)
+    (note,) = stored._notes(data.name)
+    assert note.startswith(f"{data.name}: note: resampling: ModalityResampling acts from epoch 5 on")

@@ -109,3 +109,32 @@ def test_brackets_and_dollars_in_names_are_names(tmp_path, capsys):
     found.to_html(tmp_path / "report.html")
     found.show()
     assert "a [red]" in (text := capsys.readouterr().out) and "d [/b]" in text
+
+
+def test_what_trainings_warned_of_stands_below_the_table_once_with_its_methods(tmp_path, capsys):
+    found = comparison(ensemble=[0.7, 0.8], joint=[0.7, 0.8], tcmax=[0.6, 0.7], mcr=[0.7, 0.9])
+    assert found._notes("a") == [] and "note:" not in repr(found)
+    idle, other = "it acts from epoch 5 on & this has <2>", "no answer moved"
+    found.runs["warnings"] = [np.nan, np.nan, np.nan, [other], [idle], [idle], [other, idle], np.nan]
+    lines = [f"a: note: joint, mcr: {other}", f"a: note: tcmax, mcr: {idle}"]
+    found.show()
+    for text in (repr(found), capsys.readouterr().out):
+        assert all(text.count(line) == 1 for line in lines)
+    assert found.to_dict()["notes"] == {"a": lines}
+    page = found.to_html(tmp_path / "page.html").read_text()
+    assert all(page.count(html.escape(line)) == 1 for line in lines)
+
+
+def test_the_method_that_is_meant_is_the_only_one_else_joint_else_it_has_to_be_said():
+    one = comparison(ensemble=[0.7, 0.8], mcr=[0.6, 0.9], **{"unimodal left": [0.5, 0.5]})
+    assert one.meant("a") == "mcr" and one.verdict("a") == one.verdict("a", "mcr")
+    two = comparison(ensemble=[0.7, 0.8], mcr=[0.6, 0.9], joint=[0.6, 0.9])
+    assert two.meant("a") == "joint" and two.meant("a", "mcr") == "mcr"
+    open_question = comparison(ensemble=[0.7, 0.8], mcr=[0.6, 0.9], tcmax=[0.6, 0.9])
+    with pytest.raises(ValueError, match=r"mcr, tcmax beside the ensemble: say which method is meant"):
+        open_question.verdict("a")
+    with pytest.raises(ValueError, match="unknown method 'mrc' .did you mean 'mcr'"):
+        open_question.verdict("a", "mrc")
+    with pytest.raises(ValueError, match="nothing beside the ensemble"):
+        comparison(ensemble=[0.7, 0.8]).verdict("a")
+    assert comparison("joint", ensemble=[0.7, 0.8], joint=[0.6, 0.9]).meant("a") == "ensemble"

@@ -10,8 +10,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from mmlit.fusion.coalitions import coalition_logits
-from mmlit.fusion.heads import HEADS, SumHead
+from mmlit.fusion.heads import HEADS, InUnits, SumHead
 from mmlit.fusion.models import FusionModel, as_fusion, unwrap
+from mmlit.methods.multimodal_loss import MultiProxyHead
 
 HEAD = pytest.mark.parametrize("name", HEADS)
 
@@ -89,6 +90,46 @@ def test_weights_of_a_method_load_into_the_plain_model_and_not_the_other_way_rou
         plain.load_state_dict(some)
     with pytest.raises(RuntimeError, match="surprise"):
         plain.load_state_dict(trained.state_dict() | {"surprise": torch.ones(1)})
+
+
+def with_head(head):
+    torch.manual_seed(1)
+    return FusionModel([nn.Linear(3, 4), nn.Linear(2, 4)], head)
+
+
+PAIRS = [(a, b) for a in HEADS for b in HEADS if set(made(a).state_dict()) != set(made(b).state_dict())]
+
+
+@pytest.mark.parametrize("there, here", PAIRS)
+def test_weights_of_another_head_are_refused_by_its_name(there, here):
+    said = rf"model with .*{HEADS[there].__name__}.*this one has {HEADS[here].__name__}.*multimodal_learner\(dls, head="
+    with pytest.raises(RuntimeError, match=said):
+        made(here).load_state_dict(made(there).state_dict())
+
+
+def test_weights_of_the_multimodal_loss_say_so_in_both_directions():
+    dims = (4, 4), 3
+    multi, plain = with_head(MultiProxyHead(*dims, k=5)), with_head(HEADS["concat"](*dims))
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="model with MultiProxyHead, and this one has ConcatHead.*head=MultiProxy"):
+        plain.load_state_dict(multi.state_dict())
+    with pytest.raises(RuntimeError, match="model with ConcatHead, and this one has MultiProxyHead.*as MultiModal"):
+        multi.load_state_dict(nn.DataParallel(plain).state_dict())
+    assert torch.equal(before, torch.get_rng_state())  # the heads that are tried draw from no generator of the caller
+
+
+def test_heads_of_numbers_and_heads_of_ones_own_are_told_apart_as_well():
+    inside = [InUnits(HEADS[name]((4, 4), 2), 1.0, 2.0) for name in ("sum", "concat")]
+    with pytest.raises(RuntimeError, match="model with SumHead or ScaledSumHead, and this one has ConcatHead"):
+        with_head(inside[1]).load_state_dict(with_head(inside[0]).state_dict())
+    own = nn.Sequential(nn.Linear(8, 3))
+    with pytest.raises(RuntimeError, match="model with another head, and this one has ConcatHead .they hold '0.bias'"):
+        with_head(HEADS["concat"]((4, 4), 3)).load_state_dict(with_head(own).state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):  # what has no widths cannot be compared: torch says it
+        with_head(own).load_state_dict(made().state_dict())
+    some = {k: v for k, v in made().state_dict().items() if k != "head.linear.bias"}
+    with pytest.raises(RuntimeError, match="Missing key.*head.linear.bias"):
+        made().load_state_dict(some)
 
 
 AROUND = [

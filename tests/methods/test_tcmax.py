@@ -1047,7 +1047,7 @@ def test_additive_bound_of_one_label_is_the_sum_of_unimodal_informations():
         (dict(pairings=2.5), ValueError, "a whole number"),
         (dict(memory=0), ValueError, "memory must be a number in"),
         (dict(seed="a"), ValueError, "^seed must be"),
-        (dict(monitor=1), TypeError, "True or False"),
+        (dict(monitor=1), ValueError, "True or False"),
     ],
     ids=str,
 )
