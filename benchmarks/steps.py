@@ -14,11 +14,10 @@ from mmlit.fusion.heads import HEADS, PictureEncoder, VectorEncoder
 from mmlit.methods.mcr import MCRHeads
 from mmlit.methods.modulation import (
     ResponseHistory,
-    modality_responses,
+    modality_shares,
     modulation_coefficients,
-    muted_logits,
     response_scores,
-    routed_logits,
+    routed_shares,
 )
 from mmlit.methods.multimodal_loss import MultiProxyHead, use_head
 from mmlit.methods.tcmax import tcmax_model_loss
@@ -79,8 +78,8 @@ def mask(model, parts, xs, y):
     return F.cross_entropy(model.fuse(mask_features(model.encode(*xs), parts["keep"])), y)
 
 
-def _coefficients(v, history, y):
-    score = response_scores(modality_responses(v.detach()), y)
+def _coefficients(shares, history, y):
+    score = response_scores(shares.responses, y)
     kappa = modulation_coefficients(score, history.mean)
     history.update(score)
     return kappa
@@ -88,16 +87,18 @@ def _coefficients(v, history, y):
 
 def agm(model, parts, xs, y):
     zs = model.encode(*xs)
-    v = muted_logits(model, xs, zs, model.fuse(zs))
-    return F.cross_entropy(routed_logits(v, _coefficients(v, parts["history"], y)), y)
+    logits = model.fuse(zs)
+    shares = modality_shares(model, xs, zs, logits)
+    kappa = _coefficients(shares, parts["history"], y)
+    return F.cross_entropy(routed_shares(logits, shares, kappa), y)
 
 
 def agm_lr(model, parts, xs, y):
     zs = model.encode(*xs)
     logits = model.fuse(zs)
     with torch.no_grad():
-        v = muted_logits(model, xs, zs, logits)
-    parts["kappa"] = _coefficients(v, parts["history"], y)
+        shares = modality_shares(model, xs, zs, logits)
+    parts["kappa"] = _coefficients(shares, parts["history"], y)
     return F.cross_entropy(logits, y)
 
 

@@ -131,7 +131,7 @@ def _with_unit(line, column):
 def section_tables(rows):
     "Every section: cases down, what was measured across, medians with quartiles."
     parts = []
-    for section in dict.fromkeys(r.section for r in rows):
+    for section in dict.fromkeys(r.section for r in rows if r.section != "profile"):
         for quantity in dict.fromkeys(r.quantity for r in rows if r.section == section):
             own = [r for r in rows if (r.section, r.quantity) == (section, quantity)]
             across = list(dict.fromkeys(r.what for r in own))
@@ -140,6 +140,19 @@ def section_tables(rows):
             lines = [[case, *(cells.get((case, what), "") for what in across)] for case in down]
             parts.append(f"## {section}: {quantity}\n\n{markdown(['case', *across], lines)}")
     return "\n\n".join(parts)
+
+
+def profile_table(targets, rows):
+    "Of the steps that miss their target: how many operations, beside the plain step, and which take longest."
+    missed = [v["what"] for v in (verdict(t, rows) for t in targets if t.section == "steps") if v["verdict"] != "met"]
+    lines = []
+    for case in missed:
+        own = [r for r in rows if (r.section, r.case) == ("profile", case)]
+        counts = {r.what: number(r.value) for r in own if r.quantity == "count"}
+        longest = ", ".join(f"{r.what} {r.value:.0%}" for r in own if r.quantity == "share")
+        if own:
+            lines.append([case, f"{counts['operations']} ({counts['of plain']})", longest])
+    return markdown(["step", "operations (plain)", "longest, share of all operations' time"], lines) if lines else ""
 
 
 def _cell(row):
@@ -153,5 +166,8 @@ def report(machine, rows, targets, title="What mmlit costs"):
     "The whole page of results as Markdown."
     about = ", ".join(f"{name} {value}" for name, value in machine.items())
     parts = [f"# {title}", f"{about}. Medians, quartiles in brackets; nbs/speed.ipynb explains the columns."]
-    parts += ["## Targets", targets_table(targets, rows), section_tables(rows)]
+    parts += ["## Targets", targets_table(targets, rows)]
+    if missed := profile_table(targets, rows):
+        parts += ["## Where the time of the steps goes that miss their target", missed]
+    parts.append(section_tables(rows))
     return "\n\n".join(parts) + "\n"

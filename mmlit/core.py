@@ -395,16 +395,26 @@ def batch_parts(
     return tuple(map_tensors(lambda t: t.to(device), x) for x in xs), rest[0].to(device)
 
 # %% ../nbs/00_core.ipynb #432dcf19
+def _own_switch(module):
+    "Does it do something of its own when its mode changes? Then it must be asked, which takes ten times as long."
+    ours = getattr(module.train, "__func__", None), getattr(module.eval, "__func__", None), type(module).__setattr__
+    return ours != (nn.Module.train, nn.Module.eval, nn.Module.__setattr__)
+
 @contextmanager
 def eval_mode(
     model:nn.Module, # its modules may be in mixed modes: each gets its own back
 ):
     "`model` in evaluation mode inside the block; gradients are not touched."
-    training = [module for module in model.modules() if module.training]
-    if training: model.eval()
-    try: yield model
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    switch = setattr if torch.compiler.is_compiling() or any(map(_own_switch, modules)) else object.__setattr__
+    if training and switch is setattr: model.eval()
+    try:
+        if switch is not setattr:
+            for module in training: switch(module, "training", False)
+        yield model
     finally:
-        for module in training: module.training = True
+        for module in training: switch(module, "training", True)
 
 @contextmanager
 def keep_random_state(

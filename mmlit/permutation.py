@@ -27,17 +27,19 @@ from mmlit.core import (
     check_features,
     group_ids,
     is_additive,
+    may_read,
     one_of,
 )
 
 # %% ../nbs/08_permutation.ipynb #06f5f6e5
 _RULED_OUT = -1e4      # log of a probability that is 0 in every precision, and whose differences are finite
 
-def _probabilities(logits):
-    "Probabilities and their logs: `log_softmax` takes several times as long where classes are few."
-    x = logits - logits.amax(-1, keepdim=True)
+def _probabilities(logits, n_axes):
+    "Probabilities and their logs, classes on the first of `n_axes` axes: few of them on the last take thrice the time."
+    x = logits.view(*[1]*(n_axes - logits.ndim), *logits.shape).movedim(-1, 0).contiguous()
+    x = x - x.amax(0)
     e = x.exp()
-    total = e.sum(-1, keepdim=True)
+    total = e.sum(0)
     return e/total, (x - total.log()).clamp(min=_RULED_OUT)
 
 def _summed_to(x, shape):
@@ -45,8 +47,8 @@ def _summed_to(x, shape):
     return x if x.shape == shape else x.sum_to_size(shape)
 
 def _relative_terms(logits_p, logits_q):
-    "p and p log(p/m), then q and q log(q/m), of each class."
-    (p, log_p), (q, log_q) = _probabilities(logits_p), _probabilities(logits_q)
+    "p and p log(p/m), then q and q log(q/m), of each class, which is the first axis."
+    (p, log_p), (q, log_q) = (_probabilities(x, max(logits_p.ndim, logits_q.ndim)) for x in (logits_p, logits_q))
     d = log_q - log_p
     near = math.log(2) - d.abs().neg().exp().log1p()
     return p, p*(near - d.relu()), q, q*(near - d.neg().relu())
@@ -57,7 +59,7 @@ class _JensenShannon(torch.autograd.Function):
     @staticmethod
     def forward(logits_p, logits_q):
         terms = _relative_terms(logits_p, logits_q)
-        return .5*(terms[1] + terms[3]).sum(-1), *terms
+        return .5*(terms[1] + terms[3]).sum(0), *terms
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -70,7 +72,7 @@ class _JensenShannon(torch.autograd.Function):
         *logits, p, of_p, q, of_q = ctx.saved_tensors
         if grad is None: return None, None
         if torch.is_grad_enabled(): p, of_p, q, of_q = _relative_terms(*logits)      # what is differentiated again
-        def of(x, term): return (term - x*term.sum(-1, keepdim=True))*(.5*grad[..., None])
+        def of(x, term): return ((term - x*term.sum(0))*(.5*grad)).movedim(0, -1)
         sides = zip(logits, (p, q), (of_p, of_q), ctx.needs_input_grad)
         return tuple(_summed_to(of(x, term), v.shape) if needed else None for v, x, term, needed in sides)
 
@@ -204,11 +206,24 @@ def _asked(fuse, zs)->tuple[Callable, Sequence[Tensor]]:
     if is_additive(fuse): return partial(reduce, add), fuse.contributions(zs).unbind()
     return getattr(fuse, "fuse", fuse), zs
 
+_SPAN, _AT_ONCE = 300., 2**18     # exp(-2*300) is a float64 that keeps its digits; so many pairs fit into a cache
+
+def _pairs_of_a_sum(terms, ms, y, memory):
+    "The log-ratios of a sum, added up over all pairs, (B,); those of a sample with itself are 0. None: out of range."
+    def added(moves): return sum([t.double() for m, t in enumerate(terms) if (m in ms) == moves], 0*terms[0].double())
+    tops = [t - t.amax(1, keepdim=True) for t in map(added, (True, False))]
+    if not all(t.min() >= -_SPAN for t in tops): return None
+    moved, rows, (odds, own) = tops[0] - tops[0][0], torch.arange(len(y), device=y.device), (t.exp() for t in tops)
+    def more(i):                              # the sum over classes of exp(a + b) is a product of matrices
+        total = (own[i] @ odds.T).log()
+        return (total - total.gather(1, i[:, None])).sum(1)
+    totals = torch.cat([more(i) for i in rows.split(max(1, int(min(_AT_ONCE, memory//8))//len(y)))])
+    return at_least_float32((len(y)*moved[rows, y] - moved.sum(0)[y] + totals).to(terms[0]))
+
 _CACHED_ROWS = 2**13
 
 def _index_chunks(zs, index, memory):
-    batch_bytes = sum(z.numel()*z.element_size() for z in zs)
-    most = max(1, int(memory//max(1, batch_bytes)))
+    most = max(1, int(memory//max(1, sum(z.numel()*z.element_size() for z in zs))))
     # what fits into a processor's cache is asked faster; chunks that are to be differentiated are computed twice
     if not torch.is_grad_enabled(): most = min(most, max(1, _CACHED_ROWS//max(1, len(zs[0]))))
     return index.to(zs[0].device).split(most)
@@ -239,16 +254,18 @@ def permutation_cmi(
     ask, zs = _asked(fuse, zs)
     clean = ask(zs)
     labels = _check_labels(y, clean) if form == "log_ratio" else None
+    every = isinstance(permutations, str) and is_additive(fuse) and labels is not None and may_read(clean)
+    total = _pairs_of_a_sum(zs, ms, labels, memory) if every and not clean.requires_grad else None
 
     def contrast(part):
         logits = _repaired_logits(ask, zs, ms, part)
         if labels is None: return js_divergence_with_logits(clean, logits).sum(0)
         return (_log_p(clean, labels) - _log_p(logits, labels)).sum(0)
-
-    chunks = _index_chunks(zs, index, memory)
-    redo = torch.is_grad_enabled() and len(chunks) > 1
-    parts = [checkpoint(contrast, part, use_reentrant=False) if redo else contrast(part) for part in chunks]
-    per_sample = reduce(add, parts)/len(index)
+    if total is None:
+        chunks = _index_chunks(zs, index, memory)
+        redo = torch.is_grad_enabled() and len(chunks) > 1
+        total = reduce(add, (checkpoint(contrast, p, use_reentrant=False) if redo else contrast(p) for p in chunks))
+    per_sample = total/len(index)
     return PermutationCMI(per_sample.mean(), per_sample)
 
 # %% ../nbs/08_permutation.ipynb #8e64a912
@@ -373,8 +390,7 @@ def _label_features(y, generator):
 def _check_test(zs, y, reps, max_samples):
     n = len(zs[0])
     if len(y) != n or (y.ndim > 1 and not y.is_floating_point()):
-        got = f"{y.dtype} {tuple(y.shape)}"
-        raise ValueError(f"expected {n} class labels (n,) or real targets (n, ...), got {got}")
+        raise ValueError(f"expected {n} class labels or real targets (n, ...), got {y.dtype} {tuple(y.shape)}")
     if reps < 1: raise ValueError(f"expected at least one replicate, got reps={reps}")
     if min(n, max_samples) < 20:
         raise ValueError(f"expected at least 20 samples, got {n} with max_samples={max_samples}: "

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as runner
-from benchmarks import counts, naive, peers, steps, tables, through
+from benchmarks import counts, naive, peers, profiles, steps, tables, through
 from benchmarks.rows import Case, Row, ratio_rows
 from benchmarks.steps import Setting
 from benchmarks.targets import TARGETS, Target
@@ -401,3 +401,22 @@ def test_the_quick_mode_runs_from_end_to_end(tmp_path):
     assert about["torch"] == torch.__version__
     assert {r.section for r in rows} == {"steps", "counts", "naive", "functions"}
     assert all(r.value > 0 for r in rows if r.quantity == "ratio") and "## steps: ratio" in done.stdout
+
+
+def test_a_profile_counts_each_operation_of_a_step():
+    x = torch.ones(300, 300)
+    times, count = profiles.own_times(lambda: (x @ x).relu().relu(), 4)
+    assert set(times) >= {"aten::mm", "aten::relu"} and count >= 4
+    assert max(times, key=lambda name: times[name]) == "aten::mm"
+
+
+def test_the_profile_is_shown_of_steps_that_miss_their_target():
+    targets = [Target("steps", "a", "MCR", "ratio", 2.0), Target("steps", "b", "MCR", "ratio", 4.0)]
+    rows = [Row("steps", case, "MCR", "ratio", 3.0) for case in "ab"]
+    for case in ("a: MCR", "b: MCR"):
+        rows += [Row("profile", case, "operations", "count", 1200), Row("profile", case, "of plain", "count", 500)]
+        rows.append(Row("profile", case, "aten::mm", "share", 0.25))
+    shown = tables.profile_table(targets, rows)
+    assert "a: MCR" in shown and "1,200 (500)" in shown and "aten::mm 25%" in shown and "b: MCR" not in shown
+    assert tables.profile_table(targets, []) == ""
+    assert shown in tables.report({}, rows, targets) and "share" not in tables.section_tables(rows)

@@ -11,6 +11,7 @@ from common import generator
 from scipy.stats import binom, chisquare
 from torch.testing import assert_close
 
+from mmlit.fusion.heads import ConcatHead
 from mmlit.information import conditional_mutual_information
 from mmlit.permutation import (
     _kernel_features,
@@ -861,3 +862,19 @@ def test_the_gradient_of_the_divergence_may_be_differentiated_again():
     p, q = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (3, 4)))
     assert torch.autograd.gradcheck(js_divergence_with_logits, (p, q))
     assert torch.autograd.gradgradcheck(js_divergence_with_logits, (p, q))
+
+
+@pytest.mark.parametrize("permutations", ["pairs", "cyclic"])
+@pytest.mark.parametrize("scale", [1.0, 40.0, 2000.0])
+@pytest.mark.parametrize("m", [0, (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("memory", [2**28, 2**10])
+def test_a_sum_scores_as_its_answers_do(permutations, scale, m, memory):
+    torch.manual_seed(0)
+    head, y = ConcatHead((3, 2, 4), 5).double(), torch.randint(5, (33,))
+    zs = [scale * torch.randn(33, d, dtype=torch.float64) for d in (3, 2, 4)]
+    with torch.no_grad():
+        options = dict(permutations=permutations, shared=True, memory=memory)
+        found = permutation_cmi(head, zs, m, y, **options).per_sample
+        asked = permutation_cmi(lambda rows: head(rows), zs, m, y, **options).per_sample
+    torch.testing.assert_close(found, asked, rtol=1e-9, atol=1e-9 * scale)
+    assert found.abs().max() > 0 or m == (0, 1, 2)

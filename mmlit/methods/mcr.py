@@ -40,38 +40,46 @@ from .exchange import check_game, mipd, proper_subsets, stand_ins
 # %% ../../nbs/20_mcr.ipynb #736ccd91
 _PAIRS = 2**16      # pairs of rows that a step compares: all of 256 rows
 
-def _pair_terms(z, at, positive, negative):
+_LINEAR_FROM = 40.   # from here on log(1 + exp(x)) is x to the last digit of a float64
+
+def _pair_terms(z, at, positive, negative, temperature):
     "The sum of the terms of all positive pairs of the rows `at`, and its gradient at z. Masks (A, R); z holds R rows."
+    length = z.norm(dim=1, keepdim=True)
+    # a row of zeros (an absent modality) stays zero, with a bounded gradient
+    unit = torch.where(length > 0, length, 1.)
+    z = z/unit
     anchors = z if at is None else z[at]
-    s = anchors @ z.T
-    others = s.masked_fill(~negative, torch.finfo(s.dtype).min)
-    top = others.amax(1, keepdim=True)
-    share = (others - top).exp()
-    total = share.sum(1, keepdim=True)
-    terms = torch.where(positive, torch.logaddexp(top + total.log() - s, s.new_zeros(())), 0.)
-    weight = -torch.expm1(-terms)                          # of a term the slope, zero where no pair is
+    s = (anchors @ z.T)/temperature
+    top = s.masked_fill(~negative, torch.finfo(s.dtype).min).amax(1, keepdim=True)
+    # of what is no negative any number: zero by the mask, as an underflow would make each product slow
+    share = (s - top).clamp(max=0).exp()*negative.to(s)
+    total = share.sum(1, keepdim=True).clamp(min=1)        # the largest of them counts 1, if there is one
+    above, counts = top + total.log() - s, positive.to(s)
+    weight = above.sigmoid()*counts                        # of a term the slope, zero where no pair is
     flow = share*(weight.sum(1, keepdim=True)/total) - weight
-    grad, own = flow.T @ anchors, flow @ z
-    return terms.sum(), grad + own if at is None else grad.index_add(0, at, own)
+    grad = (flow + flow.T) @ z if at is None else (flow.T @ anchors).index_add(0, at, flow @ z)
+    grad = (grad - z*(z*grad).sum(1, keepdim=True))/(unit*temperature)
+    return (F.softplus(above, threshold=_LINEAR_FROM)*counts).sum(), grad
 
 class _PairTerms(torch.autograd.Function):
     "The sum of `_pair_terms`, which keeps of the (A, R) tables nothing but what it was given."
     generate_vmap_rule = True
     @staticmethod
-    def forward(z, at, positive, negative): return _pair_terms(z, at, positive, negative)
+    def forward(z, at, positive, negative, temperature): return _pair_terms(z, at, positive, negative, temperature)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs, output[1])
+        ctx.save_for_backward(*inputs[:4], output[1])
+        ctx.temperature = inputs[4]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad, _):
         *inputs, slope = ctx.saved_tensors
-        if grad is None: return None, None, None, None
-        if torch.is_grad_enabled(): slope = _pair_terms(*inputs)[1]          # what is differentiated again
-        return grad*slope, None, None, None
+        if grad is None: return (None,)*5
+        if torch.is_grad_enabled(): slope = _pair_terms(*inputs, ctx.temperature)[1]     # what is differentiated again
+        return grad*slope, None, None, None, None
 
 def _anchors(n, most, generator, device):
     "The rows whose pairs are counted, (A,); None: all n."
@@ -106,18 +114,15 @@ def supervised_nt_xent(
     check_count("pairs", pairs, 1)
     with torch.autocast(zs[0].device.type, enabled=False):
         z = torch.cat([at_least_float32(z) for z in zs])
-        length = z.norm(dim=1, keepdim=True)
-        # a row of zeros (an absent modality) stays zero, with a bounded gradient
-        z = z/(torch.where(length > 0, length, 1.)*math.sqrt(temperature))
         y, there = y.repeat(len(zs)), None if presence is None else presence.T.flatten()
         at = _anchors(len(z), pairs, generator, z.device)
         own = torch.arange(len(z), device=z.device) if at is None else at
         same = y[own, None] == y
-        positive, negative = same & (own[:, None] != torch.arange(len(z), device=z.device)), ~same
+        positive, negative = same.scatter(1, own[:, None], False), ~same          # nobody is a pair of its own
         if there is not None: positive, negative = positive & there & there[own, None], negative & there
         # divided by all pairs there are, not by those of the drawn rows: the mean over draws is that of all rows
         n_pairs = positive.sum() if at is None else _pairs_of(y, there).sum()*len(at)/len(z)
-        return _PairTerms.apply(z, at, positive, negative)[0]/n_pairs.clamp(min=1)
+        return _PairTerms.apply(z, at, positive, negative, temperature)[0]/n_pairs.clamp(min=1)
 
 
 # %% ../../nbs/20_mcr.ipynb #2ccd4876
