@@ -82,9 +82,8 @@ def js_divergence_with_logits(
 )->Tensor:           # divergence in nats, between 0 and ln 2, shape (...)
     "Jensen-Shannon divergence between the softmax of two sets of logits, sample by sample (MCR, equation 8)."
     p, q = check_broadcast(1, logits_p=logits_p, logits_q=logits_q)
-    if not 0 < logits_p.shape[-1] == logits_q.shape[-1]:
-        got = f"{tuple(logits_p.shape)} and {tuple(logits_q.shape)}"
-        raise ValueError(f"expected logits of as many classes, got shapes {got}")
+    if not 0 < p.shape[-1] == q.shape[-1]:
+        raise ValueError(f"expected logits of as many classes, got shapes {tuple(p.shape)} and {tuple(q.shape)}")
     return _JensenShannon.apply(p, q)[0]
 
 # %% ../nbs/08_permutation.ipynb #08be8be1
@@ -149,7 +148,6 @@ def permute_modality(
     if not _is_index(index, ((n,), (len(ms), n)), n):
         got = f"{index.dtype} {tuple(index.shape)}"
         raise ValueError(f"index must hold integers below {n} in shape ({n},) or ({len(ms)}, {n}), got {got}")
-
     rows = dict(zip(ms, index.long().to(zs[0].device).expand(len(ms), n)))
     return tuple(z[rows[i]] if i in rows else z for i, z in enumerate(zs))
 
@@ -178,7 +176,6 @@ def _given_index(permutations, n, ms):
     index = permutations[:, None] if permutations.ndim == 2 else permutations
     k = len(index) if index.ndim else 0
     if k and _is_index(index, ((k, 1, n), (k, len(ms), n)), n): return index.long()
-
     got = f"{permutations.dtype} {tuple(permutations.shape)}"
     if permutations.numel(): got += f" from {permutations.min()} to {permutations.max()}"
     shapes = f"(K, {n}) or (K, {len(ms)}, {n})"

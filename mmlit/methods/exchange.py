@@ -51,8 +51,6 @@ def proper_subsets(
         raise ValueError(f"exchanging a modality while the others stay needs at least two, got {n_modalities}")
     return coalitions(n_modalities)[1:-1]
 
-
-
 # %% ../../nbs/19b_exchange.ipynb #f7d69d2b
 _OWNED = ("slices", "encoders")     # of the head: what only one modality passes, as published; or nothing
 

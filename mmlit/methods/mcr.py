@@ -76,9 +76,10 @@ class _PairTerms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        *inputs, slope = ctx.saved_tensors
+        z, at, positive, negative, slope = ctx.saved_tensors
         if grad is None: return (None,)*5
-        if torch.is_grad_enabled(): slope = _pair_terms(*inputs, ctx.temperature)[1]     # what is differentiated again
+        if torch.is_grad_enabled():                                                      # what is differentiated again
+            slope = _pair_terms(z, at, positive, negative, ctx.temperature)[1]
         return grad*slope, None, None, None, None
 
 def _anchors(n, most, generator, device):
