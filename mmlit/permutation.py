@@ -35,12 +35,12 @@ from mmlit.core import (
 _RULED_OUT = -1e4      # log of a probability that is 0 in every precision, and whose differences are finite
 
 def _probabilities(logits, n_axes):
-    "Probabilities and their logs, classes on the first of `n_axes` axes: few of them on the last take thrice the time."
-    x = logits.view(*[1]*(n_axes - logits.ndim), *logits.shape).movedim(-1, 0).contiguous()
-    x = x - x.amax(0)
+    "Probabilities and their logs, classes on the first of `n_axes` axes; equal rows have equal ones, bit for bit."
+    x = logits.view(*[1]*(n_axes - logits.ndim), *logits.shape)
+    x = x - x.amax(-1, keepdim=True)
     e = x.exp()
-    total = e.sum(0)
-    return e/total, (x - total.log()).clamp(min=_RULED_OUT)
+    total = e.sum(-1, keepdim=True)          # along the first axis the order of the sum would depend on the place
+    return [v.movedim(-1, 0).contiguous() for v in (e/total, (x - total.log()).clamp(min=_RULED_OUT))]
 
 def _summed_to(x, shape):
     "The gradient of what was broadcast."

@@ -148,10 +148,9 @@ def _routed(model, zs, strategy, owned="slices"):
     tensors = {n: b.clone() for n, b in part.named_buffers(prefix)} if model.training else {}
     if strategy == "collaborative" or not torch.is_grad_enabled():
         return _Exchanged(model, tensors, _places(model) if tensors else {})
-    slices = owned == "slices" and _split(model)
-    kept = _owned_parameters(model, zs) if slices else {}
-    cut = {n: kept.get(n, p.detach()) for n, p in part.named_parameters(prefix) if kept.get(n) is not p}
-    tensors |= cut                # what is owned as a whole stays in its place: to exchange parameters takes time
+    kept = _owned_parameters(model, zs) if (slices := owned == "slices" and _split(model)) else {}
+    # what is owned as a whole stays in its place: to exchange parameters takes time
+    tensors |= {n: kept.get(n, p.detach()) for n, p in part.named_parameters(prefix) if kept.get(n) is not p}
     return _Exchanged(model, tensors, _shares(model, _kinds(zs) if slices else ())[0])
 
 
