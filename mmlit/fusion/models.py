@@ -52,7 +52,7 @@ def _without_wrappers(state, own):
 def _kinds(kind):
     "The classes of this package that come from a class."
     subs = [k for sub in kind.__subclasses__() for k in (sub, *_kinds(sub))]
-    return [k for k in subs if k.__module__.partition(".")[0] == __name__.partition(".")[0]]
+    return [k for k in subs if k.__module__.startswith("mmlit.")]
 
 def _heads_with(names, like):
     "The known heads whose weights have these names, of the widths and outputs of the head `like`."
