@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'MEMORY', 'Head', 'Model', 'Additive', 'Conditional', 'Task', 'Estimator', 'is_additive', 'is_conditional',
-           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'check_tensors', 'as_tensor',
-           'check_shapes', 'check_broadcast', 'at_least_float32', 'task_name', 'log_likelihood', 'may_read',
+           'one_of', 'check_number', 'check_count', 'check_level', 'group_ids', 'may_read', 'check_tensors',
+           'as_tensor', 'check_shapes', 'check_broadcast', 'at_least_float32', 'task_name', 'log_likelihood',
            'scale_grad', 'check_features', 'Several', 'map_tensors', 'n_rows', 'with_presence', 'has_presence',
            'presence_of', 'filled', 'mean_over_present', 'unimodal_losses', 'batch_parts', 'eval_mode',
            'keep_random_state', 'device_of', 'sent']
@@ -129,6 +129,14 @@ def group_ids(
     numbers = {name: k for k, name in enumerate(dict.fromkeys(values.tolist()))}
     return np.array([numbers[v] for v in values.tolist()], dtype=np.int64)
 
+# %% ../nbs/00_core.ipynb #35b9ca1b
+def may_read(
+    x:Tensor, # any tensor
+)->bool:
+    "May its values be looked at? Not where that would wait for a device, or break a graph that is being compiled."
+    check_tensors(x=x)
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
 # %% ../nbs/00_core.ipynb #cfef0429
 def check_tensors(
     **given, # what each is called in messages -> what was given
@@ -214,14 +222,6 @@ def log_likelihood(
         return -F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)
     log_p = logits.log_softmax(-1)
     return log_p.gather(-1, y.long().expand(log_p.shape[:-1])[..., None])[..., 0]
-
-# %% ../nbs/00_core.ipynb #35b9ca1b
-def may_read(
-    x:Tensor, # any tensor
-)->bool:
-    "May its values be looked at? Not where that would wait for a device, or break a graph that is being compiled."
-    check_tensors(x=x)
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 # %% ../nbs/00_core.ipynb #b5b827d6
 class _ScaleGrad(torch.autograd.Function):
