@@ -79,10 +79,11 @@ def js_divergence_with_logits(
     logits_q:Tensor, # shape (..., C), may broadcast against `logits_p`
 )->Tensor:           # divergence in nats, between 0 and ln 2, shape (...)
     "Jensen-Shannon divergence between the softmax of two sets of logits, sample by sample (MCR, equation 8)."
-    p, q = check_broadcast(1, logits_p=logits_p, logits_q=logits_q)
-    if not 0 < logits_p.shape[-1] == logits_q.shape[-1]:
+    p, q = at_least_float32(logits_p), at_least_float32(logits_q)
+    if not p.ndim or not q.ndim or not 0 < p.shape[-1] == q.shape[-1]:
         got = f"{tuple(logits_p.shape)} and {tuple(logits_q.shape)}"
         raise ValueError(f"expected logits of as many classes, got shapes {got}")
+    check_broadcast(1, logits_p=p, logits_q=q)
     return _JensenShannon.apply(p, q)[0]
 
 # %% ../nbs/08_permutation.ipynb #08be8be1
