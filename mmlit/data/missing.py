@@ -53,8 +53,9 @@ def pick_rows(
 ):                    # these rows, in the form in which they were given
     "Some of the rows."
     if isinstance(values, Mapping): return {name: pick_rows(part, rows) for name, part in values.items()}
-    n = (*np.shape(values), 0)[0] if hasattr(values, "shape") else len(values)     # a sparse table has no length
-    if isinstance(values, str) or np.shape(values) == () or np.shape(rows) != (n,) or np.asarray(rows).dtype != bool:
+    shape = values.shape if hasattr(values, "shape") else (len(values),)          # a sparse table has no length
+    n = shape[0] if shape else 0
+    if isinstance(values, str) or not shape or np.shape(rows) != (n,) or np.asarray(rows).dtype != bool:
         raise ValueError(f"rows must be booleans ({n},), one for each row of a modality, got shape {np.shape(rows)}")
     if isinstance(values, (pd.DataFrame, pd.Series)): return values.iloc[np.flatnonzero(rows)]
     if isinstance(values, (list, tuple)): return [row for row, there in zip(values, rows) if there]
