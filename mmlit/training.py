@@ -78,7 +78,7 @@ def _said_of(model, dls, n):
     device = device_of(model)
     xs, y = batch_parts(next(iter(dls.valid)), model.n_modalities, device)
     with torch.no_grad(), eval_mode(model), keep_random_state(device):
-        return model(*(map_tensors(lambda t: t[:n], x) for x in xs)), y[:n]
+        return model.fuse(model.encode(*(map_tensors(lambda t: t[:n], x) for x in xs))), y[:n]    # past all hooks
 
 def answers_in_units(
     model:Fusion, # of M inputs, untrained

@@ -120,7 +120,6 @@ def _structure(model, features):
 
 _KNOWN_SHARES:dict[int, tuple] = {}      # id of a model -> its structure, and what was found for it
 
-@torch.compiler.assume_constant_result
 def _find_shares(model, features):
     "Who uses which parameter, found anew where the structure is another one."
     now, known = _structure(model, features), _KNOWN_SHARES.get(id(model))
@@ -129,6 +128,9 @@ def _find_shares(model, features):
     owned = {n: mask if mask.any() else None for n, mask in masks.items() if not mask.all()}
     if known is None: finalize(model, _KNOWN_SHARES.pop, id(model), None)
     _KNOWN_SHARES[id(model)] = now, _places(model), owned
+
+# what `torch.compiler.assume_constant_result` does, which would load the compiler with every import of a method
+_find_shares._dynamo_marked_constant = True
 
 def _shares(model, features):
     "Places of the tensors; by name the parameters that are owned, with a mask of elements that are not, if any."

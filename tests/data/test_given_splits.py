@@ -127,7 +127,7 @@ def test_official_files_are_joined_by_the_names_of_their_classes(tmp_path):
 def test_a_comparison_on_a_given_split_has_intervals_over_initialisations_and_test_rows(data, tmp_path):
     options = dict(methods=["ensemble", "joint"], budget=SMALL, out=tmp_path, workers=1, progress=False)
     found = compare(data, seeds=2, **options)
-    assert found.runs.n_test.eq(40).all() and found.rows["data"]["joint"][1].shape == (40,)
+    assert found.runs.n_test.eq(40).all() and np.isfinite(found.rows["data"]["joint"][1]).sum() == 40
     value, difference = found.intervals("data")["joint"]
     assert value.low < value.mean < value.high and difference.low < difference.mean < difference.high
     assert found.table.set_index("method").low["joint"] == value.low
