@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .core import at_least_float32, check_tensors, may_read, one_of
+from .core import as_tensor, at_least_float32, check_tensors, may_read, one_of
 
 # %% ../nbs/07_bounds.ipynb #bde463a0
 def log_mean_exp(
@@ -85,9 +85,7 @@ def class_labels(
     n_classes:int,  # C
 )->Tensor:          # the labels, int64, shape (B,)
     "The labels as a plain tensor of integers; ValueError unless there is one per sample, on the CPU from 0 to C-1."
-    if not isinstance(y, Tensor):
-        try: y = torch.as_tensor(y.to_numpy() if hasattr(y, "to_numpy") else y)
-        except RuntimeError as e: raise TypeError(f"expected class labels, got {type(y).__name__}") from e
+    y = as_tensor(y, "y, class labels,")
     if type(y) is not Tensor: y = y.as_subclass(Tensor)      # the type of fastai's labels would spread to the loss
     if y.is_floating_point() or y.is_complex():
         raise ValueError(f"expected integer class labels, got {y.dtype}: a continuous target has no classes; "

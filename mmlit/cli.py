@@ -31,18 +31,12 @@ _TRAINING = (   # of a `Budget`: option, default, what it is
     ("--head", "concat", "how features are fused: sum, concat, film, gated, mlp, attention"),   # torch knows them: late
 )
 
-def _seeds(text):
-    "`5` says how many, `0,3,4` which; `3,` is the seed 3 alone."
+def _numbers(text):
+    "`5` is a number, `0,3,4` are several, `3,` is a list of one: seeds as how many or which, and sizes of a curve."
     try: which = [int(part) for part in text.split(",") if part.strip()]
     except ValueError: which = []
     if not which: raise argparse.ArgumentTypeError(f"expected a number, or numbers separated by commas, got {text!r}")
     return which if "," in text else which[0]
-
-def _sizes(text):
-    "`300` is a number of rows, `150,300,600` several of them."
-    try: sizes = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as e: raise argparse.ArgumentTypeError(f"expected numbers with commas, got {text!r}") from e
-    return sizes[0] if len(sizes) == 1 else sizes
 
 def _add(parser, option, default, what, **more):
     "An option with its default in the help."
@@ -52,12 +46,12 @@ def _add(parser, option, default, what, **more):
 def _add_training(parser, seeds):
     "The options of everything that trains."
     _add(parser, "--seeds", seeds, "how many splits and initialisations, or which: 0,3,4",
-         type=_seeds, metavar="N")
+         type=_numbers, metavar="N")
     for option, default, what in _TRAINING:
         more = dict(type=type(default), metavar="NAME" if isinstance(default, str) else "N")
         _add(parser, option, default, what, **more)
     _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay"
-         + "; several with commas: a learning curve"*(seeds > 1), type=_sizes, metavar="N")
+         + "; several with commas: a learning curve"*(seeds > 1), type=_numbers, metavar="N")
     _add(parser, "--n-test", None, "so many test rows, the same for each seed, whose training rows are then disjoint",
          type=int, metavar="N")
     _add(parser, "--device", None, "where to train: cpu, cuda, or cuda:1 for a certain one", metavar="NAME")
@@ -67,8 +61,8 @@ def _add_training(parser, seeds):
 
 def _budget(args):
     from mmlit.training import Budget
-    if isinstance(args.n_train, list): raise ValueError(f"--n-train is one number of rows here, got {args.n_train}")
-    return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, args.n_train, args.n_test)
+    n_train = None if isinstance(args.n_train, list) else args.n_train      # several are those of a curve
+    return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, n_train, args.n_test)
 
 def _names(text): return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -222,6 +216,7 @@ def _add_audit(parser):
 def _audit(args):
     from mmlit.audits.audit import audit
     from mmlit.store import safe_name
+    if isinstance(args.n_train, list): raise ValueError(f"--n-train is one number of rows here, got {args.n_train}")
     found = audit(data=_read(args), budget=_budget(args), seeds=args.seeds, absent=args.absent,
                   metric=args.metric, out=args.out, workers=args.workers or None)
 
@@ -242,9 +237,7 @@ def _add_compare(parser):
 
 def _curve(args, data, methods, options):
     from mmlit.benchmark.curves import learning_curve
-    sizes, args.n_train = args.n_train, None
-    found = learning_curve(data, methods, sizes, args.n_test, args.seeds, _budget(args), **options)
-    args.n_train = sizes
+    found = learning_curve(data, methods, args.n_train, args.n_test, _budget(args), **options)
     page = Path(args.out)/"curve.html"
     found.runs.to_csv(page.with_suffix(".csv"), index=False)
     found.to_html(page, _command(args))
@@ -261,10 +254,10 @@ def _compare(args):
         return
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
     data = _read(args, several=True)
-    options:dict[str, Any] = dict(out=args.out, reference=args.reference, metric=args.metric)
+    options:dict[str, Any] = dict(seeds=args.seeds, out=args.out, reference=args.reference, metric=args.metric)
     options["workers"] = args.workers or None
     if isinstance(args.n_train, list): return _curve(args, data, methods, options)
-    found = compare(data, methods, args.seeds, _budget(args), **options)
+    found = compare(data, methods, budget=_budget(args), **options)
 
     page = Path(args.out)/"compare.html"
     found.table.to_csv(page.with_suffix(".csv"), index=False)

@@ -161,7 +161,8 @@ def as_tensor(
     if torch.is_tensor(x): return x
     if x is None or isinstance(x, (str, bytes, Mapping)):
         raise TypeError(f"{name} must be a tensor, or numbers that make one, got {type(x).__name__}")
-    return torch.as_tensor(x.to_numpy() if hasattr(x, "to_numpy") else x)       # of pandas
+    try: return torch.as_tensor(x.to_numpy() if hasattr(x, "to_numpy") else x)  # of pandas
+    except RuntimeError as e: raise TypeError(f"{name} must be a tensor, got {type(x).__name__}") from e
 
 def check_shapes(
     **given, # what each is called in messages -> (what was given, its axes), "M B C" or "bool B M"; "..." is any more
@@ -224,7 +225,6 @@ def log_likelihood(
     if y.numel() and may_read(y):
         (low, high), top = y.aminmax(), 1 if several else logits.shape[-1] - 1
         if not (low >= 0 and high <= top): raise ValueError(f"expected labels from 0 to {top}, got {low} to {high}")
-
     if several:
         y = y.expand(logits.shape).to(logits)
         return -F.binary_cross_entropy_with_logits(logits, y, reduction="none").sum(-1)

@@ -25,6 +25,7 @@ class Variances(NamedTuple):
     units:float          # B: from that of the test units
     both:float           # C: what is in both of them; NaN where no two runs have one test part
     freedom:tuple        # degrees of freedom of A and of B
+    rows:int             # that were tested
 
     @property
     def total(self)->float:
@@ -77,7 +78,8 @@ def variances(
     free = S - part.max() - 1
     both = math.nan if alone else float(both)
     runs = float(scatter/free/S) if free else math.nan
-    return Variances(float(mean), runs*(1 + (S - 1)*overlap)/(1 - overlap), units, both, (free, U - 1))
+    runs *= (1 + (S - 1)*overlap)/(1 - overlap)
+    return Variances(float(mean), runs, units, both, (free, U - 1), int(tested.sum()))
 
 # %% ../nbs/12a_crossed.ipynb #abf7d9d1
 def crossed_interval(
@@ -97,8 +99,7 @@ def crossed_interval(
     else: square = over_runs*found.runs + over_units*max(found.units - found.both, 0.)
 
     half = math.sqrt(square)
-    tested = int((~np.isnan(np.asarray(values, dtype=np.float64))).any(0).sum())
-    if share: half = max(half, float(stats.norm.ppf((1 + level)/2))*sampling_deviation(found.mean, tested))
+    if share: half = max(half, float(stats.norm.ppf((1 + level)/2))*sampling_deviation(found.mean, found.rows))
     return Interval(found.mean, found.mean - half, found.mean + half)
 
 # %% ../nbs/12a_crossed.ipynb #a71f585f

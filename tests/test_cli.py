@@ -189,7 +189,7 @@ def test_wrong_input_is_said_before_training(said, tmp_path, args, message):
         (["audit", "--modalities", "a="], "expected name=column,column or name=pattern, or a name, got 'a='"),
         (["audit", "--modalities", "=a"], "expected name=column,column or name=pattern, or a name, got '=a'"),
         (["audit", "--modalities"], "--modalities: expected at least one argument"),
-        (["compare", "--n-train", "few"], "--n-train: expected numbers with commas, got 'few'"),
+        (["compare", "--n-train", "few"], "--n-train: expected a number, or numbers separated by commas, got 'few'"),
     ],
 )
 def test_a_word_that_is_no_option_is_said(said, args, message):

@@ -12,20 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
+from fastcore.meta import delegates
 from rich.console import Console
 
 from .. import __version__
-from .comparison import compare
+from .comparison import check_datasets, compare
 from .results import Comparison
 from ..core import check_count, one_of
-from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.splits import split_rows
-from ..learner import Method
 from ..pages import facts_html, figure_html, interval_text, save_page, table_html, terminal, terminal_table
 from ..training import Budget
 
@@ -34,8 +32,12 @@ class Curve:
     "Comparisons by the number of training rows, and what follows from them."
     def __init__(self,
         comparisons:Mapping[tuple[str, int], Comparison], # (data set, training rows as asked) -> comparison
-        reference:str,                                    # differences are taken to this method
-    ): self.comparisons, self.reference = dict(comparisons), reference
+    ): self.comparisons = dict(comparisons)
+
+    @property
+    def reference(self)->str:
+        "Differences are taken to this method."
+        return next(iter(self.comparisons.values())).reference
 
     @property
     def datasets(self)->list[str]: return list(dict.fromkeys(data for data, _ in self.comparisons))
@@ -65,17 +67,16 @@ class Curve:
     def verdict(self, data:str, method:str|None=None)->str:
         "At which sizes is the method, see `Comparison.meant`, shown below or above the reference? One sentence."
         method = self.comparisons[data, self.sizes(data)[0]].meant(data, method)
-        found = {"below": [], "above": [], "neither": []}
+        found = {"below": [], "above": [], "neither": [], "unknown": []}
         for n in self.sizes(data):
             comparison = self.comparisons[data, n]
             intervals = comparison.intervals(data)
             difference = intervals[one_of("method", method, intervals)][1]
             if difference is None: return f"{data}: {method} is what the others are compared with."
-            sign = 1 if comparison.larger(data) else -1
-            low, high = sorted((sign*difference.low, sign*difference.high))
-            found["above" if low > 0 else "below" if high < 0 else "neither"].append(n)
-        told = [f"{word} at {', '.join(map(str, sizes))} training rows" for word, sizes in found.items() if sizes]
-        told = [t.replace("neither", "no difference") for t in told]
+            found[comparison.shown(data, difference)].append(n)
+        words = dict(neither="no difference", unknown="nothing")
+        told = [f"{words.get(side, side)} at {', '.join(map(str, sizes))} training rows"
+                for side, sizes in found.items() if sizes]
         return f"{data}: against the {self.reference}, {method} is shown {'; '.join(told)}."
 
     def _methods(self, data):
@@ -171,30 +172,22 @@ def _band(ax, sizes, intervals, scale, k, method):
 # %% ../../nbs/40b_curves.ipynb #f623c22c
 _BUDGET = Budget()
 
+@delegates(compare)
 def learning_curve(
     datasets:str|MultimodalData|Sequence[str|MultimodalData], # data sets, or names as `parse_dataset` reads them
     methods:Sequence[str]=("ensemble", "joint"), # names in `registry`
     n_train:Sequence[int]=(150, 300, 600, 1200), # numbers of training rows; a third as many more are for validation
     n_test:int|None=None,                    # test rows; None: half of the rows of each data set
-    seeds:int|Sequence[int]=5,               # how many, or which: training parts and initialisations
-    budget:Budget=_BUDGET,                   # the same for every run
-    out:str|Path="runs",                     # where finished runs are kept
-    registry:Mapping[str, Method]|None=None, # default: `METHODS`
-    reference:str="ensemble",                # differences are taken to this row
-    metric=None,                             # what decides, see `metric_of`; None: accuracy, or R2
-    workers:int|None=None,                   # runs at a time; None: the number of cores, 1 with a GPU
-    progress:bool=True,                      # a progress bar on stderr
+    budget:Budget=_BUDGET,                   # the same for every run, but for these two numbers
+    **kwargs,
 )->Curve:
-    "Compare methods at several numbers of training rows, on the same test rows. ValueError for sizes that cannot be."
+    """Compare methods at several numbers of training rows, on the same test rows; further options are those of
+    `compare`. ValueError for sizes that cannot be."""
     sizes = [check_count("n_train", n, 2) for n in ([n_train] if isinstance(n_train, int) else n_train)]
     if not sizes or len(set(sizes)) < len(sizes):
         raise ValueError(f"n_train is one or more numbers, each once, got {sizes}")
-    given = [datasets] if isinstance(datasets, (str, MultimodalData)) else list(datasets)
-    sets = [d if isinstance(d, MultimodalData) else parse_dataset(d) for d in given]
+    sets = check_datasets(datasets).values()
     def tested(data): return len(data)//2 if n_test is None and data.parts is None else n_test
     asked = [(data, n, replace(budget, n_train=n, n_test=tested(data))) for data in sets for n in sorted(sizes)]
     for data, n, one in asked: split_rows(data, n_train=n, n_test=one.n_test)            # what fails, fails now
-    options:dict[str, Any] = dict(
-        registry=registry, reference=reference, metric=metric, workers=workers, progress=progress)
-    found = {(data.name, n): compare(data, methods, seeds, one, out, **options) for data, n, one in asked}
-    return Curve(found, reference)
+    return Curve({(data.name, n): compare(data, methods, budget=one, **kwargs) for data, n, one in asked})

@@ -132,6 +132,15 @@ class Comparison:
         there = f"{', '.join(judged)} beside the {self.reference}" if judged else f"nothing beside the {self.reference}"
         raise ValueError(f"{data} has {there}: say which method is meant, verdict({data!r}, method)")
 
+    def shown(self,
+        data:str,            # the data set
+        difference:Interval, # of a method to the reference
+    )->str:                  # above, below, neither; unknown where there is no interval
+        "On which side of the reference is a method, better or worse?"
+        if math.isnan(difference.low): return "unknown"
+        low, high = difference[1:] if self.larger(data) else (-difference.high, -difference.low)
+        return "above" if low > 0 else "below" if high < 0 else "neither"
+
     def verdict(self, data:str, method:str|None=None)->str:
         "Does `method`, see `meant`, beat the reference on this data set? One sentence, with the interval that decides."
         method = self.meant(data, method)
@@ -144,9 +153,9 @@ class Comparison:
         if math.isnan(difference.low):
             who = "one seed" if pairs == 1 else "seeds with one and the same difference"
             return f"{data}: {who} cannot tell whether the {method} model beats the {self.reference} ({span})."
-        lead = difference if self.larger(data) else Interval(*(-v for v in (difference.mean, *difference[:0:-1])))
-        if lead.low > 0: return f"{data}: yes, the {method} model beats the {self.reference} ({span})."
-        if lead.high < 0: return f"{data}: no, the {self.reference} beats the {method} model ({span})."
+        shown = self.shown(data, difference)
+        if shown == "above": return f"{data}: yes, the {method} model beats the {self.reference} ({span})."
+        if shown == "below": return f"{data}: no, the {self.reference} beats the {method} model ({span})."
         return f"{data}: no difference between the {method} model and the {self.reference} is shown ({span})."
 
     def _pairs(self, data, method):

@@ -272,19 +272,20 @@ def sized_split(
         if value is not None: check_whole(name, value, 1)
     check_whole("seed", seed)
     y, groups = _rows(y, groups)
+    def third(n): return max(1, round(n/3))
     if groups is not None and len(np.unique(groups)) < _FEW:
         test, train, val, parts = _few_groups(y, groups, n_test, seed)
         n, k = len(train) if n_train is None else n_train, seed//parts
         test = test[_of_size(y[test], None, min(n_test, len(test)), 0, "n_test")]
         train = train[_of_size(y[train], None, n, k, "n_train")]
-        val = val[_of_size(y[val], None, min(len(val), max(1, round(n/3))), k, "validation")]
+        val = val[_of_size(y[val], None, min(len(val), third(n)), k, "validation")]
     else:
         test = _of_size(y, groups, n_test, 0, "n_test")
         rest = np.setdiff1d(np.arange(len(y)), test)
         def of(rows): return None if groups is None else groups[rows]
         n = int(.75*len(rest)) if n_train is None else n_train
-        drawn = rest[_of_size(y[rest], of(rest), n + max(1, round(n/3)), seed, "n_train and a third as many")]
-        val = drawn[_of_size(y[drawn], of(drawn), max(1, round(n/3)), 0, "validation")]
+        drawn = rest[_of_size(y[rest], of(rest), n + third(n), seed, "n_train and a third as many")]
+        val = drawn[_of_size(y[drawn], of(drawn), third(n), 0, "validation")]
         train = np.setdiff1d(drawn, val)
     split = Split(train, val, test)
     check_split(split, y, groups, classes)
