@@ -35,7 +35,7 @@ sdist: .venv/.all
 trials: .venv/.ok
 	$(BIN)/python tools/trials.py
 
-# would the tests notice a fault? 100 mutants of each of nine modules, about an hour on 2 cores
+# would the tests notice a fault? 100 mutants of each of ten modules, about an hour on 2 cores
 mutation: .venv/.ok
 	$(BIN)/python tools/mutation.py --n 100 --seed 0 --jobs 2
 

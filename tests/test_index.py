@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from sklearn import metrics
 from mmlit.audits.quantities import linear_answers, probe
 from mmlit.crossed import crossed_interval, crossed_intervals, variances
 from mmlit.data.loaders import multimodal_dls
-from mmlit.data.losses import with_weights
+from mmlit.data.losses import with_class_weights, with_weights
 from mmlit.data.own import joined_parts, multimodal_data
 from mmlit.data.splits import check_split, fewer_rows, given_split, grouped_split, sized_split
 from mmlit.data.tables import align_columns
@@ -250,3 +251,35 @@ def test_new_data_and_parts_of_a_split_go_by_name(learn):
     other = multimodal_data({"a": A.rename(columns={"p": "z"}), "b": B}, CLASS)
     with pytest.raises(ValueError, match="columns of modality 'a' of the test file"):
         joined_parts(whole.subset(range(80)), other.subset(range(80, N)))
+
+
+def test_the_parts_of_a_modality_and_presence_by_name_go_by_their_index():
+    turned, there = RNG.permutation(N), RNG.random(N) > 0.3
+    first, second, u = (named(c) for c in (np.c_[U, V], np.c_[V, U, V], U))
+    presence = dict(u=named(there), pair=named(np.ones(N, bool)))
+    for pair in (lambda *parts: parts, lambda *parts: dict(a=parts[0], b=parts[1])):
+        make = partial(multimodal_data, kinds=dict(pair="tuple" if isinstance(pair(1, 2), tuple) else "dict"))
+        want = make(dict(pair=pair(first, second), u=u), CLASS, presence=presence)
+        assert np.array_equal(want.xs["u"].present, there)
+
+        mixed = dict(pair=pair(first, second.iloc[turned]), u=u)
+        found = make(mixed, named(CLASS), presence=presence | dict(u=named(there).iloc[turned]))
+        assert np.array_equal(found.xs["u"].present, there) and same(found.y, want.y)
+        told, ours = (d.xs["pair"].arrays for d in (want, found))
+        assert list(told) == list(ours) and all(same(told[k], ours[k]) for k in told)
+        rows = multimodal_dls(want, device="cpu").test_dl(mixed).dataset
+        assert all(same(told[k], rows.xs["pair"].arrays[k]) for k in told)
+        with pytest.raises(ValueError, match="have their rows in different order, and y has no index"):
+            make(mixed, CLASS)
+        with pytest.raises(ValueError, match="the index of"):
+            make(dict(mixed, u=u.set_axis(range(N))), named(CLASS))
+
+
+def test_weights_of_classes_go_by_the_name_of_the_class():
+    names = np.array(["no", "perhaps", "yes"])[CLASS]
+    data = multimodal_data(dict(u=U, v=V), names)
+    table = dict(yes=4.0, no=1.0, perhaps=2.0)
+    weighed = [with_class_weights(data, weights) for weights in (table, pd.Series(table), [1.0, 2.0, 4.0])]
+    assert all(list(w.class_weights) == [1, 2, 4] for w in weighed)
+    with pytest.raises(ValueError, match="often"):
+        with_class_weights(data, pd.Series(dict(yes=4.0, no=1.0, often=2.0)))

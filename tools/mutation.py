@@ -35,6 +35,7 @@ MODULES = dict(
     scores="12_scores",
     tcmax="19_tcmax",
     exchange="19b_exchange",
+    pairings="18b_pairings",
     mcr="20_mcr",
     shapley="21_shapley",
     modulation="22_modulation",

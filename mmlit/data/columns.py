@@ -199,12 +199,15 @@ _NPZ_OWN = ("y", "groups", "split", "presence", "classes", "kinds", "task", "fil
 def _aligned(xs, y, groups, split, presence, row_truth):
     "The parts of a data set with their rows in one order."
     parts = {("modality", m): x for m, x in xs.items()} | {("row_truth", k): v for k, v in row_truth.items()}
-    parts |= {"y": y, "groups": None if isinstance(groups, str) else groups, "split": split, "presence": presence}
+    numbers = isinstance(split, (Mapping, tuple))             # of rows, by part: these are no rows themselves
+    words = None if numbers else split
+    parts |= {"y": y, "groups": None if isinstance(groups, str) else groups, "split": words, "presence": presence}
     told = {k: k if isinstance(k, str) else f"{k[0]} {k[1]!r}" for k in parts}
     rows = align_rows({told[k]: x for k, x in parts.items()})
     of = lambda sort, names: {m: rows[told[sort, m]] for m in names}
     groups = groups if isinstance(groups, str) else rows["groups"]
-    return of("modality", xs), rows["y"], groups, rows["split"], rows["presence"], of("row_truth", row_truth)
+    split = split if numbers else rows["split"]
+    return of("modality", xs), rows["y"], groups, split, rows["presence"], of("row_truth", row_truth)
 
 def _given_kinds(name, xs, kinds):
     "The kind of each modality that the user gives, or None."

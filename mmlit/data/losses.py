@@ -37,6 +37,7 @@ def _of_classes(weights, classes, task):
     if task == "regression":
         raise ValueError("class weights were given, and the task is regression: give weights= of rows")
     if isinstance(weights, str): return one_of("class weights", weights, ["balanced"])
+    if isinstance(weights, pd.Series): weights = weights.to_dict()      # of `value_counts`, say: by name, not by place
     if isinstance(weights, Mapping):
         for name in weights: one_of("class in class_weights:", str(name), classes)
         weights = [{str(k): w for k, w in weights.items()}.get(c, 1.) for c in classes]

@@ -203,7 +203,8 @@ class Rows(GetAttr):
         "ValueError where a name is misspelt or nothing is left; a warning where the model goes by the rest."
         known = [m for m in self.modalities if m in given]
         near = difflib.get_close_matches(lacking[0], [str(name) for name in given if name not in known], 1, .75)
-        if near or not known:
+        unknown = [name for name in given if name not in self.modalities]
+        if near or unknown or not known:
             hint = f" (is it {near[0]!r}?)" if near else ""
             raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given)}, expected {self.modalities}")
         seen = all(m in self.missing for m in lacking)

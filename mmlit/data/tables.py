@@ -21,7 +21,33 @@ import pandas as pd
 def align_rows(
     parts:dict, # what it is called in messages -> rows; a pandas Series or DataFrame has an index, others have none
 )->dict:        # the same parts, those with an index in the order of the first of them
-    "Rows in one order. ValueError where the indices do not hold the same rows, or do not say where a row belongs."
+    """Rows in one order; a dict or tuple of columns, such as a modality of several arrays, is several parts. ValueError
+    where the indices do not hold the same rows, or do not say where a row belongs."""
+    return _align_inside(parts, (tuple,))
+
+def _align_inside(parts, several):
+    "Parts in one order, and those inside of dicts and of the kinds that are `several`."
+    flat = {}
+    def names(name, x):
+        if isinstance(x, Mapping) and x: return {k: names(f"{name}[{k!r}]", v) for k, v in x.items()}
+        if _hold_index(x, several): return [names(f"{name}[{i}]", v) for i, v in enumerate(x)]
+        flat[name] = x
+        return name
+    trees = {name: names(name, x) for name, x in parts.items()}
+    rows = _align(flat)
+    def put(tree, x):
+        if isinstance(tree, dict): return {k: put(tree[k], v) for k, v in x.items()}
+        if isinstance(tree, list): return type(x)(put(t, v) for t, v in zip(tree, x))
+        return rows[tree]
+    return {name: put(trees[name], x) for name, x in parts.items()}
+
+def _hold_index(x, several):
+    "Is it a plain list or tuple with a pandas column among its parts?"
+    if type(x) not in several: return False
+    return any(isinstance(v, (pd.Series, pd.DataFrame, Mapping)) or _hold_index(v, several) for v in x)
+
+def _align(parts):
+    "Columns in one order, by name; see `align_rows`."
     index = {name: x.index for name, x in parts.items() if isinstance(x, (pd.Series, pd.DataFrame))}
     if len(index) < 2: return parts
     first, rows = next(iter(index.items()))
@@ -53,24 +79,7 @@ def align_columns(
     **parts, # columns by their name in messages; a list, tuple or dict of pandas columns is several; None: left out
 )->list:     # the same, those with an index in the order of the first of them
     "Columns in one order, by `align_rows`. ValueError as there."
-    flat = {}
-    def names(name, x):
-        if isinstance(x, Mapping): return {k: names(f"{name}[{k!r}]", v) for k, v in x.items()}
-        if _hold_index(x): return [names(f"{name}[{i}]", v) for i, v in enumerate(x)]
-        flat[name] = x
-        return name
-    trees = {name: names(name, x) for name, x in parts.items()}
-    rows = align_rows(flat)
-    def put(tree, x):
-        if isinstance(tree, dict): return {k: put(tree[k], v) for k, v in x.items()}
-        if isinstance(tree, list): return type(x)(put(t, v) for t, v in zip(tree, x))
-        return rows[tree]
-    return [put(trees[name], x) for name, x in parts.items()]
-
-def _hold_index(x):
-    "Is it a plain list or tuple with a pandas column among its parts?"
-    if type(x) not in (list, tuple): return False
-    return any(isinstance(v, (pd.Series, pd.DataFrame, Mapping)) or _hold_index(v) for v in x)
+    return list(_align_inside(parts, (list, tuple)).values())
 
 # %% ../../nbs/01b_tables.ipynb #d55c99ff
 def column_names(

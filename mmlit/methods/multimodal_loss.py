@@ -31,6 +31,7 @@ from mmlit.core import (
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
+from ..training import task_of
 
 # %% ../../nbs/18_multimodal_loss.ipynb #5d674ad5
 def unit_proxies(
@@ -283,7 +284,9 @@ class MultiModal(FusionMethod):
 register_method("multimodal", joint("MultiModal loss: multi-proxy head (Moon & Lee 2025)", "multimodal", MultiModal))
 
 # %% ../../nbs/18_multimodal_loss.ipynb #1da072ab
-def _scaled_sum(dls, budget, models): return multimodal_learner(dls, head=ScaledSumHead, width=budget.width)
+def _scaled_sum(dls, budget, models):
+    if task_of(dls) == "classification": return multimodal_learner(dls, head=ScaledSumHead, width=budget.width)
+    raise ValueError(f"scaled_sum adds probabilities of classes that exclude each other; the task is {task_of(dls)}")
 
 register_method("scaled_sum", Method(
     "control of the MultiModal loss: 20 times the sum of unimodal probabilities",

@@ -365,6 +365,8 @@ def test_predictions_with_fewer_modalities(data, tmp_path):
             assert torch.equal(learn.predict(lacking[0])[2], p)
         with pytest.raises(ValueError, match="modality 'sound' is missing .is it 'sounds'..; got"):
             learn.dls.test_dl(dict(blood=new["blood"], sounds=columns["sound"][rows]))
+        with pytest.raises(ValueError, match="modality 'sound' is missing; got .*'smell'"):
+            learn.dls.test_dl(dict(new, smell=columns["sound"][rows]))
         with pytest.raises(ValueError, match="row 0 of what is to be predicted has no modality at all"):
             learn.dls.test_dl([dict(blood=None, note=None, sound=None)])
         learn.show_results(max_n=2)

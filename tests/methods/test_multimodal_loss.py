@@ -449,3 +449,8 @@ def test_the_control_in_the_comparison_has_the_scale_of_the_head():
     made = run.make(loaders(), Budget(width=8), {})
     assert isinstance(made.model.head, ScaledSumHead)
     assert made.model.head.scale == inspect.signature(MultiProxyHead).parameters["k"].default
+    for y in (torch.randn(16), torch.randint(0, 2, (16, 4)).float()):
+        sets = [TensorDataset(torch.randn(16, 3), torch.randn(16, 3), y) for _ in "ab"]
+        dls = DataLoaders.from_dsets(*sets, bs=8, n_inp=2, num_workers=0, device="cpu")
+        with pytest.raises(ValueError, match="scaled_sum adds probabilities .* the task is (regression|multi-label)"):
+            run.make(dls, Budget(width=8), {})
