@@ -26,7 +26,6 @@ from . import __version__
 _TRAINING = (   # of a `Budget`: option, default, what it is
     ("--epochs", 25, "epochs of every run"),
     ("--bs", 64, "batch size"),
-    ("--lr", 3e-3, "highest learning rate of the one-cycle schedule"),
     ("--width", 64, "feature width of the encoders"),
     ("--head", "concat", "how features are fused: sum, concat, film, gated, mlp, attention"),   # torch knows them: late
 )
@@ -50,6 +49,12 @@ def _add_training(parser, seeds):
     for option, default, what in _TRAINING:
         more = dict(type=type(default), metavar="NAME" if isinstance(default, str) else "N")
         _add(parser, option, default, what, **more)
+    _add(parser, "--steps", None, "steps of every run instead of epochs"
+         + "; several with commas: each model is trained with each, validation chooses"*(seeds > 1),
+         type=_numbers, metavar="N")
+    _add(parser, "--optimiser", "adam", "adam, or sgd with momentum .9", metavar="NAME")
+    _add(parser, "--lr", None, "highest learning rate of the one-cycle schedule (0.003 of adam, 0.03 of sgd)",
+         type=float, metavar="N")
     _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay"
          + "; several with commas: a learning curve"*(seeds > 1), type=_numbers, metavar="N")
     _add(parser, "--n-test", None, "so many test rows, the same for each seed, whose training rows are then disjoint",
@@ -62,7 +67,10 @@ def _add_training(parser, seeds):
 def _budget(args):
     from mmlit.training import Budget
     n_train = None if isinstance(args.n_train, list) else args.n_train      # several are those of a curve
-    return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, n_train, args.n_test)
+    if args.steps is not None and args.epochs != Budget().epochs:
+        raise ValueError(f"--steps {args.steps} and --epochs {args.epochs}: give one of the two")
+    return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, n_train, args.n_test, args.steps,
+                  args.optimiser)
 
 def _names(text): return [name.strip() for name in text.split(",") if name.strip()]
 

@@ -327,6 +327,20 @@ class Run:
     needs:tuple["Run", ...]=()   # runs that come first
     tag:str=""                   # what else determines the result; part of the key it is stored under
     lr:float=1.                  # multiple of the budget's learning rate
+    member:int=0                 # another one is another initialisation and order of batches, on the same split
+    on_top:bool=False            # do the runs that it needs come on top of its budget? Else they share it
+
+    @property
+    def stages(self)->int:
+        "Into how many equal parts a budget goes: those of this run and of what it needs, one after the other."
+        return 1 + max((needed.stages for needed in self.needs), default=0)
+
+    def budgets(self,
+        budget:Budget,  # of all stages together
+    )->tuple[Budget, list[Budget]]:
+        "What this run is trained with, and what each of the runs that it needs has for all of its stages."
+        if self.on_top: return budget, [budget for _ in self.needs]
+        return budget.share(1, self.stages), [budget.share(needed.stages, self.stages) for needed in self.needs]
 
 def joint_run(
     name:str="joint",              # of the run

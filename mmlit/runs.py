@@ -8,6 +8,7 @@ __all__ = ['which_seeds', 'check_budget', 'changes_epochs', 'train_run', 'Job', 
 
 # %% ../nbs/30_runs.ipynb #03c5f8d1
 import gc
+import itertools
 import operator
 import os
 import signal
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Metric as FastaiMetric
+from fastai.optimizer import Adam
 from fastai.torch_core import default_device, get_random_states, set_random_states, set_seed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
@@ -37,11 +39,12 @@ from .audits.sample_scores import deciding_score
 from .core import check_seed
 from .data.splits import split_hash
 from .fusion.heads import HEADS
+from .fusion.models import SelectModalities, unwrap
 from .learner import Run
 from .metrics import METRICS, Metric, check_metric
 from .scores import Answer
-from .store import RunStore, Source, data_of, loaders
-from .training import Budget, on_device, task_of
+from .store import RunStore, Source, data_of, loaders, seed_of
+from .training import OPTIMISERS, Budget, on_device, task_of
 
 # %% ../nbs/30_runs.ipynb #4775cd34
 class _KeepBest(TrackerCallback):
@@ -131,11 +134,17 @@ def changes_epochs(
     several = task_of(dls) == "regression" and dls.c > 1     # the loss weighs targets by other variances than R2 does
     return own or several or metric is not METRICS.get(metric.name) or _ALIKE.get(metric.name) != _default_monitor(dls)
 
-def _info(learn, dls, seed, start):
+def _encoders(model):
+    "How many modalities a model encodes."
+    inner = unwrap(model)
+    return len(inner.index) if isinstance(inner, SelectModalities) else inner.n_modalities
+
+def _info(learn, dls, seed, start, steps):
     "What is stored beside the answers."
     curves = [cb.history for cb in learn.cbs if type(cb).__name__ == "ModalityMonitor"]
     info = dict(seed=seed, split=split_hash(dls.split), n_train=len(dls.split.train), n_test=len(dls.split.test))
     info |= dict(seconds=time.perf_counter() - start, parameters=sum(p.numel() for p in learn.model.parameters()))
+    info |= dict(steps=steps, encoders=_encoders(learn.model), encoder_steps=steps*_encoders(learn.model))
     there = {part: dls[i].dataset.presence for part, i in (("valid", 1), ("test", 2))}
     gone = {part: [(~p).nonzero()[:, 0].tolist() for p in mask.T] for part, mask in there.items() if mask is not None}
     return info | dict(curves=curves) | (dict(lacking=gone) if gone else {})
@@ -161,27 +170,30 @@ def train_run(
     run:Run,              # what to train
     source:Source,        # on what
     seed:int,             # of split and initialisation
-    budget:Budget,        # epochs, batch size, ...
+    budget:Budget,        # of this training: epochs or steps, batch size, ...
     models:Mapping[str, nn.Module]|None=None, # trained models of the runs it needs, by name
 )->tuple[Answer, nn.Module]: # answers, trained model on the CPU
     "Train one model and ask it about the validation and test parts; FloatingPointError where training diverged."
     torch.set_num_threads(1)
-    set_seed(seed, reproducible=True)
-    start, lr = time.perf_counter(), budget.lr*run.lr
-    dls, notes = loaders(source, seed, budget), []
+    set_seed(seed_of(run.member, seed), reproducible=True)
+    start, lr = time.perf_counter(), budget.rate*run.lr
+    dls, notes = loaders(source, seed, budget, run.member), []
     with _noted(notes): learn = run.make(dls, budget, models or {})
+    how = OPTIMISERS[budget.optimiser]
+    if learn.opt_func is Adam: learn.opt_func = how.make               # a run may have one of its own
     if budget.amp: learn.to_fp16()
 
     with _noted(notes), learn.no_bar(), learn.no_logging():
         keep, monitor = _watch(learn, dls)
-        learn.fit_one_cycle(budget.epochs, lr, cbs=keep)
+        learn.fit_one_cycle(budget.epochs_of(len(learn.dls.train)), lr, moms=how.momentum, cbs=keep)
+        steps = learn.train_iter
         if budget.amp: learn.to_fp32()                             # answers are in full precision
         (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
 
     if not (torch.isfinite(valid).all() and torch.isfinite(test).all()):
         raise FloatingPointError(f"{run.name} on {data_of(source).name}, seed {seed}: the answers are not finite; "
                                  f"try a smaller learning rate than {lr}")
-    info = _info(learn, dls, seed, start) | {"monitor": monitor, "validation": keep.seen}
+    info = _info(learn, dls, seed, start, steps) | {"monitor": monitor, "validation": keep.seen}
     if notes: info["warnings"] = notes
     def array(t): return t.float().cpu().numpy()
     learn.remove_cbs(list(learn.cbs))       # they know the learner and it knows them: without, it would stay for long
@@ -200,27 +212,35 @@ class _Missing(NamedTuple):
     "A job that is not stored yet, where it will be, and where the runs are that it starts from."
     job:Job
     path:Path
+    budget:Budget
     needs:dict[str, Path]
 
-def _in_order(run, above=()):
-    "A run behind the runs that it needs, to any depth; ValueError where they form a circle, or share a name."
+def _in_order(run, budget):
+    "A run behind the runs that it needs, to any depth; each with the budget of all its stages."
+    for needed, share in zip(run.needs, run.budgets(budget)[1]): yield from _in_order(needed, share)
+    yield run, budget
+
+def _check_needs(run, above=()):
+    "ValueError where the needs of a run form a circle, or share a name."
     names = [needed.name for needed in run.needs]
     if any(run is other for other in above):
         circle = " needs ".join(repr(r.name) for r in (*above, run))
         raise ValueError(f"the needs of a run form a circle, so that none can be first: {circle}")
     if len(set(names)) < len(names): raise ValueError(f"run {run.name!r} needs two runs of one name: {names}")
-    for needed in run.needs: yield from _in_order(needed, (*above, run))
-    yield run
+    for needed in run.needs: _check_needs(needed, (*above, run))
 
 def _missing(wanted, store, budget):
     "What is not stored of the jobs and of what they need, in waves: each needs nothing but what came before it."
     found, level, stored = {}, {}, {}
-    for job in wanted:
-        for run in _in_order(job.run):
-            path, *needs = (store.path(job.source, r, job.seed, budget) for r in (run, *run.needs))
+    for job in wanted: _check_needs(job.run)
+    for job, one in itertools.product(wanted, budget.lengths()):
+        for run, share in _in_order(job.run, one):
+            path = store.path(job.source, run, job.seed, share)
+            needs = [store.path(job.source, r, job.seed, s) for r, s in zip(run.needs, run.budgets(share)[1])]
             if path not in stored: stored[path] = store.finished(path)
             if stored[path] or path in found: continue
-            found[path] = _Missing(Job(job.source, run, job.seed), path, {r.name: p for r, p in zip(run.needs, needs)})
+            named = {r.name: p for r, p in zip(run.needs, needs)}
+            found[path] = _Missing(Job(job.source, run, job.seed), path, share, named)
             level[path] = 1 + max((level.get(p, -1) for p in needs), default=-1)
     return [[found[p] for p in found if level[p] == wave] for wave in sorted(set(level.values()))]
 
@@ -245,13 +265,14 @@ def _reason(error):
     said = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {said} ({Path(place.filename).name}, line {place.lineno})"
 
-def _train_and_store(missing, store, budget):
+def _train_and_store(missing, store):
     "Train a job; why it failed, or None. The caller's threads and random states stay as they were."
     if store.finished(missing.path, warn=False): return None            # another process was faster
     job, threads, random_states = missing.job, torch.get_num_threads(), get_random_states()
     try:
-        models = {run.name: store.model(job.source, run, job.seed, budget) for run in job.run.needs}
-        answer, model = train_run(job.run, job.source, job.seed, budget, models)
+        models = store.models(job.source, job.run, job.seed, missing.budget)
+        answer, model = train_run(job.run, job.source, job.seed, job.run.budgets(missing.budget)[0], models)
+        answer.info["encoder_steps"] += sum(store.load(path).info["encoder_steps"] for path in missing.needs.values())
     except Exception as error: return _reason(error)
     finally:
         torch.set_num_threads(threads)
@@ -270,36 +291,36 @@ def _end_with(parent):
     threading.Thread(target=watch, daemon=True).start()
     gc.freeze()                     # what was imported stays, so that `_in_worker` need not look through it each time
 
-def _in_worker(missing, store, budget, heads, device):
+def _in_worker(missing, store, heads, device):
     "The same in a process that knows only the heads of mmlit and its own device; these are those of the caller."
     HEADS.update(heads)
-    with on_device(device): reason = _train_and_store(missing, store, budget)
+    with on_device(device): reason = _train_and_store(missing, store)
     gc.collect()        # loaders know each other: only now the file goes by which this process shares the data's memory
     return missing.path, reason
 
-def _at_once(jobs, store, budget, workers)->Any:
+def _at_once(jobs, store, workers)->Any:
     "Paths, and why each failed, as they come; TerminatedWorkerError, a BrokenProcessPool, where a process died."
     device = str(default_device())
     device = device if device.startswith(("cpu", "cuda")) else None
-    work = (joblib.delayed(_in_worker)(m, store, budget, dict(HEADS), device) for m in jobs)
+    work = (joblib.delayed(_in_worker)(m, store, dict(HEADS), device) for m in jobs)
     options:dict[str, Any] = dict(return_as="generator_unordered", batch_size=1)
     options |= dict(initializer=_end_with, initargs=(os.getpid(),))
     done:Any = joblib.Parallel(workers, **options)(work)
     return done
 
-def _in_processes(wave, store, budget, workers):
+def _in_processes(wave, store, workers):
     "Jobs, and why each failed, as they come."
     left = {m.path: m for m in wave}
     while left:
         try:
-            for path, reason in _at_once(list(left.values()), store, budget, workers): yield left.pop(path), reason
+            for path, reason in _at_once(list(left.values()), store, workers): yield left.pop(path), reason
         except TerminatedWorkerError:
             for m in list(left.values())[:workers]:                     # they come in order: one of these was at work
-                try: (_, reason), = _at_once([m], store, budget, 2)
+                try: (_, reason), = _at_once([m], store, 2)
                 except TerminatedWorkerError: reason = "the process that trained it died; out of memory?"
                 yield left.pop(m.path), reason
         except BrokenProcessPool:                                       # others cannot import what it is made of
-            for m in list(left.values()): yield left.pop(m.path), _train_and_store(m, store, budget)
+            for m in list(left.values()): yield left.pop(m.path), _train_and_store(m, store)
 
 _CONTEXT = 2**29     # bytes of a GPU that CUDA takes for each process, roughly
 _SPARE = .2          # of the free memory: runs differ in size, and memory has gaps
@@ -318,10 +339,10 @@ def _can_be_sent(run):
     except Exception: return False
     return True
 
-def _on_gpu(first, store, budget, workers, note):
+def _on_gpu(first, store, workers, note):
     "Train the first run here, and say how many of the workers fit on the device beside each other."
     torch.cuda.reset_peak_memory_stats()
-    note(first, _train_and_store(first, store, budget))
+    note(first, _train_and_store(first, store))
     taken, free = torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[0]
     fit = workers_that_fit(workers, free, taken)
     if fit < workers:
@@ -329,14 +350,14 @@ def _on_gpu(first, store, budget, workers, note):
                       f"{free/2**30:.1f} GiB are free: {fit} train at a time", stacklevel=3)
     return fit
 
-def _train_all(wave, store, budget, workers, announce)->Iterator[tuple]:
+def _train_all(wave, store, workers, announce)->Iterator[tuple]:
     "Jobs, and why each failed or None, as they come."
     several = workers > 1 and len(wave) > 1
     here = [m for m in wave if not (several and _can_be_sent(m.job.run))]
-    yield from _in_processes([m for m in wave if not any(m is h for h in here)], store, budget, workers)
+    yield from _in_processes([m for m in wave if not any(m is h for h in here)], store, workers)
     for m in here:
         announce(m.job)
-        yield m, _train_and_store(m, store, budget)
+        yield m, _train_and_store(m, store)
 
 # %% ../nbs/30_runs.ipynb #a297aaad
 @contextmanager
@@ -382,11 +403,11 @@ def train_missing(
             if reason is None: return
             failed[m.path] = reason
             jobs.append(m.job)
-        if workers > 1 and total > 1 and not on_cpu: workers = _on_gpu(waves[0].pop(0), store, budget, workers, note)
+        if workers > 1 and total > 1 and not on_cpu: workers = _on_gpu(waves[0].pop(0), store, workers, note)
         for wave in waves:
             lost = {m.path: next((n for n, p in m.needs.items() if p in failed), None) for m in wave}
             for m in wave:
                 if lost[m.path]: note(m, f"it needs {lost[m.path]!r}, which failed: {failed[m.needs[lost[m.path]]]}")
             ready = [m for m in wave if not lost[m.path]]
-            for m, reason in _train_all(ready, store, budget, workers, announce): note(m, reason)
+            for m, reason in _train_all(ready, store, workers, announce): note(m, reason)
     if failed: raise RunsFailed(failed, jobs, total)

@@ -206,10 +206,12 @@ def headline(
 def best_on_validation(
     answers,  # of `Answer`
     data,     # what they answer: its `task`, or its `classes`, says which score decides
+    finely:bool=False, # by the log loss, which sees smaller differences than accuracy does? Of numbers, by R2
 ):
     "The answer with the best validation score, of the metric that was chosen for the data; of equals, the first."
     task, metric = getattr(data, "task", data.classes), getattr(data, "metric", None)
     if metric is not None: return max(answers, key=lambda a: metric.goodness(a.valid, a.y_valid, task))
+    if finely and headline(task) == "accuracy": return min(answers, key=lambda a: a.scores("valid", task)["log_loss"])
     return max(answers, key=lambda a: a.scores("valid", task)[headline(task)])
 
 # %% ../nbs/12_scores.ipynb #2866b87c

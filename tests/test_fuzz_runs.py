@@ -16,7 +16,7 @@ from mmlit.fingerprint import fingerprint
 from mmlit.runs import check_budget, which_seeds
 from mmlit.scores import sampling_deviation
 from mmlit.store import safe_name
-from mmlit.training import Budget
+from mmlit.training import OPTIMISERS, Budget
 
 ANY = st.one_of(
     st.none(),
@@ -56,16 +56,20 @@ def test_seeds_are_whole_numbers_or_refused(seeds):
     assert not isinstance(seeds, (bool, float, str))
 
 
-@fuzz(60, st.fixed_dictionaries({}, optional={k: ANY for k in ("epochs", "bs", "lr", "width", "head")}))
+@fuzz(
+    60,
+    st.fixed_dictionaries({}, optional={k: ANY for k in ("epochs", "bs", "lr", "width", "head", "steps", "optimiser")}),
+)
 def test_a_budget_can_train_or_is_refused(options):
     try:
         check_budget(Budget(**options))
     except ValueError as error:
-        assert "budget" in str(error) or "head" in str(error)
+        assert any(name in str(error) for name in ("budget", "head", "optimiser"))
         return
     budget = Budget(**options)
     assert all(type(n) is int for n in (budget.epochs, budget.bs, budget.width))
-    assert budget.epochs >= 1 and budget.bs >= 2 and 0 < budget.lr < math.inf and budget.head in ("concat",)
+    assert budget.epochs >= 1 and budget.bs >= 2 and 0 < budget.rate < math.inf and budget.head in ("concat",)
+    assert all(one.steps is None or one.steps >= 1 for one in budget.lengths()) and budget.optimiser in OPTIMISERS
 
 
 TREES = st.recursive(

@@ -384,7 +384,7 @@ def test_workers_on_a_gpu_are_as_many_as_its_memory_holds_and_fewer_are_said(dat
     ).items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     with pytest.warns(UserWarning, match="8 workers were asked for.*5.0 GiB.*24.0 GiB are free: 3 train at a time"):
-        assert _on_gpu(first, store, SMALL, 8, lambda *told: noted.append(told)) == 3
+        assert _on_gpu(first, store, 8, lambda *told: noted.append(told)) == 3
     assert noted == [(first, None)] and store.finished(first.path)  # the first run was trained here
     for most, free, taken, fit in ((16, None, 0, 16), (16, 80, 1, 16), (16, 24, 5, 3), (16, 1, 5, 1), (2, 24, 5, 2)):
         assert workers_that_fit(most, None if free is None else free * GiB, taken * GiB) == fit

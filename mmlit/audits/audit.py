@@ -91,6 +91,7 @@ def _check_budget(budget, learner, source):
     "The budget of everything that is trained; the batches are those of the loaders."
     if budget is None: budget = Budget() if learner is None else Budget(epochs=_last_epochs(learner))
     check_budget(budget)
+    if len(budget.lengths()) > 1: raise ValueError(f"an audit trains with one number of steps, got {budget.steps}")
     return budget if isinstance(source, MultimodalData) else replace(budget, bs=source.train.bs)
 
 def _with_loss(source, learner):
@@ -202,8 +203,8 @@ _NOTES = dict(
            "them, log losses add up.",
     rare="Class {name!r} has {k} of {n} test samples: models are compared by AUC, accuracy says little.",
     linear="A linear model of all inputs beats the joint model by {gain}: training fell short, whatever the fusion.",
-    unfinished="The joint model of the recipe was still improving in the last of its {epochs} epochs: with more it may "
-               "be another one, and so may its differences to all others (try budget=Budget(epochs={more})).",
+    unfinished="The joint model of the recipe was still improving in its last epoch ({budget}): with more it may "
+               "be another one, and so may its differences to all others (try budget=Budget({more})).",
     copies="{k} of {n} test samples have the same inputs as another one. If they are copies of one thing, say so with "
            "groups=: the intervals take them for independent.",
     leak="{k} of {n} test samples have the same inputs as a training sample. If they are copies of it, every score "
@@ -211,7 +212,7 @@ _NOTES = dict(
 )
 _MARKS = dict(
     linear="a linear model of the same inputs beats it by {gain}",
-    epochs="the last of its {epochs} epochs was still improving (try budget=Budget(epochs={more}))",
+    epochs="it was still improving in its last epoch ({budget}; try budget=Budget({more}))",
     member="{member} is no yardstick",
 )
 _INTERVALS = dict(
@@ -280,15 +281,16 @@ def _curves(subject, runs, store):
     return (said.info.get("curves") or [None])[0]
 
 # %% ../../nbs/38_audit.ipynb #6965d15a
+def _longer(budget): return dict(budget=budget.training, more=budget.share(2, 1).training)
+
 def _epoch_marks(subject, runs, store):
     "Trained models that were still improving in their last epoch, on most seeds."
-    found, epochs, y = {}, subject.budget.epochs, audit_targets(subject.data.y, subject.data.task)
+    found, y = {}, audit_targets(subject.data.y, subject.data.task)
     for name, run in runs.items():
         infos = [store.answer(subject.source, run, seed, subject.budget).info for seed in subject.seeds]
         watched = [(info["validation"], *watched_score(info["monitor"], y, subject.metric)) for info in infos]
         cut = [still_improving(v, higher, unit*_least(subject, score)) for v, higher, score, unit in watched]
-        if 2*sum(cut) > len(cut):
-            found[name] = _MARKS["epochs"].format(epochs=epochs, more=2*epochs)
+        if 2*sum(cut) > len(cut): found[name] = _MARKS["epochs"].format(**_longer(subject.budget))
     return found
 
 def _least(subject, score):
@@ -380,7 +382,7 @@ def _report(subject, done, notes, curves, cut):
     marks, beaten = _marks(subject, table, score, cut)
     advice = advise(table, subject.modalities, score, freedom, subject.effects, marks)
     if beaten: said.append(_NOTES["linear"].format(gain=beaten))
-    if unfinished: said.append(_NOTES["unfinished"].format(epochs=subject.budget.epochs, more=2*subject.budget.epochs))
+    if unfinished: said.append(_NOTES["unfinished"].format(**_longer(subject.budget)))
     notes = [*notes, *_group_notes(subject, groups, done), *said, *_copy_notes(subject), *first.notes]
     return Audit(
         name=subject.data.name, modalities=subject.modalities, score=headline(subject.data.task), table=table,

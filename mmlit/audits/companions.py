@@ -168,7 +168,7 @@ def companion_runs(
     def additive(dls, budget, models): return _untrained(joint, dls, budget, made(), head=AdditiveMLPHead)
 
     alone = tuple(unimodal_run(name, nth(m), tag) for m, name in enumerate(modalities))
-    runs = [*alone, Run("pretrained", pretrained, alone, tag), Run("multi_loss", multi_loss, tag=tag)]
+    runs = [*alone, Run("pretrained", pretrained, alone, tag, on_top=True), Run("multi_loss", multi_loss, tag=tag)]
     if _has_additive_head(joint, recipe_head, len(modalities)): runs.append(Run("interacting", interacting, tag=tag))
     # the encoders of a foreign network are not known: beside others, an additive head would say nothing about its own
     if joint is None or encoders is not None: runs.append(Run("additive", additive, tag=tag))

@@ -7,11 +7,13 @@ __all__ = ['check_datasets', 'compare']
 
 # %% ../../nbs/40_comparison.ipynb #06f8f304
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..audits.companions import still_improving
 from .results import Comparison
 from ..core import one_of
 from ..data.catalogue import parse_dataset
@@ -20,7 +22,7 @@ from ..data.splits import overlap, split_rows
 from ..learner import METHODS, Method
 from ..metrics import METRICS, drawn_scores, with_metric
 from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
-from ..scores import headline
+from ..scores import best_on_validation, headline
 from ..store import RunStore, loaders
 from ..training import Budget
 
@@ -64,15 +66,29 @@ def _to_train(data, seeds, budget):
 def _told(store, data, source, seed, method, runs, budget, reasons, tested):
     """The rows of the table that one method makes on one split; or why it makes none; and, where seeds have test rows
     in common, its scores of each row that is `tested`, or of draws of these."""
-    lost = {run.name: reasons[path] for run in runs if (path := store.path(source, run, seed, budget)) in reasons}
+    paths = {run.name: [store.path(source, run, seed, one) for one in budget.lengths()] for run in runs}
+    lost = {name: reasons[path] for name, each in paths.items() for path in each if path in reasons}
     if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items()), {}
     try:
-        answers = method.combine([store.answer(source, run, seed, budget) for run in runs], data)
-        rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k != "curves"},
+        # of several numbers of steps, each model has the one that validation prefers
+        chosen = [best_on_validation([store.load(path) for path in each], data, finely=True) for each in paths.values()]
+        answers = method.combine([_told_if_cut(answer, budget) for answer in chosen], data)
+        rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k not in _LISTS},
                      **_scores(answer, data)) for name, answer in answers.items()]
         if tested is None: return rows, None, {}
         return rows, None, {name: _by_row(answer, data, tested) for name, answer in answers.items()}
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}
+
+_LISTS = "curves", "validation"     # of one training
+_UNFINISHED = "a training was still improving when it ended: more epochs or steps may change its place"
+
+def _told_if_cut(answer, budget):
+    "The answer, with a note where the best epoch is the last, and clearly better than the first four fifths."
+    seen, monitor = answer.info.get("validation"), answer.info.get("monitor")
+    if not seen or answer.info["steps"] < max(budget.steps if isinstance(budget.steps, tuple) else (0,)): return answer
+    higher = monitor != "valid_loss" and (monitor not in METRICS or METRICS[monitor].larger)
+    if not still_improving(seen, higher, .01): return answer
+    return replace(answer, info=answer.info | dict(warnings=[*answer.info.get("warnings", []), _UNFINISHED]))
 
 def _scores(answer, data):
     "All scores, and the metric that was chosen among them."

@@ -45,6 +45,8 @@ _FURTHER = dict(
     balanced_accuracy=("balanced acc. (%)", lambda v: f"{100*v:.1f}"),
     log_loss=("log loss (nats)", lambda v: f"{v:.3f}"),
     ece=("ECE", lambda v: f"{v:.3f}"),
+    encoder_steps=("encoder steps", lambda v: f"{v:,.0f}"),
+    encoders=("encoders", lambda v: f"{v:.0f}"),
     seconds=("s / run", lambda v: f"{v:.1f}"),
 )
 _FAILED = ["data", "method", "seed", "reason"]
@@ -329,6 +331,12 @@ def _section_html(found, data):
     parts.append(f"<details><summary>Every seed</summary>{_seeds_html(found, data)}</details>")
     return "".join(parts)
 
+def _budget(budget):
+    "The budget in words."
+    said = f"{budget}: the same for every method"
+    if not isinstance(budget.steps, tuple): return said
+    return f"{said}; each model is trained with each number of steps, and the log loss of validation chooses"
+
 def _how(found, command=""):
     "How it was measured."
     common = [data for data in found.datasets if data in found.rows]
@@ -351,8 +359,10 @@ def _how(found, command=""):
     score = f"{', '.join(dict.fromkeys(chosen.values()))}: chosen before training; it also chose epochs and models"
     how = dict(Score=score) if chosen else {}
     how |= dict(
-        Budget=f"{found.budget}: the same for every run; Adam, one cycle; "
-               "the epoch with the best validation score is kept.",
+        Budget=f"{_budget(found.budget)}. One cycle; the epoch with the best validation score is kept. A method that "
+               "starts from trained models shares the budget with their training.",
+        Cost="Encoder steps: steps of training times the modalities that are encoded, over all models of the method; "
+             "encoders: how many modalities are encoded for a prediction.",
         Splits=f"{splits}Nothing is fitted or selected on the test part.",
         Intervals=f"{intervals}Differences are paired by seed. Each interval stands for itself: "
                   "among twenty comparisons of equals, one is expected to exclude zero.",

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['training_on', 'unimodal_learner', 'unimodal_run', 'ensemble_mean', 'ensemble_log_probabilities', 'ensemble_log_odds',
-           'MultiLoss', 'ModalityDropout', 'pretrained_learner', 'pretrained_run', 'pretrained']
+           'inverse_temperature', 'precisions', 'MultiLoss', 'ModalityDropout', 'pretrained_learner', 'pretrained_run',
+           'pretrained']
 
 # %% ../../nbs/17_baselines.ipynb #f53fd61d
 import copy
@@ -12,12 +13,15 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from fastai.learner import Learner
 from fastcore.meta import delegates
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 from mmlit.core import (
     at_least_float32,
@@ -105,11 +109,24 @@ def unimodal_run(
 
 def _unimodal_runs(modalities): return [unimodal_run(m) for m in modalities]
 
+_COST = "seconds", "parameters", "encoder_steps", "encoders"
+
+def _info(answers, used=_COST):
+    "What is known of several models together: what they cost, but for prediction where one of them is chosen."
+    info = answers[0].info | {k: sum(a.info[k] for a in answers) for k in used if k in answers[0].info}
+    warned = dict.fromkeys(text for a in answers for text in a.info.get("warnings", []))
+    return info | (dict(warnings=list(warned)) if warned else {})
+
+def _chosen(answers, data):
+    "The best on validation, with the training of all of them as its cost."
+    best, trained = best_on_validation(answers, data), _info(answers, ("seconds", "encoder_steps"))
+    return replace(best, info=best.info | {k: trained[k] for k in ("seconds", "encoder_steps") if k in trained})
+
 def _each_modality(answers, data):
     "The best is one of those that validation says something of: a modality that nobody has there has no score."
     rows, there = {f"unimodal {m}": answer for m, answer in zip(data.modalities, answers)}, answers[0].presence("valid")
     heard = answers if there is None else [a for a, has in zip(answers, there.any(0)) if has]
-    return rows | {"best unimodal": best_on_validation(heard, data)}
+    return rows | {"best unimodal": _chosen(heard, data)}
 
 register_method("unimodal", Method("each modality alone, and the one that is best on validation data",
                                    _unimodal_runs, _each_modality))
@@ -160,18 +177,23 @@ def ensemble_log_odds(
     return yes - no
 
 # %% ../../nbs/17_baselines.ipynb #2fe73edd
+def _said(answers, part):
+    "Of a part of the data: what M models answer, (M, N, C), and which sample has which one's modality, or None."
+    there = answers[0].presence(part)
+    if there is not None: there = there.repeat(1, len(answers)//there.shape[1])     # several models of each modality
+    return torch.stack([torch.as_tensor(getattr(a, part)) for a in answers]), there
+
+def _average(values, task, how="logprob", presence=None):
+    "The ensemble of M models by the rule of the task."
+    if task == "regression": return ensemble_mean(values, presence)
+    return (ensemble_log_odds if task == "multi-label" else ensemble_log_probabilities)(values, how, presence)
+
 def _ensemble(row, how):
     "combine(answers, data) of an ensemble that the table calls `row`."
     def combine(answers, data):
-        average = {"classification": ensemble_log_probabilities, "multi-label": ensemble_log_odds}.get(data.task)
-        def together(part):
-            outs, there = torch.stack([torch.as_tensor(getattr(a, part)) for a in answers]), answers[0].presence(part)
-            return (ensemble_mean(outs, there) if average is None else average(outs, how, there)).numpy()
-
-        info = answers[0].info | {k: sum(a.info[k] for a in answers) for k in ("seconds", "parameters")}
-        warned = dict.fromkeys(text for a in answers for text in a.info.get("warnings", []))
-        if warned: info["warnings"] = list(warned)
-        return {row: replace(answers[0], valid=together("valid"), test=together("test"), info=info)}
+        said = [_said(answers, part) for part in ("valid", "test")]
+        valid, test = (_average(values, data.task, how, there).numpy() for values, there in said)
+        return {row: replace(answers[0], valid=valid, test=test, info=_info(answers))}
     return combine
 
 register_method("ensemble", Method("mean log-probability of the unimodal models", _unimodal_runs,
@@ -179,14 +201,77 @@ register_method("ensemble", Method("mean log-probability of the unimodal models"
 register_method("ensemble_prob", Method("mean probability of the unimodal models", _unimodal_runs,
                                         _ensemble("ensemble_prob", "prob")))
 
+# %% ../../nbs/17_baselines.ipynb #8b5f57c8
+_PRIOR = .5     # tau: a temperature of 1.6 is one deviation away from 1
+
+def _most_probable(surprise, prior):
+    "The inverse temperature that minimises surprise(beta), in nats of all samples, and the distance from 1."
+    cost = lambda s: float(surprise(math.exp(s))) + s**2/(2*prior**2)
+    found:Any = minimize_scalar(cost, bounds=(-5, 5), method="bounded")
+    return math.exp(found.x)
+
+def inverse_temperature(
+    logits:Tensor,     # of one model, (N, C), on samples that it was not trained on
+    y:Tensor,          # their classes (N,), or zeros and ones (N, C)
+    prior:float=_PRIOR,# deviation of ln beta from 0
+)->float:
+    "beta, by which the logits are to be multiplied; without samples 1. Guo et al. (2017), shrunk towards 1."
+    logits, y = torch.as_tensor(logits).double(), torch.as_tensor(y)
+    several = y.ndim == 2
+    check_shapes(logits=(logits, "N C"), y=(y, "N C" if several else "N"))
+    check_number("prior", prior, "(0, inf)")
+    loss = partial(binary_cross_entropy_with_logits, target=y.double()) if several else partial(cross_entropy, target=y)
+    return _most_probable(lambda beta: loss(beta*logits, reduction="sum"), prior)
+
+def precisions(
+    errors:Tensor,     # of M models, (M, N, D), NaN for samples that lack the modality
+    prior:float=_PRIOR,# deviation of ln beta from 0
+)->Tensor:             # (M,), beta of each
+    "The weights of a product of normal distributions, from errors on samples that were not trained on."
+    check_shapes(errors=(errors, "M N D"))
+    check_number("prior", prior, "(0, inf)")
+    squares = errors.double().square()
+    ratios = squares/squares.nanmean((0, 1)).clamp_min(torch.finfo(torch.float64).tiny)
+    heard = [r[~r.isnan()] for r in ratios]
+    betas = [_most_probable(lambda b, r=r: (b*r - math.log(b)).sum()/2, prior) for r in heard]
+    return torch.tensor(betas, dtype=torch.float64)
+
+def _calibrated(answers, data):
+    "The ensemble with a temperature per modality."
+    (values, there), y = _said(answers, "valid"), torch.as_tensor(answers[0].y_valid)
+    if there is None: there = torch.ones(values.shape[1], len(values), dtype=torch.bool)
+    if data.task == "regression":
+        errors = (values.double() - y.reshape(len(y), -1)).masked_fill(~there.T[..., None], math.nan)
+        beta = precisions(errors)
+    else: beta = torch.tensor([inverse_temperature(v[has], y[has]) for v, has in zip(values, there.T)])
+
+    def together(part):
+        values, there = _said(answers, part)
+        weights = beta[:, None, None].expand_as(values)
+        found = _average(weights*values, data.task, presence=there)
+        return (found/ensemble_mean(weights, there) if data.task == "regression" else found).float().numpy()
+
+    info = _info(answers) | dict(temperatures=[round(1/b, 4) for b in beta.tolist()])
+    return {"ensemble_calibrated": replace(answers[0], valid=together("valid"), test=together("test"), info=info)}
+
+register_method("ensemble_calibrated", Method("the ensemble with a temperature per modality, chosen on validation data",
+                                              _unimodal_runs, _calibrated))
+
+# %% ../../nbs/17_baselines.ipynb #58ff2add
+def _two_of_each(modalities):
+    "Two runs of each modality; the first are those of the plain ensemble."
+    second = [replace(run, name=f"{run.name}, second", member=1) for run in _unimodal_runs(modalities)]
+    return [*_unimodal_runs(modalities), *second]
+
+register_method("deep_ensemble", Method("the ensemble of two unimodal models of each modality", _two_of_each,
+                                        _ensemble("deep_ensemble", "logprob")))
+
 # %% ../../nbs/17_baselines.ipynb #798b5774
 register_method("joint", joint("plain joint training"))
 
 def _lr_runs(modalities): return [joint_run(), joint_run("joint lr/3", lr=1/3), joint_run("joint lr*3", lr=3.)]
 
-def _lr_control(answers, data):
-    best = best_on_validation(answers, data)
-    return {"lr_control": replace(best, info=best.info | dict(seconds=sum(a.info["seconds"] for a in answers)))}
+def _lr_control(answers, data): return {"lr_control": _chosen(answers, data)}
 
 register_method("lr_control", Method("joint training, the best of lr/3, lr and 3 lr on validation data",
                                      _lr_runs, _lr_control))

@@ -93,7 +93,7 @@ def test_the_best_unimodal_model_is_chosen_by_validation_and_not_by_test():
     lucky = answer([[0.0, 1.0], [1.0, 0.0]])
     lucky.test = RIGHT.test
     rows = METHODS["unimodal"].combine([lucky, RIGHT], TOY)
-    assert list(rows) == ["unimodal a", "unimodal b", "best unimodal"] and rows["best unimodal"] is RIGHT
+    assert list(rows) == ["unimodal a", "unimodal b", "best unimodal"] and rows["best unimodal"].test is RIGHT.test
 
 
 # ---- ensembles
