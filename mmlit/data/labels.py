@@ -18,7 +18,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
 from ..core import one_of, task_name
-from .tables import check_positions
+from .tables import check_positions, words_among_numbers
 
 # %% ../../nbs/01c_labels.ipynb #f0723ef4
 class Labels(NamedTuple):
@@ -178,7 +178,10 @@ def _guess(y, names):
                              "one class per row, or task='multi-label' for labels that could also be several or none")
         return "multi-label"
     if names is not None: return "classification" if names else "regression"
-    if y.dtype.kind == "U": return "classification"
+    if y.dtype.kind == "U":
+        said = None if np.char.isdigit(y).all() else words_among_numbers(y, "y")       # names may be digits
+        if said: warnings.warn(f"{said}; say task='classification' if these are names of classes", stacklevel=2)
+        return "classification"
 
     values, floats = np.unique(y), y.dtype.kind == "f"
     few = len(values) <= max(2, min(_FEW, y.size//5)) and (values == np.floor(values)).all()
