@@ -191,9 +191,9 @@ def words_among_numbers(
     said = isinstance(kind, pd.CategoricalDtype) or isinstance(kind, np.dtype) and kind.kind not in "OU"
     if said or not isinstance(cells, _CELLS) or not any(isinstance(v, str) for v in cells): return None
     column = pd.Series(cells, dtype=object).reset_index(drop=True)
-    held = column[column.notna()]
+    held = column.dropna()
     if not all(isinstance(v, str) for v in held): return None
-    words = held[pd.to_numeric(held, errors="coerce").isna()]
+    words = held.loc[np.isnan(np.asarray(pd.to_numeric(held, errors="coerce"), dtype=np.float64))]
     if len(words) > (1 - _NEARLY)*len(held): return None
     odd = f", all but {len(words)}, the first of them {words.iloc[0]!r} in row {words.index[0]}" if len(words) else ""
     return (f"{what} holds numbers written as text{odd}. It is taken as text: if it is numbers, "
