@@ -23,6 +23,7 @@ from mmlit.data.missing import (
     PartialColumn,
     missing_rows,
     pick_rows,
+    rows_as_given,
 )
 from .mixed import MixedTable, is_mixed
 from .pictures import PictureFiles
@@ -107,8 +108,9 @@ def as_column(
     there = _rows_present(values, name, kind, present)
     if kind in (None, "table"): _say_words(values, name)
     if there.all(): return laid_out(_as_column(values, name, kind, size, layout), name, layout)
-    if there.any(): return PartialColumn(as_column(pick_rows(values, there), name, kind, size, layout), there)
-    raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
+    if not there.any(): raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
+    with rows_as_given(there):
+        return PartialColumn(as_column(pick_rows(values, there), name, kind, size, layout), there)
 
 _COLUMNS = (PictureFiles, NamedArrays, MixedTable, RaggedArrays)
 
