@@ -75,6 +75,11 @@ def _read(y, task, names)->tuple[np.ndarray, Any]:
 def _are_targets(y, task):
     "Is a table of numbers one of several targets? Floats that are no shares are, and that is said."
     if task is not None: return task == "regression"
+    if y.shape[1] == 2 and any(np.isin(y[:, i], (0, 1)).all() and (y[:, 1 - i] > 0).all() for i in (0, 1)):
+        raise ValueError(f"one of the two columns of y, of shape {y.shape}, is 0 or 1 in all rows and the other is "
+                         "positive, as are survival targets, an event and its time: these take another loss, since "
+                         "rows without the event have no target, so give classes, such as whether the event came "
+                         "before a landmark time. Say task='regression' if they are two targets")
     if y.dtype.kind != "f" or (y >= 0).all() and (y <= 1).all(): return False
     warnings.warn(f"y is a table of floats of shape {y.shape}: taken as {y.shape[1]} targets of a regression. Say "
                   "task='regression' if they are", stacklevel=2)
