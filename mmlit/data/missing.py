@@ -35,6 +35,7 @@ def missing_rows(
 )->np.ndarray: # bool (N,)
     "Which rows are entirely empty. Rows that are not floats, and several arrays by name, never are."
     if isinstance(values, pd.DataFrame): return values.isna().all(axis=1).to_numpy()
+    if isinstance(values, pd.api.extensions.ExtensionArray): values = pd.Series(values)
     if isinstance(values, pd.Series) and values.dtype != object: return values.isna().to_numpy()
     if hasattr(values, "toarray"): values = values.toarray()                # of scipy
     if isinstance(values, Tensor): values = values.detach().to_dense().cpu().float().numpy()

@@ -21,6 +21,7 @@ from mmlit.data.files import data_digest, load_npz
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.missing import PartialColumn
 from mmlit.data.own import joined_parts, multimodal_data
+from mmlit.data.values import as_column
 from mmlit.fusion.heads import HEADS
 from mmlit.fusion.models import FusionModel
 from mmlit.learner import METHODS, multimodal_learner
@@ -554,3 +555,11 @@ def test_what_a_transform_cannot_hold_has_the_row_of_what_was_given():
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="too large for float32 in row 17 and 0 more"):
         log = FunctionTransformer(np.log)
         multimodal_dls(dict(a=x, b=np.arange(N)), [0, 1] * (N // 2), transform=dict(a=log), standardize=False)
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "string"])
+@pytest.mark.parametrize("form", [pd.Series, pd.array])
+def test_an_empty_value_of_a_pandas_array_is_a_missing_row(form, dtype):
+    values = ["1"] * 3 + [None] if dtype == "string" else [1, 2, 3, None]
+    column = as_column(form(values, dtype=dtype), "a", "tokens" if dtype == "string" else None)
+    assert column.present.tolist() == [True, True, True, False] and len(column.values) == 3
