@@ -126,6 +126,19 @@ def test_a_file_and_a_set_with_options_are_told_about_as_they_are(said):
     assert said("data", "gone.npz")[2].startswith("mmlit data: gone.npz does not exist")
 
 
+def test_a_word_among_the_numbers_of_a_file_is_said(said, tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(40, 3)), columns=["a", "b", "c"])
+    table = table.assign(a=rng.integers(0, 5, 40).astype(str), y=["u", "v"] * 20)
+    table.loc[3, "a"] = "n.a."
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.warns(
+        UserWarning, match="of modality 'left' holds .* first of them 'n.a.' in row 3.* leave such cells"
+    ):
+        code, *_ = said("data", str(tmp_path / "t.csv"), "--modalities", "left=a,b", "right=c", "--target", "y")
+    assert not code
+
+
 # ---- wrong input
 
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
 from ..core import one_of, task_name
-from .tables import check_positions
+from .tables import check_positions, words_among_numbers
 
 # %% ../../nbs/01c_labels.ipynb #f0723ef4
 class Labels(NamedTuple):
@@ -75,6 +75,11 @@ def _read(y, task, names)->tuple[np.ndarray, Any]:
 def _are_targets(y, task):
     "Is a table of numbers one of several targets? Floats that are no shares are, and that is said."
     if task is not None: return task == "regression"
+    if y.shape[1] == 2 and any(np.isin(y[:, i], (0, 1)).all() and (y[:, 1 - i] > 0).all() for i in (0, 1)):
+        raise ValueError(f"one of the two columns of y, of shape {y.shape}, is 0 or 1 in all rows and the other is "
+                         "positive, as are survival targets, an event and its time: these take another loss, since "
+                         "rows without the event have no target, so give classes, such as whether the event came "
+                         "before a landmark time. Say task='regression' if they are two targets")
     if y.dtype.kind != "f" or (y >= 0).all() and (y <= 1).all(): return False
     warnings.warn(f"y is a table of floats of shape {y.shape}: taken as {y.shape[1]} targets of a regression. Say "
                   "task='regression' if they are", stacklevel=2)
@@ -178,7 +183,10 @@ def _guess(y, names):
                              "one class per row, or task='multi-label' for labels that could also be several or none")
         return "multi-label"
     if names is not None: return "classification" if names else "regression"
-    if y.dtype.kind == "U": return "classification"
+    if y.dtype.kind == "U":
+        said = None if np.char.isdigit(y).all() else words_among_numbers(y, "y")       # names may be digits
+        if said: warnings.warn(f"{said}; say task='classification' if these are names of classes", stacklevel=2)
+        return "classification"
 
     values, floats = np.unique(y), y.dtype.kind == "f"
     few = len(values) <= max(2, min(_FEW, y.size//5)) and (values == np.floor(values)).all()

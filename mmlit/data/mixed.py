@@ -81,6 +81,7 @@ def _check_columns(sorts, there, name):
     missing = [c for c in sorts if c not in there]
     if missing: raise ValueError(f"modality {name!r} has no column {missing[0]!r}; got {list(there)}")
 
+_REAL = (numbers.Real, np.bool_)
 _PLURAL = dict(number="numbers", category="categories", text="texts")
 
 def _read(column, what, sort):
@@ -96,16 +97,23 @@ def _read(column, what, sort):
     held = column[~gone]
     if all(isinstance(v, str) for v in held):
         if sort == "number":
-            raise ValueError(f"{what} holds text ({held.iloc[0]!r}), and was fitted on numbers")
+            raise ValueError(f"{what} holds text ({held.iloc[0]!r} in row {(~gone).argmax()}), and was fitted on "
+                             "numbers: give a number, or NaN for an empty cell")
         few = held.nunique() <= _FEW and 4*held.nunique() <= len(held)
         return _strings(column, gone), sort or ("category" if few else "text")
-    if all(isinstance(v, (numbers.Real, np.bool_)) for v in held):
+    if all(isinstance(v, _REAL) for v in held):
         return _finite(np.array([np.nan if g else float(v) for g, v in zip(gone, column)]), gone, what), "number"
-    first = type(held.iloc[0])
-    row = next((i for i, v in enumerate(column) if not gone[i] and not isinstance(v, first)), int((~gone).argmax()))
+    row = _odd_row(column, gone, sort)
     odd = column.iloc[row]
     raise ValueError(f"{what} holds {type(odd).__name__} ({odd!r}) in row {row}, expected numbers, categories or text "
-                     "in all rows; of dates give numbers, such as days since the first")
+                     "in all rows: replace a sign for an empty cell by NaN; of dates give numbers, such as days since "
+                     "the first")
+
+def _odd_row(column, gone, sort):
+    "The first cell that is no number, where most are or have to be; else the first that is no text."
+    number, text = (np.array([isinstance(v, kind) for v in column]) for kind in (_REAL, str))
+    alike = number if sort == "number" or 2*number.sum() >= (~gone).sum() else text
+    return int((~alike & ~gone).argmax())
 
 def _strings(column, gone): return np.array([None if g else _name(v) for g, v in zip(gone, column)], dtype=object)
 

@@ -52,7 +52,7 @@ def multimodal_data(
     made = MultimodalData(name, data, y, classes, groups, kinds, task=task, size=size, split=split, layout=layout,
                           presence=presence)
     _say_missing(made)
-    for m, x in made.xs.items(): _say_gaps(m, rows_there(x))
+    for m, x in made.xs.items(): _say_gaps(m, rows_there(x), len(made))
     if made.parts is not None: _say_leaks(made)
     elif groups is None: _say_repeats(made)
     return made if modalities is None else made.select(modalities)
@@ -81,12 +81,12 @@ def _say_missing(data):
     warnings.warn(f"samples of {data.name} lack a modality: {shares}. They stay, and what is missing is masked; to "
                   "leave them out, give the rows that are complete", stacklevel=3)
 
-def _say_gaps(m, column):
+def _say_gaps(m, column, n):
     "Warn of empty cells of a table, which are filled."
     gaps = column.gaps() if isinstance(column, MixedTable) else {}
     if not gaps: return
     shown = ", ".join(f"{c!r} {n}" for c, n in sorted(gaps.items(), key=lambda g: -g[1])[:5])
-    warnings.warn(f"modality {m!r} has {sum(gaps.values())} empty cells in {len(column)} rows ({shown}): numbers are "
+    warnings.warn(f"modality {m!r} has {sum(gaps.values())} empty cells in {n} rows ({shown}): numbers are "
                   "filled with the median of the training rows, an empty category is a category of its own",
                   stacklevel=3)
 

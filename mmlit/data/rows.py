@@ -31,6 +31,7 @@ from mmlit.data.missing import (
     in_order,
     pick_rows,
     present_rows,
+    rows_as_given,
     rows_there,
 )
 from .mixed import MixedTable, TableEncoder
@@ -61,7 +62,8 @@ class Coding:
         train = {m: _rows_of(x, split.train, m) for m, x in data.xs.items()}
         def transformed(m):
             there = data.xs[m].present[split.train] if isinstance(data.xs[m], PartialColumn) else slice(None)
-            return FittedTransform(own[m], xs[m], train[m], data.y[split.train][there], m, standardize)
+            with rows_as_given(present_rows(data.xs[m])):
+                return FittedTransform(own[m], xs[m], train[m], data.y[split.train][there], m, standardize)
         self.encoders = {m: transformed(m) if m in own else fit(x, data.kinds[m], train[m]) for m, x in xs.items()}
         vectors = FittedTransform, TableEncoder
         self.ragged = {m: x.layout for m, x in xs.items() if isinstance(x, RaggedArrays)}
@@ -72,7 +74,8 @@ class Coding:
         ids = {m: words for m, x in xs.items() if m not in own and (words := tokenized(x)) is not None}
         self.words, self.input_kinds = self.words | ids, self.input_kinds | dict.fromkeys(ids, "tokenized")
 
-        for m, e in self.encoders.items(): e.check(xs[m], m)
+        for m, e in self.encoders.items():
+            with rows_as_given(present_rows(data.xs[m])): e.check(xs[m], m)
         first = {m: e.encode(xs[m][train[m][:1]]) for m, e in self.encoders.items()}
         self.blank = {m: map_tensors(torch.zeros_like, x) for m, x in first.items()}      # of a row that is missing
         self.raw_shapes = {m: _row_shape(x) for m, x in xs.items()}
@@ -215,10 +218,10 @@ class Rows(GetAttr):
         "A checked column of the modality m, perhaps with gaps."
         if isinstance(values, PartialColumn):
             if not values.present.any(): return PartialColumn(None, values.present)
-            return PartialColumn(self._column(m, values.values, layout), values.present)
+            with rows_as_given(values.present):
+                return PartialColumn(self._column(m, values.values, layout), values.present)
         gone = empty_rows(values, self.kinds[m])
-        if len(gone) and gone.all(): return PartialColumn(None, ~gone)
-        if gone.any(): return PartialColumn(self._column(m, pick_rows(values, ~gone), layout), ~gone)
+        if gone.any(): return self._column(m, PartialColumn(pick_rows(values, ~gone), ~gone), layout)
         if m in self.sorts and isinstance(values, list): return self._column(m, pd.DataFrame(values), layout)
         if m in self.sorts: values = self._table(m, values)
         elif m in self.names:

@@ -23,11 +23,12 @@ from mmlit.data.missing import (
     PartialColumn,
     missing_rows,
     pick_rows,
+    rows_as_given,
 )
 from .mixed import MixedTable, is_mixed
 from .pictures import PictureFiles
 from .ragged import RaggedArrays, is_ragged, laid_out, say_guess
-from .tables import check_whole, table_values
+from .tables import check_whole, table_values, words_among_numbers
 
 # %% ../../nbs/01h_values.ipynb #964c2d89
 class NamedArrays:
@@ -105,11 +106,24 @@ def as_column(
         return values if present is None else PartialColumn(values.take(np.flatnonzero(there)), there)
     if kind == "tuple" and isinstance(values, tuple): values = NamedArrays(values, name, kind)
     there = _rows_present(values, name, kind, present)
+    if kind in (None, "table"): _say_words(values, name)
     if there.all(): return laid_out(_as_column(values, name, kind, size, layout), name, layout)
-    if there.any(): return PartialColumn(as_column(pick_rows(values, there), name, kind, size, layout), there)
-    raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
+    if not there.any(): raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
+    with rows_as_given(there):
+        return PartialColumn(as_column(pick_rows(values, there), name, kind, size, layout), there)
 
 _COLUMNS = (PictureFiles, NamedArrays, MixedTable, RaggedArrays)
+
+def _say_words(values, name):
+    "Warn of text that is nearly all numbers, once for a modality: it was meant as numbers, or is a category."
+    if isinstance(values, (pd.DataFrame, Mapping)):
+        columns = {f"column {c!r} of modality {name!r}": x for c, x in values.items()}
+    else: columns = {f"modality {name!r}": values}
+    found = [said for what, x in columns.items() if (said := words_among_numbers(x, what))]
+    if not found: return
+    same = "column.astype('category')" if len(columns) > 1 else f"kinds={{{name!r}: 'tokens'}}"
+    more = f". {len(found) - 1} more of its columns are like this" if len(found) > 1 else ""
+    warnings.warn(f"{found[0]}; if it is text, say so, {same}{more}", stacklevel=4)
 
 def _as_column(values, name, kind, size, layout):
     if kind == "table" and isinstance(values, list): return as_column(pd.DataFrame(values), name, kind)

@@ -444,3 +444,19 @@ def test_kinds_and_layouts_are_those_that_are_said(tmp_path):
         load_table(tmp_path / "t.csv", views, "y", kinds=dict(a="tokens"))
     with pytest.raises(ValueError, match="layout is for sequences"):
         load_table(tmp_path / "t.csv", views, "y", layout=dict(a="time_first"))
+
+
+def test_a_sign_for_nothing_in_a_file_is_said(table, tmp_path):
+    table["age"] = table["age"].astype(str)
+    table.loc[7, "age"] = "?"
+    for name, write in dict(csv=pd.DataFrame.to_csv, parquet=pd.DataFrame.to_parquet).items():
+        write(table, tmp_path / f"a.{name}", index=False)
+        said = (
+            "column 'age' of modality 'clinic' holds numbers written as text, all but 1, the first of them '?' in row 7"
+        )
+        with pytest.warns(UserWarning, match=said.replace("?", "[?]")):
+            load_table(tmp_path / f"a.{name}", VIEWS, "stage")
+    table.loc[7, "age"] = ""  # the remedy
+    table.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.warns(UserWarning, match="1 empty cells in 60 rows .'age' 1"):
+        assert load_table(tmp_path / "a.csv", VIEWS, "stage").xs["clinic"].sorts["age"] == "number"

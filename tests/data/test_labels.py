@@ -164,3 +164,13 @@ def test_a_label_that_is_never_there_is_refused(tagged):
         multimodal_dls(x, y.assign(gone=0), device="cpu")
     with pytest.raises(ValueError, match="label 'always' is in all rows"):
         multimodal_dls(x, y.assign(always=1), device="cpu")
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+@pytest.mark.parametrize("kind", [float, int])
+def test_a_time_and_an_event_without_names_are_refused(order, kind):
+    rng = np.random.default_rng(0)
+    y = np.column_stack([rng.integers(1, 90, 60), rng.integers(0, 2, 60)])[:, order].astype(kind)
+    with pytest.raises(ValueError, match="survival targets, an event and its time.*task='regression' if they are two"):
+        encode_labels(y)
+    assert encode_labels(y, task="regression").y.tolist() == y.tolist()

@@ -1,5 +1,6 @@
 "Samples that lack a modality: from the column to the gradient, the ensemble, the audit and the prediction."
 
+import copy
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from PIL import Image
+from sklearn.preprocessing import FunctionTransformer
 from torch import nn
 
 from mmlit.audits.audit import audit
@@ -19,6 +21,7 @@ from mmlit.data.files import data_digest, load_npz
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.missing import PartialColumn
 from mmlit.data.own import joined_parts, multimodal_data
+from mmlit.data.values import as_column
 from mmlit.fusion.heads import HEADS
 from mmlit.fusion.models import FusionModel
 from mmlit.learner import METHODS, multimodal_learner
@@ -488,3 +491,75 @@ def test_the_best_unimodal_model_is_one_that_the_validation_part_says_something_
     assert runs.log_loss["best unimodal"] == runs.log_loss["unimodal noise"] != runs.log_loss["unimodal gone"]
     told = audit(data=data, budget=SMALL, out=tmp_path, workers=1, progress=False)
     assert torch.equal(told.first.logits["best unimodal"], told.first.logits["unimodal noise"])
+
+
+def _gappy(kind):
+    "A column of N rows of a kind whose rows 0 to 3 are missing, the same with a fault in row 17, and the fault."
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(N, 3, 4))
+    ids = [rng.integers(1, 9, k) for k in rng.integers(2, 6, N)]
+    table = pd.DataFrame(dict(age=numbers[:, 0, 0], sex=rng.choice(["f", "m"], N)))
+    good = dict(
+        vector=numbers[:, 0],
+        sequence=numbers,
+        ragged=[row[:, :k] for row, k in zip(numbers, rng.integers(2, 5, N))],
+        tokens=ids,
+        text=rng.choice(["red cat", "blue dog"], N).astype(object),
+        table=table,
+        dict=dict(u=numbers[:, 0], v=numbers[:, 1]),
+    )[kind]
+    wrong = copy.deepcopy(good)
+    if kind == "dict":
+        return good, wrong | dict(u=_with_nan(wrong["u"], (17, 1))), "in 1 of 120 rows, the first is row 17, column 1"
+    for column in (good, wrong):
+        for row in range(4):
+            if kind == "table":
+                column.iloc[row] = None
+            else:
+                column[row] = np.nan if kind in ("vector", "sequence") else None
+    if kind in ("vector", "sequence"):
+        wrong[17, 2] = np.nan
+        return good, wrong, "in 1 of 120 rows, the first is row 17, column 2"
+    if kind == "table":
+        wrong.loc[17, "age"] = np.inf
+        return good, wrong, "infinite in 1 rows, the first is row 17"
+    wrong[17] = dict(ragged=_with_nan(np.ones((3, 2)), (0, 1)), tokens=np.array([-2, 1]), text=5.0)[kind]
+    return (
+        good,
+        wrong,
+        dict(ragged="row 17 of .* NaN", tokens="row 17 of .* word id -2", text="float .5.0. in row 17")[kind],
+    )
+
+
+def _with_nan(x, at):
+    x[at] = np.nan
+    return x
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["vector", "sequence", "ragged", "tokens", "text", "table", "dict"])
+def test_a_fault_has_the_row_of_what_was_given(kind):
+    good, wrong, message = _gappy(kind)
+    other, y = np.random.default_rng(1).normal(size=(N, 2)), [0, 1] * (N // 2)
+    presence = pd.DataFrame(dict(a=np.arange(N) > 3)) if kind == "dict" else None
+    with pytest.raises(ValueError, match=message):
+        multimodal_data(dict(a=wrong, b=other), y, presence=presence)
+    dls = multimodal_dls(dict(a=good, b=other), y, presence=presence, device="cpu")
+    with pytest.raises(ValueError, match=message.replace("float .5.0. in", ".*")):
+        dls.test_dl(dict(a=wrong, b=other))
+
+
+def test_what_a_transform_cannot_hold_has_the_row_of_what_was_given():
+    x = np.random.default_rng(0).random((N, 3)) + 1
+    x[:4], x[17, 1] = np.nan, -1
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="too large for float32 in row 17 and 0 more"):
+        log = FunctionTransformer(np.log)
+        multimodal_dls(dict(a=x, b=np.arange(N)), [0, 1] * (N // 2), transform=dict(a=log), standardize=False)
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "string"])
+@pytest.mark.parametrize("form", [pd.Series, pd.array])
+def test_an_empty_value_of_a_pandas_array_is_a_missing_row(form, dtype):
+    values = ["1"] * 3 + [None] if dtype == "string" else [1, 2, 3, None]
+    column = as_column(form(values, dtype=dtype), "a", "tokens" if dtype == "string" else None)
+    assert column.present.tolist() == [True, True, True, False] and len(column.values) == 3

@@ -121,7 +121,10 @@ def test_new_rows_of_a_table_are_read_as_those_that_were_fitted(data):
     assert torch.equal(parts(frame.to_dict("records")), want)
     for wrong, message in (
         (frame.drop(columns="age"), r"no column 'age'; got \['smoker', 'stage', 'remark'\]"),
-        (frame.assign(age="old"), "column 'age' of modality 'clinic' holds text .'old'., and was fitted on numbers"),
+        (
+            frame.assign(age="old"),
+            "column 'age' of modality 'clinic' holds text .'old' in row 0., and was fitted on num",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             parts(wrong)

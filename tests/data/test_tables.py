@@ -1,6 +1,7 @@
 "Rows with a name are paired by it or refused, in every combination; columns say what they hold."
 
 import itertools
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -156,4 +157,36 @@ def test_an_option_has_the_type_of_its_default(default, word):
 
 def test_nothing_is_touched_where_there_is_one_index():
     parts = dict(a=A, y=[1] * N, b=None)
-    assert align_rows(parts) is parts
+    found = align_rows(parts)
+    assert list(found) == list(parts) and all(found[k] is parts[k] for k in parts)
+
+
+@pytest.mark.parametrize("where", ["one column", "beside others", "beside words", "rows"])
+def test_a_word_among_numbers_is_said(where):
+    "One sign for nothing makes text of a column of numbers, which is a guess: it is said with its column and row."
+    rng = np.random.default_rng(0)
+    age = [str(v) for v in rng.integers(20, 90, N)]
+    age[17] = "n/a"
+    frame = pd.DataFrame(dict(age=age, weight=rng.normal(size=N), sex=["f", "m"] * (N // 2)))
+    columns = {"one column": ["age"], "beside others": ["age", "weight"], "beside words": ["sex", "age"]}
+    given = list(age) if where == "rows" else frame[columns[where]]
+    with pytest.warns(UserWarning, match="all but 1, the first of them 'n/a' in row 17. It is taken as text") as said:
+        multimodal_data(dict(a=given, b=rng.normal(size=(N, 2))), [0, 1] * (N // 2))
+    (text,) = [str(w.message) for w in said if "written as text" in str(w.message)]
+    assert text.startswith("modality 'a' holds" if where == "rows" else "column 'age' of modality 'a' holds")
+    assert ("kinds={'a': 'tokens'}" in text) == (where in ("rows", "one column"))
+
+
+def test_what_is_text_and_what_is_said_to_be_is_no_word_among_numbers():
+    rng = np.random.default_rng(0)
+    age = pd.Series([str(v) for v in rng.integers(20, 90, N)])
+    age[17] = "?"
+    frame = pd.DataFrame(dict(age=age, weight=rng.normal(size=N)))
+    b, y = rng.normal(size=(N, 2)), [0, 1] * (N // 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        multimodal_data(dict(a=frame.astype(dict(age="category")), b=b), y)
+        multimodal_data(dict(a=frame["age"], b=b), y, kinds=dict(a="tokens"))
+        multimodal_data(dict(a=[f"{v} years" for v in range(N)], b=b), y)
+        numbers = frame.assign(age=pd.to_numeric(frame["age"], errors="coerce").fillna(50))  # the remedy
+        assert multimodal_data(dict(a=numbers, b=b), y).kinds["a"] == "vector"
