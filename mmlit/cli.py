@@ -78,7 +78,7 @@ def _command(args):
     "The command that repeats it, with every option that has a part in the result."
     words = ["mmlit", args.command]
     for name, value in vars(args).items():
-        if name in ("command", "out", "workers") or value is None or value is False: continue
+        if name in ("command", "out", "workers", "engine") or value is None or value is False: continue
         words.append("--" + name.replace("_", "-"))
         if name in ("modalities", "kinds", "layout"): words += value
         elif isinstance(value, list): words.append(",".join(map(str, value)) + ","*(len(value) == 1))
@@ -242,6 +242,7 @@ def _add_compare(parser):
     _add(parser, "--reference", "ensemble", "differences are taken to this row", metavar="NAME")
     _add(parser, "--metric", None, "what decides, such as balanced_accuracy, f1, mae", metavar="NAME")
     _add_training(parser, seeds=5)
+    _add(parser, "--engine", "joblib", "processes of this machine, or ray: a cluster", metavar="NAME")
 
 def _curve(args, data, methods, options):
     from mmlit.benchmark.curves import learning_curve
@@ -263,7 +264,7 @@ def _compare(args):
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
     data = _read(args, several=True)
     options:dict[str, Any] = dict(seeds=args.seeds, out=args.out, reference=args.reference, metric=args.metric)
-    options["workers"] = args.workers or None
+    options |= dict(workers=args.workers or None, engine=args.engine)
     if isinstance(args.n_train, list): return _curve(args, data, methods, options)
     found = compare(data, methods, budget=_budget(args), **options)
 

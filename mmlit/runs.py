@@ -8,9 +8,11 @@ __all__ = ['which_seeds', 'check_budget', 'changes_epochs', 'train_run', 'Job', 
 
 # %% ../nbs/30_runs.ipynb #03c5f8d1
 import gc
+import importlib
 import itertools
 import operator
 import os
+import pickle
 import signal
 import threading
 import time
@@ -36,7 +38,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from .audits.sample_scores import deciding_score
-from .core import check_seed
+from .core import check_seed, one_of
 from .data.splits import split_hash
 from .fusion.heads import HEADS
 from .fusion.models import SelectModalities, unwrap
@@ -322,6 +324,42 @@ def _in_processes(wave, store, workers):
         except BrokenProcessPool:                                       # others cannot import what it is made of
             for m in list(left.values()): yield left.pop(m.path), _train_and_store(m, store)
 
+def _ray():
+    try: ray = importlib.import_module("ray")
+    except ImportError as error: raise ImportError("engine 'ray' needs Ray: pip install 'mmlit[ray]'") from error
+    return ray
+
+def _with_source(sent, source, device):
+    "Train a job that was sent without its data, which all jobs of a machine share."
+    missing, store, heads = pickle.loads(sent)
+    return _in_worker(missing._replace(job=missing.job._replace(source=source)), store, heads, device)
+
+def _on_ray(wave, store, workers):
+    "Jobs, and why each failed, as they come: on the cluster that this process is connected to, or on one of its own."
+    ray, device = _ray(), str(default_device())
+    own = not ray.is_initialized()
+    if own: ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
+    task = ray.remote(num_cpus=1, num_gpus=int(device.startswith("cuda")), max_retries=0)(_with_source)
+    sources = {id(m.job.source): m.job.source for m in wave}
+    sent = {key: ray.put(source) for key, source in sources.items()}
+    def ask(m):
+        alone = m._replace(job=m.job._replace(source=None))
+        return task.remote(cloudpickle.dumps((alone, store, dict(HEADS))), sent[id(m.job.source)], device)
+    asked = {ask(m): m for m in wave}
+    try:
+        while asked:
+            (ready, *_), _ = ray.wait(list(asked))
+            m = asked.pop(ready)
+            try: _, reason = ray.get(ready)
+            except ImportError: reason = _train_and_store(m, store)     # others cannot import what it is made of
+            except ray.exceptions.RayError as error: reason = f"its process died: {' '.join(str(error).split())[:200]}"
+            yield m, reason
+    finally:
+        for ready in asked: ray.cancel(ready, force=True)
+        if own: ray.shutdown()
+
+_ENGINES = dict(joblib=_in_processes, ray=_on_ray)
+
 _CONTEXT = 2**29     # bytes of a GPU that CUDA takes for each process, roughly
 _SPARE = .2          # of the free memory: runs differ in size, and memory has gaps
 
@@ -350,11 +388,12 @@ def _on_gpu(first, store, workers, note):
                       f"{free/2**30:.1f} GiB are free: {fit} train at a time", stacklevel=3)
     return fit
 
-def _train_all(wave, store, workers, announce)->Iterator[tuple]:
+def _train_all(wave, store, workers, announce, engine)->Iterator[tuple]:
     "Jobs, and why each failed or None, as they come."
-    several = workers > 1 and len(wave) > 1
+    several = workers > 1 and len(wave) > 1 or engine == "ray"
     here = [m for m in wave if not (several and _can_be_sent(m.job.run))]
-    yield from _in_processes([m for m in wave if not any(m is h for h in here)], store, workers)
+    there = [m for m in wave if not any(m is h for h in here)]
+    if there: yield from _ENGINES[engine](there, store, workers)
     for m in here:
         announce(m.job)
         yield m, _train_and_store(m, store)
@@ -385,9 +424,11 @@ def train_missing(
     budget:Budget,             # the same for every run
     workers:int|None=None,     # runs at a time, on a GPU as many as it holds; None: the number of cores, 1 with a GPU
     progress:bool=True,        # a progress bar on stderr
+    engine:str="joblib",       # processes of this machine, or "ray": a cluster, whose machines share the store's folder
 ):
     "Train what is not stored yet; interrupted, it goes on where it stopped when called again. RunsFailed at the end."
     if workers is not None and workers < 1: raise ValueError(f"workers is how many runs train at a time, got {workers}")
+    if one_of("engine", engine, _ENGINES) == "ray": _ray()
     on_cpu = default_device().type == "cpu"
     workers = workers or (workers_that_fit(joblib.cpu_count()) if on_cpu else 1)
     waves, failed, jobs = _missing(wanted, store, budget), {}, []
@@ -403,11 +444,12 @@ def train_missing(
             if reason is None: return
             failed[m.path] = reason
             jobs.append(m.job)
-        if workers > 1 and total > 1 and not on_cpu: workers = _on_gpu(waves[0].pop(0), store, workers, note)
+        if workers > 1 and total > 1 and not on_cpu and engine == "joblib":
+            workers = _on_gpu(waves[0].pop(0), store, workers, note)
         for wave in waves:
             lost = {m.path: next((n for n, p in m.needs.items() if p in failed), None) for m in wave}
             for m in wave:
                 if lost[m.path]: note(m, f"it needs {lost[m.path]!r}, which failed: {failed[m.needs[lost[m.path]]]}")
             ready = [m for m in wave if not lost[m.path]]
-            for m, reason in _train_all(ready, store, workers, announce): note(m, reason)
+            for m, reason in _train_all(ready, store, workers, announce, engine): note(m, reason)
     if failed: raise RunsFailed(failed, jobs, total)

@@ -165,6 +165,8 @@ class RunStore:
         self._known:dict[int, tuple] = {}
         self._runs:dict[tuple, tuple] = {}
 
+    def __getstate__(self): return vars(self) | dict(_known={}, _runs={})        # ids are those of this process
+
     def path(self, source:Source, run:Run, seed:int, budget:Budget)->Path:
         "Where this run is kept, finished or not."
         if id(source) not in self._known: self._known[id(source)] = source, fingerprint(source)

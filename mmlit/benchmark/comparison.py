@@ -136,6 +136,7 @@ def compare(
     metric=None,                             # what decides, see `metric_of`; None: accuracy, or R2
     workers:int|None=None,                   # runs at a time; None: the number of cores, 1 with a GPU
     progress:bool=True,                      # a progress bar on stderr
+    engine:str="joblib",                     # who trains: processes of this machine, or "ray", see `train_missing`
 )->Comparison:
     """Train what is not stored yet and compare; interrupted, it goes on where it stopped when called again.
     A run that fails is a failed cell of the table; where none is left, `RunsFailed`."""
@@ -155,7 +156,7 @@ def compare(
     splits = {name: {seed: split_rows(data, seed, n_train=budget.n_train, n_test=budget.n_test) for seed in which}
               for name, data in sets.items() if data.parts is not None or budget.n_test is not None}
     store, reasons, failure = RunStore(out), {}, None
-    try: train_missing(jobs, store, budget, workers, progress)
+    try: train_missing(jobs, store, budget, workers, progress, engine)
     except RunsFailed as error: reasons, failure = error.reasons, error
 
     cells = {(data, seed, name):
