@@ -7,6 +7,7 @@ __all__ = ['METRICS', 'Metric', 'metric_of', 'register_metric', 'with_metric', '
 
 # %% ../nbs/12b_metrics.ipynb #9c0e991d
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,20 +164,53 @@ METRICS = MappingProxyType(_METRICS)     # `register_metric` adds to it
 
 # %% ../nbs/12b_metrics.ipynb #7934995f
 _SCORER:Any = type(metrics.make_scorer(metrics.accuracy_score)).__base__
+_MADE_FOR = dict(_regression=_NUMBERS, _classification=_SORTS, _ranking=_SORTS, cluster=("classification",))
 
-def _of_scorer(scorer):
+def _score_of(scorer):
+    "The function of a scorer, and the options that it is called with."
+    function, options = scorer._score_func, dict(scorer._kwargs)
+    while hasattr(function, "func"): function, options = function.func, {**function.keywords, **options}
+    return function, options
+
+def _tasks_of(scorer):
+    "The tasks that a scorer fits: by the part of scikit-learn that its function is from, and what it asks a model."
+    made = _score_of(scorer)[0].__module__.split(".")
+    tasks = next((t for part, t in _MADE_FOR.items() if made[0] == "sklearn" and part in made), TASKS)
+    numbers = "predict" in np.atleast_1d(scorer._response_method)       # what else a scorer asks for, only classes have
+    return tuple(t for t in tasks if numbers or t != "regression")
+
+def _counted_class(scorer, classes, of):
+    "The number of the one class that a scorer of two classes counts, or None. ValueError where no class is called so."
+    function, options = _score_of(scorer)
+    default = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    mean = default.get("average") == "binary" != options.get("average", "binary")      # over classes: none is chosen
+    if len(classes) != 2 or "pos_label" not in default or mean: return None
+    label = options.get("pos_label", default["pos_label"])
+    if label is None: label = 1
+    names = [str(label)] + ["True", "1.0"]*(label == 1)              # as scikit-learn takes labels that are numbers
+    found = next((list(classes).index(name) for name in names if name in classes), None)
+    if found is not None: return found
+    raise ValueError(f"{function.__name__} counts one class, pos_label={label!r}, and the classes of {of} are "
+                     f"{list(classes)}: choose one, make_scorer({function.__name__}, pos_label={classes[1]!r})")
+
+def _of_scorer(scorer, classes, of):
     "A scorer of scikit-learn as a metric, named for what it computes."
+    counted = _counted_class(scorer, classes, of)
+    if counted is not None:
+        scorer = copy.copy(scorer)
+        scorer._kwargs = scorer._kwargs | dict(pos_label=counted)
     def function(y, estimator): return scorer(estimator, np.zeros((len(y), 1)), y)
     sign = "neg_" if scorer._sign < 0 else ""
-    return Metric(sign + scorer._score_func.__name__, TASKS, function=function, takes="estimator")
+    return Metric(sign + _score_of(scorer)[0].__name__, _tasks_of(scorer), function=function, takes="estimator")
 
 def metric_of(
     metric,              # a name in `METRICS`, a `Metric`, or a scorer of scikit-learn
     task:str,            # one of `TASKS`
     of:str="the data",   # whose task it is, for messages
+    classes:Sequence=(), # their names: one of two that a scorer counts (pos_label) is one of these
 )->Metric:
     "The metric. ValueError where it is unknown, or of another task."
-    if isinstance(metric, _SCORER): return _of_scorer(metric)
+    if isinstance(metric, _SCORER): metric = _of_scorer(metric, classes, of)
     task = task_name(task)
     fitting = [name for name, m in METRICS.items() if task in m.tasks]
     if isinstance(metric, str): metric = METRICS[one_of("metric", metric, METRICS if metric in METRICS else fitting)]
@@ -209,7 +243,8 @@ def with_metric(
 )->Any:        # the same rows
     "Data, or loaders, for which the metric chooses. ValueError where it does not fit their task."
     chosen = copy.copy(data)
-    chosen.metric = None if metric is None else metric_of(metric, data.task, getattr(data, "name", "the data"))
+    of = getattr(data, "name", "the data")
+    chosen.metric = None if metric is None else metric_of(metric, data.task, of, data.classes)
     return chosen
 
 def check_metric(

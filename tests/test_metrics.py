@@ -1,5 +1,6 @@
 "Metrics by name, by scorer and of one's own: values, refusals, and the draws of those that are no means."
 
+import functools
 import math
 import pickle
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fingerprint import fingerprint
@@ -108,14 +110,81 @@ def test_a_scorer_is_asked_as_scikit_learn_asks_it(name):
     assert math.isclose(metric_of(scorer, "classification")(OUT, Y, "classification"), expected)
 
 
-def test_a_scorer_that_cannot_answer_is_refused_before_training():
-    data = MultimodalData("numbers", dict(a=RNG.normal(size=(120, 2)), b=RNG.normal(size=(120, 2))), TARGETS)
-    from mmlit.benchmark.comparison import compare
+def columns(y, **options):
+    return MultimodalData("mine", dict(a=RNG.normal(size=(120, 2)), b=RNG.normal(size=(120, 2))), y, **options)
 
+
+def test_a_scorer_that_cannot_answer_is_refused_before_training():
     with pytest.raises(ValueError, match="cannot be measured on the validation part"):
-        compare(data, metric=metrics.get_scorer("roc_auc"), progress=False)
+        compare(columns(Y, classes=list("xyz")), metric=metrics.get_scorer("roc_auc"), progress=False)
     with pytest.raises(ValueError, match="f1 is a metric for classification and multi-label.*choose one of r2"):
-        compare(data, metric="f1", progress=False)
+        compare(columns(TARGETS), metric="f1", progress=False)
+
+
+@pytest.mark.parametrize("name", ["r2", "neg_mean_absolute_error", "explained_variance"])
+def test_a_scorer_of_numbers_is_refused_for_classes(name):
+    for task, y, names in (("classification", Y, list("xyz")), ("multi-label", TAGS, list("wxyz"))):
+        said = f"is a metric for regression, and the task of mine is {task}: choose one of accuracy"
+        with pytest.raises(ValueError, match=said):
+            compare(columns(y, classes=names, task=task), metric=metrics.get_scorer(name), progress=False)
+
+
+SCORERS = ["accuracy", "f1_macro", "roc_auc_ovr", "neg_log_loss", "average_precision", "adjusted_rand_score"]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_scorer_of_classes_is_refused_for_numbers(name):
+    with pytest.raises(
+        ValueError, match="is a metric for classification.*task of mine is regression: choose one of r2"
+    ):
+        compare(columns(TARGETS), metric=metrics.get_scorer(name), progress=False)
+
+
+def test_a_scorer_of_a_function_of_ones_own_fits_what_it_asks_for():
+    def own(y, answer):
+        return float(np.mean(y == answer))
+
+    half = functools.partial(metrics.fbeta_score, beta=0.5)
+    assert (
+        metric_of(metrics.make_scorer(own), "classification").tasks
+        == metric_of(metrics.make_scorer(own), "regression").tasks
+    )
+    with pytest.raises(ValueError, match="own is a metric for classification and multi-label"):
+        metric_of(metrics.make_scorer(own, response_method="predict_proba"), "regression")
+    found = metric_of(metrics.make_scorer(half, average="macro"), "classification")
+    assert found.name == "fbeta_score" and found.tasks == ("classification", "multi-label")
+    answer = OUT.argmax(1)
+    assert found(OUT, Y, "classification") == metrics.fbeta_score(Y, answer, beta=0.5, average="macro")
+
+
+@pytest.mark.parametrize("function", [metrics.f1_score, metrics.precision_score, metrics.jaccard_score])
+def test_a_scorer_counts_the_class_that_is_named(function):
+    y, pair = (Y > 0).astype(int), OUT[:, :2]
+    names = np.array(["ill", "well"])
+    for name in names:
+        found = with_metric(columns(y, classes=list(names)), metrics.make_scorer(function, pos_label=name)).metric
+        assert found(pair, y, "classification") == function(names[y], names[pair.argmax(1)], pos_label=name)
+    for wrong in (metrics.make_scorer(function), metrics.make_scorer(function, pos_label="sick")):
+        with pytest.raises(
+            ValueError, match=r"counts one class, pos_label=.*the classes of mine are \['ill', 'well'\]"
+        ):
+            with_metric(columns(y, classes=list(names)), wrong)
+    with_metric(columns(y, classes=list(names)), metrics.make_scorer(function, average="macro"))  # of no one class
+
+
+def test_labels_that_are_numbers_are_counted_by_their_number():
+    "Labels 1 and 2: pos_label=1, which scikit-learn means without a word, is the first of them."
+    y, pair = (Y > 0).astype(int), OUT[:, :2]
+    for names, first in ((["1", "2"], True), (["0", "1"], False), (["False", "True"], False)):
+        for scorer in (metrics.get_scorer("f1"), metrics.make_scorer(metrics.f1_score, pos_label=1)):
+            found = metric_of(scorer, "classification", classes=names)(pair, y, "classification")
+            assert found == metrics.f1_score(y == (not first), pair.argmax(1) == (not first))
+    scorer, p = metrics.get_scorer("average_precision"), softmax(pair)
+    for names, k in ((["1", "2"], 0), (["0", "1"], 1)):
+        found = metric_of(scorer, "classification", classes=names)(pair, y, "classification")
+        assert math.isclose(found, metrics.average_precision_score(y == k, p[:, k]))
+    with pytest.raises(ValueError, match="average_precision_score counts one class"):
+        metric_of(scorer, "classification", classes=["ill", "well"])
 
 
 def test_a_metric_of_ones_own_is_entered_once():
