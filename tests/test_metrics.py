@@ -3,11 +3,14 @@
 import functools
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
 
+import mmlit.metrics
 from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
@@ -201,8 +204,6 @@ def test_a_metric_of_ones_own_is_entered_once():
         with pytest.raises(ValueError, match="unknown answers"):
             register_metric("other", share, takes="logits")
     finally:
-        import mmlit.metrics
-
         del mmlit.metrics._METRICS["share"]
 
 
@@ -261,3 +262,72 @@ def test_the_epoch_that_is_kept_is_the_best_by_an_error():
     assert answer.info["monitor"] == "mae"
     kept = METRICS["mae"](answer.valid, answer.y_valid, "regression")
     assert math.isclose(kept, min(answer.info["validation"]), rel_tol=1e-5)
+
+
+OPTIONS = [dict(average=average) for average in ("macro", "micro", "weighted")]
+SHARES = [metrics.f1_score, metrics.precision_score, metrics.recall_score, metrics.jaccard_score]
+COUNTED = [(f, o) for f in SHARES for o in OPTIONS]
+COUNTED += [(metrics.fbeta_score, dict(average="macro", beta=2)), (metrics.balanced_accuracy_score, {})]
+COUNTED += [(metrics.balanced_accuracy_score, dict(adjusted=True)), (metrics.matthews_corrcoef, {})]
+COUNTED += [(metrics.cohen_kappa_score, dict(weights=w)) for w in (None, "linear", "quadratic")]
+PAIR = [(f, dict(pos_label=k)) for f in SHARES for k in (0, 1)] + [
+    (metrics.f1_score, {}),
+    (metrics.matthews_corrcoef, {}),
+]
+LABELS = [(f, o) for f in SHARES for o in OPTIONS] + [(metrics.f1_score, dict(average="macro", zero_division=1))]
+
+
+def same_draws(function, options, out, y, task):
+    "Draws from counts are those of scikit-learn, draw by draw; few rows, so that classes are missing from many."
+    answer = out.argmax(1) if task == "classification" else (out > 0).astype(int)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(len(y), size=len(y)) for _ in range(60)]
+
+    def of(r):
+        value = function(y[r], answer[r], **options)
+        return value if math.isfinite(value) else math.nan
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [of(np.arange(len(y))), *map(of, rows)]
+        found = metric_of(metrics.make_scorer(function, **options), task)
+        drawn = drawn_scores(found, out, y, task, draws=60)
+    assert np.allclose(drawn, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+    counted = mmlit.metrics._by_counts(found, torch.as_tensor(out), torch.as_tensor(y), task, rows)
+    there = ~np.isnan(counted)
+    assert there.mean() > 0.5 and np.allclose(counted[there], np.array(expected[1:])[there], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function, options", COUNTED)
+def test_draws_of_classes_from_counts_are_those_of_scikit_learn(function, options):
+    same_draws(function, options, np.c_[OUT[:12], RNG.normal(size=12) - 1], np.r_[Y[:11], 3], "classification")
+
+
+@pytest.mark.parametrize("function, options", PAIR)
+def test_draws_of_two_classes_from_counts_are_those_of_scikit_learn(function, options):
+    same_draws(function, options, OUT[:9, :2], (Y[:9] > 0).astype(int), "classification")
+
+
+@pytest.mark.parametrize("function, options", LABELS)
+def test_draws_of_labels_from_counts_are_those_of_scikit_learn(function, options):
+    same_draws(function, options, LOGITS[:6], TAGS[:6], "multi-label")
+
+
+@pytest.mark.parametrize("name", ["f1", "balanced_accuracy", "mcc", "quadratic_kappa"])
+def test_draws_of_our_own_from_counts_are_those_without(name):
+    metric = METRICS[name]
+    slow = Metric("slow", metric.tasks, function=lambda y, answer: metric.function(y, answer))
+    cases = dict(classification=(OUT[:15], Y[:15]), **{"multi-label": (LOGITS[:15], TAGS[:15])})
+    for task in metric.tasks:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, expected = (drawn_scores(m, *cases[task], task, draws=100) for m in (metric, slow))
+        assert np.allclose(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_draws_with_options_beyond_the_counts_ask_scikit_learn():
+    for options in (dict(labels=[0, 1], average="macro"), dict(average="macro", zero_division=np.nan)):
+        found = metric_of(metrics.make_scorer(metrics.f1_score, **options), "classification")
+        rows = np.random.default_rng(0).integers(120, size=120)
+        expected = metrics.f1_score(Y[rows], OUT[rows].argmax(1), **options)
+        assert math.isclose(drawn_scores(found, OUT, Y, "classification", draws=1)[1], expected)
