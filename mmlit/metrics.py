@@ -7,9 +7,11 @@ __all__ = ['METRICS', 'Metric', 'metric_of', 'register_metric', 'with_metric', '
 
 # %% ../nbs/12b_metrics.ipynb #9c0e991d
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -163,20 +165,59 @@ METRICS = MappingProxyType(_METRICS)     # `register_metric` adds to it
 
 # %% ../nbs/12b_metrics.ipynb #7934995f
 _SCORER:Any = type(metrics.make_scorer(metrics.accuracy_score)).__base__
+_MADE_FOR = dict(_regression=_NUMBERS, _classification=_SORTS, _ranking=_SORTS, cluster=("classification",))
 
-def _of_scorer(scorer):
+def _score_of(scorer):
+    "The function of a scorer, and the options that it is called with."
+    function, options = scorer._score_func, dict(scorer._kwargs)
+    while hasattr(function, "func"): function, options = function.func, {**function.keywords, **options}
+    return function, options
+
+def _tasks_of(scorer):
+    "The tasks that a scorer fits: by the part of scikit-learn that its function is from, and what it asks a model."
+    made = _score_of(scorer)[0].__module__.split(".")
+    tasks = next((t for part, t in _MADE_FOR.items() if made[0] == "sklearn" and part in made), TASKS)
+    numbers = "predict" in np.atleast_1d(scorer._response_method)       # what else a scorer asks for, only classes have
+    return tuple(t for t in tasks if numbers or t != "regression")
+
+def _counted_class(scorer, classes, of):
+    "The number of the one class that a scorer of two classes counts, or None. ValueError where no class is called so."
+    function, options = _score_of(scorer)
+    default = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    mean = default.get("average") == "binary" != options.get("average", "binary")      # over classes: none is chosen
+    if len(classes) != 2 or "pos_label" not in default or mean: return None
+    label = options.get("pos_label", default["pos_label"])
+    if label is None: label = 1
+    names = [str(label)] + ["True", "1.0"]*(label == 1)              # as scikit-learn takes labels that are numbers
+    found = next((list(classes).index(name) for name in names if name in classes), None)
+    if found is not None: return found
+    raise ValueError(f"{function.__name__} counts one class, pos_label={label!r}, and the classes of {of} are "
+                     f"{list(classes)}: choose one, make_scorer({function.__name__}, pos_label={classes[1]!r})")
+
+@dataclass(frozen=True)
+class _Asked:
+    "A scorer that is asked of answers."
+    scorer:Any
+    def __call__(self, y, estimator): return self.scorer(estimator, np.zeros((len(y), 1)), y)
+
+def _of_scorer(scorer, classes, of):
     "A scorer of scikit-learn as a metric, named for what it computes."
-    def function(y, estimator): return scorer(estimator, np.zeros((len(y), 1)), y)
+    counted = _counted_class(scorer, classes, of)
+    if counted is not None:
+        scorer = copy.copy(scorer)
+        scorer._kwargs = scorer._kwargs | dict(pos_label=counted)
+    function = _Asked(scorer)
     sign = "neg_" if scorer._sign < 0 else ""
-    return Metric(sign + scorer._score_func.__name__, TASKS, function=function, takes="estimator")
+    return Metric(sign + _score_of(scorer)[0].__name__, _tasks_of(scorer), function=function, takes="estimator")
 
 def metric_of(
     metric,              # a name in `METRICS`, a `Metric`, or a scorer of scikit-learn
     task:str,            # one of `TASKS`
     of:str="the data",   # whose task it is, for messages
+    classes:Sequence=(), # their names: one of two that a scorer counts (pos_label) is one of these
 )->Metric:
     "The metric. ValueError where it is unknown, or of another task."
-    if isinstance(metric, _SCORER): return _of_scorer(metric)
+    if isinstance(metric, _SCORER): metric = _of_scorer(metric, classes, of)
     task = task_name(task)
     fitting = [name for name, m in METRICS.items() if task in m.tasks]
     if isinstance(metric, str): metric = METRICS[one_of("metric", metric, METRICS if metric in METRICS else fitting)]
@@ -209,7 +250,8 @@ def with_metric(
 )->Any:        # the same rows
     "Data, or loaders, for which the metric chooses. ValueError where it does not fit their task."
     chosen = copy.copy(data)
-    chosen.metric = None if metric is None else metric_of(metric, data.task, getattr(data, "name", "the data"))
+    of = getattr(data, "name", "the data")
+    chosen.metric = None if metric is None else metric_of(metric, data.task, of, data.classes)
     return chosen
 
 def check_metric(
@@ -224,6 +266,82 @@ def check_metric(
     try: metric(out, y, task)
     except Exception as error:
         raise ValueError(f"{metric.name} cannot be measured on the {part} part: {error}") from error
+
+# %% ../nbs/12b_metrics.ipynb #6e566ddc
+def _margins(tables):
+    "How often each class, or label, is answered where it is there, is there, and is answered: (K, C) each."
+    if tables.ndim == 4: return tables[..., 1, 1], tables[..., 1, :].sum(-1), tables[..., 1].sum(-1)
+    return np.diagonal(tables, axis1=1, axis2=2), tables.sum(2), tables.sum(1)
+
+def _over(a, b, default=0.): return np.divide(a, b, out=np.full(np.shape(a), float(default)), where=b > 0)
+
+def _share(part, tables, average="binary", pos_label=1, zero_division:Any=0, beta=1.):
+    "A share of right answers by class, and its mean as in scikit-learn: over classes that are there or answered."
+    hit, there, said = _margins(tables)
+    known = there + said > 0 if tables.ndim == 3 else np.ones(there.shape, dtype=bool)
+    if average == "binary": hit, there, said, known = (v[:, [pos_label]] for v in (hit, there, said, known | True))
+    if average == "micro": hit, there, said, known = (v.sum(1, keepdims=True) for v in (hit, there, said, known))
+    value = _over(*part(hit, there, said, beta), default=zero_division == 1)
+    weight = there if average == "weighted" else known > 0
+    return _over((weight*value).sum(1), weight.sum(1), math.nan)
+
+def _of_precision(hit, there, said, beta): return hit, said
+def _of_recall(hit, there, said, beta): return hit, there
+def _of_f(hit, there, said, beta): return (1 + beta**2)*hit, beta**2*there + said
+def _of_jaccard(hit, there, said, beta): return hit, there + said - hit
+
+def _mean_recall(tables, adjusted=False):
+    "Balanced accuracy; of several labels its mean over labels."
+    if tables.ndim == 4: return _mean_recall(tables.reshape(-1, 2, 2)).reshape(tables.shape[:2]).mean(1)
+    hit, there, _ = _margins(tables)
+    n = (there > 0).sum(1)
+    mean = _over(hit, there).sum(1)/n
+    return _over(mean*n - 1, n - 1, math.nan) if adjusted else mean
+
+def _matthews(tables):
+    hit, there, said = _margins(tables)
+    n = there.sum(1)
+    spread = [n**2 - (v**2).sum(1) for v in (there, said)]
+    return _over(n*hit.sum(1) - (there*said).sum(1), np.sqrt(spread[0]*spread[1]))
+
+def _agreement(tables, weights=None):
+    "Cohen's kappa; the distance of classes counts those between them that are there or answered."
+    _, there, said = _margins(tables)
+    place = (there + said > 0).cumsum(1)
+    if weights is None: apart = 1 - np.eye(place.shape[1])[None]
+    else: apart = np.abs(place[:, :, None] - place[:, None])**(2 if weights == "quadratic" else 1)
+    chance = there[:, :, None]*said[:, None]/there.sum(1)[:, None, None]
+    return 1 - _over((apart*tables).sum((1, 2)), (apart*chance).sum((1, 2)), math.nan)
+
+_COUNTED:dict[Any, Callable] = {
+    metrics.precision_score: partial(_share, _of_precision), metrics.recall_score: partial(_share, _of_recall),
+    metrics.f1_score: partial(_share, _of_f), metrics.fbeta_score: partial(_share, _of_f),
+    metrics.jaccard_score: partial(_share, _of_jaccard), metrics.balanced_accuracy_score: _mean_recall,
+    metrics.matthews_corrcoef: _matthews, metrics.cohen_kappa_score: _agreement,
+    _f1: partial(_share, _of_f, average="macro"), _balanced: _mean_recall,
+    _kappa: partial(_agreement, weights="quadratic")}
+
+def _by_counts(metric, out, y, task, drawn):
+    "The metric on the rows of each draw, from counts; NaN where it is no function of these, or an option is unknown."
+    function, options, sign = metric.function, {}, 1
+    if isinstance(function, _Asked):
+        (function, options), sign = _score_of(function.scorer), function.scorer._sign
+    of = _COUNTED.get(function)
+    if (of is None or task_name(task) == "regression" or not set(options) <= set(inspect.signature(of).parameters)
+            or options.get("average", "binary") not in ("binary", "micro", "macro", "weighted")
+            or options.get("zero_division", 0) not in (0, 1, "warn")):
+        return np.full(len(drawn), math.nan)
+    out, y = out.detach().cpu().double(), y.detach().cpu().long().numpy()
+    answer, C = _answered(out, task_name(task)), out.shape[1]
+    shape, code = (C, C), (C*y + answer)[:, None] if y.ndim == 1 else None
+    if code is None: shape, code = (C, 2, 2), 4*np.arange(C) + 2*y + answer
+    size, found = math.prod(shape), []
+    step = max(1, 2**20//size)
+    for at in range(0, len(drawn), step):
+        some = drawn[at:at + step]
+        flat = np.concatenate([k*size + code[rows].ravel() for k, rows in enumerate(some)])
+        found.append(of(np.bincount(flat, minlength=len(some)*size).reshape(-1, *shape).astype(float), **options))
+    return sign*np.concatenate(found)
 
 # %% ../nbs/12b_metrics.ipynb #7001f7f7
 _DRAWS = 300     # the ends of a 95 % interval are means of about the eighth draw from either side
@@ -248,4 +366,7 @@ def drawn_scores(
         try: return metric(out[rows], y[rows], task)
         except ValueError: return math.nan
     drawn = [np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))]) for _ in range(draws)]
-    return np.array([metric(out, y, task), *map(of, drawn)])
+    whole = metric(out, y, task)
+    counted = _by_counts(metric, out, y, task, [np.arange(len(y)), *drawn])
+    if not math.isclose(counted[0], whole, rel_tol=1e-9, abs_tol=1e-12): counted[:] = math.nan     # beyond these
+    return np.array([whole, *(of(rows) if math.isnan(value) else value for value, rows in zip(counted[1:], drawn))])

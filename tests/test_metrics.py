@@ -1,12 +1,17 @@
 "Metrics by name, by scorer and of one's own: values, refusals, and the draws of those that are no means."
 
+import functools
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics
 
+import mmlit.metrics
+from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fingerprint import fingerprint
@@ -108,14 +113,81 @@ def test_a_scorer_is_asked_as_scikit_learn_asks_it(name):
     assert math.isclose(metric_of(scorer, "classification")(OUT, Y, "classification"), expected)
 
 
-def test_a_scorer_that_cannot_answer_is_refused_before_training():
-    data = MultimodalData("numbers", dict(a=RNG.normal(size=(120, 2)), b=RNG.normal(size=(120, 2))), TARGETS)
-    from mmlit.benchmark.comparison import compare
+def columns(y, **options):
+    return MultimodalData("mine", dict(a=RNG.normal(size=(120, 2)), b=RNG.normal(size=(120, 2))), y, **options)
 
+
+def test_a_scorer_that_cannot_answer_is_refused_before_training():
     with pytest.raises(ValueError, match="cannot be measured on the validation part"):
-        compare(data, metric=metrics.get_scorer("roc_auc"), progress=False)
+        compare(columns(Y, classes=list("xyz")), metric=metrics.get_scorer("roc_auc"), progress=False)
     with pytest.raises(ValueError, match="f1 is a metric for classification and multi-label.*choose one of r2"):
-        compare(data, metric="f1", progress=False)
+        compare(columns(TARGETS), metric="f1", progress=False)
+
+
+@pytest.mark.parametrize("name", ["r2", "neg_mean_absolute_error", "explained_variance"])
+def test_a_scorer_of_numbers_is_refused_for_classes(name):
+    for task, y, names in (("classification", Y, list("xyz")), ("multi-label", TAGS, list("wxyz"))):
+        said = f"is a metric for regression, and the task of mine is {task}: choose one of accuracy"
+        with pytest.raises(ValueError, match=said):
+            compare(columns(y, classes=names, task=task), metric=metrics.get_scorer(name), progress=False)
+
+
+SCORERS = ["accuracy", "f1_macro", "roc_auc_ovr", "neg_log_loss", "average_precision", "adjusted_rand_score"]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_scorer_of_classes_is_refused_for_numbers(name):
+    with pytest.raises(
+        ValueError, match="is a metric for classification.*task of mine is regression: choose one of r2"
+    ):
+        compare(columns(TARGETS), metric=metrics.get_scorer(name), progress=False)
+
+
+def test_a_scorer_of_a_function_of_ones_own_fits_what_it_asks_for():
+    def own(y, answer):
+        return float(np.mean(y == answer))
+
+    half = functools.partial(metrics.fbeta_score, beta=0.5)
+    assert (
+        metric_of(metrics.make_scorer(own), "classification").tasks
+        == metric_of(metrics.make_scorer(own), "regression").tasks
+    )
+    with pytest.raises(ValueError, match="own is a metric for classification and multi-label"):
+        metric_of(metrics.make_scorer(own, response_method="predict_proba"), "regression")
+    found = metric_of(metrics.make_scorer(half, average="macro"), "classification")
+    assert found.name == "fbeta_score" and found.tasks == ("classification", "multi-label")
+    answer = OUT.argmax(1)
+    assert found(OUT, Y, "classification") == metrics.fbeta_score(Y, answer, beta=0.5, average="macro")
+
+
+@pytest.mark.parametrize("function", [metrics.f1_score, metrics.precision_score, metrics.jaccard_score])
+def test_a_scorer_counts_the_class_that_is_named(function):
+    y, pair = (Y > 0).astype(int), OUT[:, :2]
+    names = np.array(["ill", "well"])
+    for name in names:
+        found = with_metric(columns(y, classes=list(names)), metrics.make_scorer(function, pos_label=name)).metric
+        assert found(pair, y, "classification") == function(names[y], names[pair.argmax(1)], pos_label=name)
+    for wrong in (metrics.make_scorer(function), metrics.make_scorer(function, pos_label="sick")):
+        with pytest.raises(
+            ValueError, match=r"counts one class, pos_label=.*the classes of mine are \['ill', 'well'\]"
+        ):
+            with_metric(columns(y, classes=list(names)), wrong)
+    with_metric(columns(y, classes=list(names)), metrics.make_scorer(function, average="macro"))  # of no one class
+
+
+def test_labels_that_are_numbers_are_counted_by_their_number():
+    "Labels 1 and 2: pos_label=1, which scikit-learn means without a word, is the first of them."
+    y, pair = (Y > 0).astype(int), OUT[:, :2]
+    for names, first in ((["1", "2"], True), (["0", "1"], False), (["False", "True"], False)):
+        for scorer in (metrics.get_scorer("f1"), metrics.make_scorer(metrics.f1_score, pos_label=1)):
+            found = metric_of(scorer, "classification", classes=names)(pair, y, "classification")
+            assert found == metrics.f1_score(y == (not first), pair.argmax(1) == (not first))
+    scorer, p = metrics.get_scorer("average_precision"), softmax(pair)
+    for names, k in ((["1", "2"], 0), (["0", "1"], 1)):
+        found = metric_of(scorer, "classification", classes=names)(pair, y, "classification")
+        assert math.isclose(found, metrics.average_precision_score(y == k, p[:, k]))
+    with pytest.raises(ValueError, match="average_precision_score counts one class"):
+        metric_of(scorer, "classification", classes=["ill", "well"])
 
 
 def test_a_metric_of_ones_own_is_entered_once():
@@ -132,8 +204,6 @@ def test_a_metric_of_ones_own_is_entered_once():
         with pytest.raises(ValueError, match="unknown answers"):
             register_metric("other", share, takes="logits")
     finally:
-        import mmlit.metrics
-
         del mmlit.metrics._METRICS["share"]
 
 
@@ -192,3 +262,72 @@ def test_the_epoch_that_is_kept_is_the_best_by_an_error():
     assert answer.info["monitor"] == "mae"
     kept = METRICS["mae"](answer.valid, answer.y_valid, "regression")
     assert math.isclose(kept, min(answer.info["validation"]), rel_tol=1e-5)
+
+
+OPTIONS = [dict(average=average) for average in ("macro", "micro", "weighted")]
+SHARES = [metrics.f1_score, metrics.precision_score, metrics.recall_score, metrics.jaccard_score]
+COUNTED = [(f, o) for f in SHARES for o in OPTIONS]
+COUNTED += [(metrics.fbeta_score, dict(average="macro", beta=2)), (metrics.balanced_accuracy_score, {})]
+COUNTED += [(metrics.balanced_accuracy_score, dict(adjusted=True)), (metrics.matthews_corrcoef, {})]
+COUNTED += [(metrics.cohen_kappa_score, dict(weights=w)) for w in (None, "linear", "quadratic")]
+PAIR = [(f, dict(pos_label=k)) for f in SHARES for k in (0, 1)] + [
+    (metrics.f1_score, {}),
+    (metrics.matthews_corrcoef, {}),
+]
+LABELS = [(f, o) for f in SHARES for o in OPTIONS] + [(metrics.f1_score, dict(average="macro", zero_division=1))]
+
+
+def same_draws(function, options, out, y, task):
+    "Draws from counts are those of scikit-learn, draw by draw; few rows, so that classes are missing from many."
+    answer = out.argmax(1) if task == "classification" else (out > 0).astype(int)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(len(y), size=len(y)) for _ in range(60)]
+
+    def of(r):
+        value = function(y[r], answer[r], **options)
+        return value if math.isfinite(value) else math.nan
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = [of(np.arange(len(y))), *map(of, rows)]
+        found = metric_of(metrics.make_scorer(function, **options), task)
+        drawn = drawn_scores(found, out, y, task, draws=60)
+    assert np.allclose(drawn, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+    counted = mmlit.metrics._by_counts(found, torch.as_tensor(out), torch.as_tensor(y), task, rows)
+    there = ~np.isnan(counted)
+    assert there.mean() > 0.5 and np.allclose(counted[there], np.array(expected[1:])[there], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function, options", COUNTED)
+def test_draws_of_classes_from_counts_are_those_of_scikit_learn(function, options):
+    same_draws(function, options, np.c_[OUT[:12], RNG.normal(size=12) - 1], np.r_[Y[:11], 3], "classification")
+
+
+@pytest.mark.parametrize("function, options", PAIR)
+def test_draws_of_two_classes_from_counts_are_those_of_scikit_learn(function, options):
+    same_draws(function, options, OUT[:9, :2], (Y[:9] > 0).astype(int), "classification")
+
+
+@pytest.mark.parametrize("function, options", LABELS)
+def test_draws_of_labels_from_counts_are_those_of_scikit_learn(function, options):
+    same_draws(function, options, LOGITS[:6], TAGS[:6], "multi-label")
+
+
+@pytest.mark.parametrize("name", ["f1", "balanced_accuracy", "mcc", "quadratic_kappa"])
+def test_draws_of_our_own_from_counts_are_those_without(name):
+    metric = METRICS[name]
+    slow = Metric("slow", metric.tasks, function=lambda y, answer: metric.function(y, answer))
+    cases = dict(classification=(OUT[:15], Y[:15]), **{"multi-label": (LOGITS[:15], TAGS[:15])})
+    for task in metric.tasks:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, expected = (drawn_scores(m, *cases[task], task, draws=100) for m in (metric, slow))
+        assert np.allclose(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_draws_with_options_beyond_the_counts_ask_scikit_learn():
+    for options in (dict(labels=[0, 1], average="macro"), dict(average="macro", zero_division=np.nan)):
+        found = metric_of(metrics.make_scorer(metrics.f1_score, **options), "classification")
+        rows = np.random.default_rng(0).integers(120, size=120)
+        expected = metrics.f1_score(Y[rows], OUT[rows].argmax(1), **options)
+        assert math.isclose(drawn_scores(found, OUT, Y, "classification", draws=1)[1], expected)

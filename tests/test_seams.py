@@ -22,7 +22,6 @@ from mmlit.data.own import multimodal_data
 from mmlit.data.ragged import is_padded
 from mmlit.data.values import duplicate_groups
 from mmlit.learner import multimodal_learner
-from mmlit.methods.baselines import unimodal_learner
 from mmlit.methods.modulation import GradientModulation, ResponseHistory
 from mmlit.methods.shapley import resampling_frequency
 from mmlit.metrics import with_metric
@@ -162,9 +161,8 @@ def test_a_predictor_of_several_targets_answers_all_of_them_in_their_units(tmp_p
 def test_weights_that_leave_nothing_of_a_modality_are_refused_before_training():
     xs, y = columns()
     weights = np.isnan(xs["b"][:, 0]).astype(float)
-    dls = multimodal_dls(xs, y, weights=weights)
-    with pytest.raises(ValueError, match=r"all weights of the \d+ training rows that are left are 0"):
-        unimodal_learner(dls, "b", width=4)
+    with pytest.raises(ValueError, match=r"'b' is missing in all \d+ training rows"):
+        multimodal_dls(xs, y, weights=weights)
 
 
 def test_history_of_modulation_counts_the_batches_that_have_the_modality():

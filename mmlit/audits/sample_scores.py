@@ -159,7 +159,7 @@ def audit_metric(
 )->Metric|None:
     "The metric; ValueError for one of another task, and for a name that an audit has for another score."
     if metric is None: return None
-    chosen = metric_of(metric, data.task, data.name)
+    chosen = metric_of(metric, data.task, data.name, data.classes)
     known = METRICS.get(chosen.name) is chosen
     if known or metric_score(chosen) not in {"absolute error", "ECE", "log loss", *_OF_METRIC.values()}: return chosen
     raise ValueError(f"an audit has a score {metric_score(chosen)!r} of its own: give the metric another name")

@@ -69,9 +69,14 @@ class MultimodalDL(TfmdDL):
 
     def shuffle_fn(self, idxs):
         "The order of an epoch; rows with weights are drawn with replacement. fastai asks for it."
+        return draw_rows(self.rng, idxs, self.weights_of(self.dataset.index if self._plan is None else self._plan[0]))
+
+    def weights_of(self,
+        rows:Tensor,     # row numbers of the data
+    )->Tensor|None:      # as many, float64; None: all count alike
+        "The weights by which rows are drawn."
         weights = getattr(self.dataset.data, "weights", None)
-        rows = self.dataset.index if self._plan is None else self._plan[0]
-        return draw_rows(self.rng, idxs, None if weights is None else weights[rows.numpy()])
+        return None if weights is None else torch.as_tensor(weights)[rows]
 
     def __len__(self): return self.n//self.bs if self._drops else -(-self.n//self.bs)
 
@@ -200,7 +205,7 @@ def multimodal_dls(
     n_train:int|None=None,           # at most so many training rows, see `fewer_rows` and `sized_split`; None: all
     n_test:int|None=None,            # so many test rows, the same for each seed, see `sized_split`; None: by share
     class_weights=None,              # of the loss: "balanced", dict name of class -> weight, or C numbers
-    weights=None,                    # N numbers: training rows are drawn by weight; for a DataFrame perhaps a column
+    weights=None,                    # N numbers: training rows are drawn by weight, 0: never; of a table also a column
 )->MultimodalDataLoaders:
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
@@ -216,6 +221,7 @@ def multimodal_dls(
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
     parts = split_rows(data, seed, test, valid, n_train, n_test, rows)
     check_targets(data, parts.train)
+    if data.weights is not None: parts = parts._replace(train=parts.train[data.weights[parts.train] > 0])
     coding = Coding(data, parts, standardize, min_count, max_words)
     labels = torch.as_tensor(data.y)
     train, *held = (Rows(coding, data.xs, labels, part, data) for part in parts)

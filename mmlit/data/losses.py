@@ -71,7 +71,6 @@ def _of_rows(weights, n):
 
 def _check_weights(data, train):
     "ValueError where no training row, or none of a class, has a weight above 0: it would never be seen."
-    if data.weights is None: return
     w, y = data.weights[train], data.y[train]
     if not w.sum() > 0: raise ValueError(f"all weights of the {len(w)} training rows are 0: nothing would be trained")
     if data.task == "regression": return
@@ -85,7 +84,9 @@ def check_targets(
 ):
     "ValueError for a class that cannot be learnt, or when there is nothing to tell apart."
     _check_classes(data, train)
+    if data.weights is None: return
     _check_weights(data, train)
+    _check_classes(data, train[data.weights[train] > 0])
 
 def draw_rows(
     rng:random.Random,

@@ -61,10 +61,6 @@ def training_on(
     rows = dls.train.dataset
     if keep.all(): return dls
     if not keep.any(): raise ValueError(f"none of the {len(rows)} training rows is left")
-    weights = getattr(rows.data, "weights", None)
-    if weights is not None and not weights[rows.index[keep].numpy()].any():
-        raise ValueError(f"all weights of the {int(keep.sum())} training rows that are left are 0, such as those that "
-                         "have a modality: nothing would be trained; give some of them a weight")
     first = dls.train.new(Rows(rows.coding, rows.xs, rows.y, rows.index[keep], rows.data))
     first.rng.setstate(dls.train.rng.getstate())
     return MultimodalDataLoaders(first, *dls.loaders[1:], path=dls.path, device=dls.device)

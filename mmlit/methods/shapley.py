@@ -256,8 +256,7 @@ def valuate(
     if n_permutations is None:
         if n > _EXACT_MODALITIES: raise ValueError(f"{n} modalities have 2**{n} coalitions: pass n_permutations")
         correct, log_likelihood, there = _outcomes(model, batches, coalitions(n), absent, memory)
-        phi = _per_sample(modality_valuation(correct, there))
-        return Valuation(phi, correct, log_likelihood, coalitions(n), there)
+        return Valuation(_per_sample(modality_valuation(correct, there)), correct, log_likelihood, coalitions(n), there)
     outcomes = []
     def value_fn(present):
         outcomes.extend(_outcomes(model, batches, present, absent, memory))
@@ -272,12 +271,11 @@ FREQUENCIES = dict(                               # f(x; alpha), all with f(0) =
     tanh=lambda x, alpha: torch.tanh(alpha*x),
     power=lambda x, alpha: alpha*x**1.5,
 )
-_LEVELS = ("sample", "modality")
 _ROUNDING = 1e-9      # what a sum of floats may miss a half by, and more
 _GAP_SCALE = 1.5      # published normaliser of the modality-level gap (the largest possible gap of three modalities)
 
 def _check_frequency(level, function, alpha):
-    one_of("level", level, _LEVELS)
+    one_of("level", level, ("sample", "modality"))
     one_of("function", function, FREQUENCIES)
     if alpha is not None: check_number("alpha", alpha)
 
@@ -307,15 +305,16 @@ def draw_rows(
     fraction:float=.2,                    # int(fraction*n) rows are drawn
     replacement:bool=True,                # may a row be drawn twice? (as in the authors' code)
     generator:torch.Generator|None=None,  # of the rows
+    weights:Tensor|None=None,             # (n,), 0 or more: rows are drawn by them; None: all count alike
 )->Tensor:                                # int64 (int(fraction*n),)
     "A random share of the rows; ValueError for a fraction outside [0, 1]."
     k = int(check_number("fraction", fraction, "[0, 1]")*check_count("n", n, 1))
     check_switch("replacement", replacement)
+    if weights is not None: return torch.multinomial(weights, k, replacement, generator=generator)
     return torch.randint(n, (k,), generator=generator) if replacement else torch.randperm(n, generator=generator)[:k]
 
 def _rows_of_copies(frequency):
     "The row and the modality of each extra showing, for copies (M, N)."
-    frequency = frequency.long()
     if (frequency < 0).any(): raise ValueError(f"frequencies must not be negative, got {frequency.min()}")
     M, n = frequency.shape
     at = torch.arange(M*n).repeat_interleave(frequency.cpu().flatten())
@@ -396,8 +395,7 @@ class ModalityResampling(FusionMethod):
         if not hasattr(self.dls.train, "plan"):
             raise ValueError("ModalityResampling needs the loaders of multimodal_dls, which can walk a plan; "
                              f"got {type(self.dls.train).__name__}")
-        n = len(self.dls.train.dataset)
-        if self.level == "modality" and int(self.fraction*n) < 1:
+        if self.level == "modality" and int(self.fraction*(n := len(self.dls.train.dataset))) < 1:
             raise ValueError(f"a fraction of {self.fraction} of {n} training samples is none: use a larger one")
         self.columns = (*(f"phi {m}" for m in self.modalities), "extra rows")
         self.plan = None
@@ -405,14 +403,17 @@ class ModalityResampling(FusionMethod):
     def make_plan(self)->tuple[Tensor, Tensor]:
         "Value the training samples and say which rows the epoch shows, and what of them."
         index = chosen = self.dls.train.dataset.index
+        weights = self.dls.train.weights_of(index)
         if self.level == "modality":
-            chosen = index[draw_rows(len(index), self.fraction, self.replacement, self.generator)]
+            chosen = index[draw_rows(len(index), self.fraction, self.replacement, self.generator, weights)]
         like = self.dls.train if self.augmented else self.dls.valid
         loader = like.new(self.dls.train.dataset, shuffle=False, drop_last=False)
         loader.plan = chosen, torch.ones(len(chosen), self.model.n_modalities, dtype=torch.bool)
         valued = valuate(self.model, loader, self.absent)
         phi, there = valued.phi.cpu(), valued.presence
-        self.record(1, **{f"phi {m}": p for m, p in zip(self.modalities, mean_over_present(phi, there))})
+        w = torch.ones_like(phi) if weights is None or self.level == "modality" else weights*torch.ones_like(phi)
+        mean = mean_over_present(w*phi, there)/mean_over_present(w, there)
+        self.record(1, **{f"phi {m}": p for m, p in zip(self.modalities, mean)})
         frequency = resampling_frequency(phi, self.level, self.function, self.alpha, there)
         return resampling_plan(frequency, len(index), self.replacement, self.max_copies, index, self.generator,
                                self.dls.train.dataset.presence)

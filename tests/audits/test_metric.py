@@ -102,7 +102,10 @@ def rate_of_yes(y, answer):
         ("f1", lambda y, p: metrics.f1_score(y, p.argmax(1), average="macro")),
         ("average_precision", lambda y, p: np.mean([metrics.average_precision_score(y == c, p[:, c]) for c in (0, 1)])),
         ("mcc", lambda y, p: metrics.matthews_corrcoef(y, p.argmax(1))),
-        (metrics.make_scorer(metrics.jaccard_score), lambda y, p: metrics.jaccard_score(y, p.argmax(1))),
+        (
+            metrics.make_scorer(metrics.jaccard_score, pos_label="yes"),
+            lambda y, p: metrics.jaccard_score(y, p.argmax(1)),
+        ),
         (Metric("rate", ("classification",), function=rate_of_yes), lambda y, p: rate_of_yes(y, p.argmax(1))),
     ],
     ids=["f1", "average_precision", "mcc", "scorer", "own"],

@@ -1,6 +1,7 @@
 "Class weights and weights of rows: every method honours them."
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -10,7 +11,7 @@ from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.losses import with_class_weights, with_weights
 from mmlit.learner import METHODS, multimodal_learner
-from mmlit.methods.shapley import ModalityResampling
+from mmlit.methods.shapley import ModalityResampling, draw_rows
 from mmlit.metrics import with_metric
 from mmlit.runs import train_run
 from mmlit.training import Budget
@@ -156,3 +157,27 @@ def test_weights_are_kept_or_refused_on_the_way(tmp_path):
     store = RunStore(tmp_path)
     sets = data, heavy, with_class_weights(data, "balanced"), with_class_weights(data, [1, 2])
     assert len({store.path(d, joint_run(), 0, TINY) for d in sets}) == 4
+
+
+def test_rows_of_weight_0_count_for_nothing_in_any_method(tmp_path):
+    "Neither their inputs nor their labels move an answer, what is fitted on the training rows, or what is planned."
+    found, plain = [], uneven()
+    parts = np.repeat(["train", "valid", "test"], [100, 30, 30])
+    weights = np.where((np.arange(160) < 100) & (np.arange(160) % 3 == 0), 0.0, 1.0 + np.arange(160) / 160)
+    for name, y, unit in (("as they are", plain.y, 1.0), ("other", np.where(weights == 0, 1 - plain.y, plain.y), 9.0)):
+        xs = {m: np.where((weights == 0)[:, None], unit * x, x) for m, x in plain.xs.items()}
+        data = with_weights(MultimodalData(name, xs, y, ["no", "yes"]).with_split(parts), weights)
+        rows = Budget(epochs=7, width=4, bs=16)  # resampling plans from epoch 5 on
+        result = compare(data, list(METHODS), 1, rows, tmp_path, reference="joint", workers=1, progress=False)
+        assert result.failed.empty, result.failed.to_dict("records")
+        found.append(result.runs.set_index("method")[["accuracy", "log_loss"]])
+    pd.testing.assert_frame_equal(*found)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_rows_are_drawn_by_weight(replacement):
+    "The share of drawn rows is that of their weights: with replacement exactly, without it for few of many rows."
+    kind = torch.arange(9000) % 3
+    drawn = draw_rows(9000, 0.1, replacement, torch.Generator().manual_seed(0), torch.tensor([0.0, 1.0, 3.0])[kind])
+    share = kind[drawn].bincount(minlength=3) / 900
+    assert len(drawn) == 900 and share[0] == 0 and abs(share[2] - 0.75) < 4 * (0.75 * 0.25 / 900) ** 0.5 + 0.02
