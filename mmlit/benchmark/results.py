@@ -42,12 +42,12 @@ _BLUE, _ORANGE, _GREY = "#0b5394", "#b45f06", "#666666"
 
 # further scores of the table: column -> (title, number as text)
 _FURTHER = dict(
-    balanced_accuracy=("balanced acc. (%)", lambda v: f"{100*v:.1f}"),
-    log_loss=("log loss (nats)", lambda v: f"{v:.3f}"),
+    balanced_accuracy=("bal. (%)", lambda v: f"{100*v:.1f}"),
+    log_loss=("log loss", lambda v: f"{v:.3f}"),
     ece=("ECE", lambda v: f"{v:.3f}"),
-    encoder_steps=("encoder steps", lambda v: f"{v:,.0f}"),
+    encoder_steps=("cost", lambda v: f"{v:,.0f}"),
     encoders=("encoders", lambda v: f"{v:.0f}"),
-    seconds=("s / run", lambda v: f"{v:.1f}"),
+    seconds=("s", lambda v: f"{v:.1f}"),
 )
 _FAILED = ["data", "method", "seed", "reason"]
 
@@ -361,8 +361,8 @@ def _how(found, command=""):
     how |= dict(
         Budget=f"{_budget(found.budget)}. One cycle; the epoch with the best validation score is kept. A method that "
                "starts from trained models shares the budget with their training.",
-        Cost="Encoder steps: steps of training times the modalities that are encoded, over all models of the method; "
-             "encoders: how many modalities are encoded for a prediction.",
+        Columns="bal.: balanced accuracy; log loss in nats; cost: steps of training times the modalities that are "
+                "encoded, over all models of the method; encoders: how many a prediction needs; s: seconds a run.",
         Splits=f"{splits}Nothing is fitted or selected on the test part.",
         Intervals=f"{intervals}Differences are paired by seed. Each interval stands for itself: "
                   "among twenty comparisons of equals, one is expected to exclude zero.",

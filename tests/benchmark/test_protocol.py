@@ -93,7 +93,8 @@ def test_of_several_numbers_of_steps_validation_chooses_for_each_model(data, tmp
             assert row.steps == answers[best].info["steps"]
     assert max(lengths) >= 64
     page = found.to_html(tmp_path / "page.html").read_text()
-    assert "each model is trained with each number of steps" in page and "Encoder steps" in page
+    assert "each model is trained with each number of steps" in page
+    assert "steps of training times the modalities that are encoded" in page
 
 
 class Noted(FusionMethod):
