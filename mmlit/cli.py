@@ -255,6 +255,17 @@ def _curve(args, data, methods, options):
     failed = sum(len(one.failed) for one in found.comparisons.values())
     if failed: raise _Failed(f"{failed} cell{'s'*(failed > 1)} of the tables failed; the rest stands")
 
+def _over(found):
+    from mmlit.benchmark.several import over_datasets
+    from mmlit.pages import terminal_table
+    table = over_datasets(found)
+    def text(v, digits): return "" if v != v else f"{v:.{digits}f}"
+    rows = [[name, *(text(r[key], digits) for key, digits in _OVER.values())] for name, r in table.iterrows()]
+    terminal_table(f"{len(found.datasets)} data sets together", ["method", *_OVER], rows, strong=found.reference)
+
+_OVER = {"mean rank": ("rank", 2), "sets above": ("above", 0), "sets below": ("below", 0), "p": ("p", 3),
+         "p, Holm": ("p_holm", 3)}        # title -> column, digits
+
 def _compare(args):
     from mmlit.benchmark.comparison import compare
     from mmlit.learner import METHODS
@@ -274,6 +285,7 @@ def _compare(args):
     found.to_json(page.with_suffix(".json"))
     found.to_html(page, _command(args))
     found.show()
+    if len(found.datasets) > 2: _over(found)
     print(f"page: {page.resolve()}")
     if n := len(found.failed): raise _Failed(f"{n} cell{'s'*(n > 1)} of the table failed, see above; the rest stands")
 

@@ -109,8 +109,9 @@ def crossed_intervals(
     score:str="accuracy",       # whose rows these are
     groups=None,                # group id of each row, (N,)
     overlap:float=0.,           # the share of training rows that two seeds have in common, on average
+    level:float=.95,
 )->dict[str, tuple]:            # as of `paired_intervals`
     "What `paired_intervals` is for many splits, for runs with common test rows: paired by seed and by row."
     values, groups = align_columns(values=values, groups=groups)
-    def interval(runs): return crossed_interval(runs, groups, overlap, score == "accuracy")
+    def interval(runs): return crossed_interval(runs, groups, overlap, score == "accuracy", level)
     return paired_by_seed(values, reference, score, interval)

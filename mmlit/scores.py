@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -266,6 +267,7 @@ def paired_intervals(
     score:str="accuracy",     # which score
     reference:str="ensemble", # differences are taken to this method
     one_split:bool=False,     # have all seeds one and the same split? Then the intervals are over initialisations only
+    level:float=.95,
 )->dict[str, tuple]:          # method -> (Interval of its score, Interval of its paired difference or None)
     """The intervals over seeds of each method's score and of its difference to the reference (None for that itself).
     Those of an accuracy are as wide as `sampling_deviation` asks; all end where the score does."""
@@ -285,10 +287,10 @@ def paired_intervals(
     ratio, base = 0. if one_split else float((rows.n_test/rows.n_train).mean()), table.get(reference)
     low, high = _ends(score)
     n_test = float(rows.n_test.mean()) if score == "accuracy" and not one_split else None
-    def interval(scores): return _clipped(_interval(scores.dropna().to_numpy(), ratio, n_test), low, high)
+    def interval(scores): return _clipped(_interval(scores.dropna().to_numpy(), ratio, n_test, level), low, high)
     def difference(method, scores):
         if base is None or method == reference: return None
-        return _clipped(_interval((scores - base).dropna().to_numpy(), ratio, n_test), low - high, high - low)
+        return _clipped(_interval((scores - base).dropna().to_numpy(), ratio, n_test, level), low - high, high - low)
     return {str(m): (interval(s), difference(m, s)) for m, s in table.items()}
 
 def _check_runs(runs):
@@ -297,12 +299,12 @@ def _check_runs(runs):
     lacking = [c for c in ("data", "method", "seed", "n_train", "n_test") if c not in runs]
     if lacking: raise ValueError(f"the table of runs has the columns {list(runs)}, and not {lacking}")
 
-def _interval(values, ratio, n_test):
+def _interval(values, ratio, n_test, level):
     "Of scores over seeds; ends NaN where they say nothing of their scatter."
     if not len(values): return Interval(*[math.nan]*3)
-    if n_test: return corrected_interval(values, ratio, least=sampling_deviation(float(values.mean()), n_test))
+    if n_test: return corrected_interval(values, ratio, level, sampling_deviation(float(values.mean()), n_test))
     one_value = values[0] != 0 and np.ptp(values) < _EQUAL
-    return corrected_interval(values[:1] if one_value else values, ratio)
+    return corrected_interval(values[:1] if one_value else values, ratio, level)
 
 def _ends(score): return (0, 1) if score in _SHARES else (-math.inf, 1 if score == "r2" else math.inf)
 
@@ -422,6 +424,7 @@ def drawn_intervals(
     values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> the score and that of each draw, (1 + K,)
     reference:str="ensemble",                      # differences are taken to this method
     score:str="f1",                                # which score
+    level:float=.95,
 )->dict[str, tuple]:                               # as of `paired_intervals`
     "The intervals of scores that are no means over rows, paired by seed and by draw."
-    return paired_by_seed(values, reference, score, drawn_interval)
+    return paired_by_seed(values, reference, score, partial(drawn_interval, level=level))

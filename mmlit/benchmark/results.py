@@ -85,21 +85,21 @@ class Comparison:
         parts:list[pd.DataFrame] = [pd.DataFrame(t[t.data == data]) for t in (self.runs, self.failed)]
         return pd.DataFrame(pd.concat([part for part in parts if len(part)], ignore_index=True))
 
-    def intervals(self, data:str, score:str|None=None)->dict[str, tuple[Interval, Interval|None]]:
+    def intervals(self, data:str, score:str|None=None, level:float=.95)->dict[str, tuple[Interval, Interval|None]]:
         "Of each method: the interval of its score, and of its paired difference to the reference (which has none)."
         cells, score = self.cells(data), score or self.score(data)
         if not (self.runs.data == data).any(): return self._in_order(cells, {})
         if data in self.rows and score == self.score(data):
             found, metric = self.datasets[data], self._metric(data)
             if metric is not None and metric.rows is None:
-                return self._in_order(cells, drawn_intervals(self.rows[data], self.reference, score))
+                return self._in_order(cells, drawn_intervals(self.rows[data], self.reference, score, level))
             # training parts that are the same say nothing of others: then the seeds are initialisations
             shared = self.overlap.get(data, 1.)
-            over = found.groups, shared if shared < 1 else 0.
+            over = found.groups, shared if shared < 1 else 0., level
             return self._in_order(cells, crossed_intervals(self.rows[data], self.reference, score, *over))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="of .* some runs are missing")      # the table says it itself
-            return paired_intervals(cells, data, score, self.reference, data in self.rows)
+            return paired_intervals(cells, data, score, self.reference, data in self.rows, level)
 
     def _in_order(self, cells, found):
         "Intervals by method as in the table; NaN where a method has no run."
