@@ -8,6 +8,7 @@ __all__ = ['holm', 'p_values', 'corrected', 'over_datasets', 'plot_ranks']
 # %% ../../nbs/39b_several.ipynb #82035748
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,12 @@ def holm(
     p:Sequence[float], # p-values of K questions; NaN for one that has no answer
 )->np.ndarray:         # (K,), adjusted
     "p-values for all questions together (Holm, 1979): below 5 % means that all these answers hold, with 95 %."
-    p = np.asarray(p, dtype=np.float64)
-    if p.ndim != 1 or ((p < 0) | (p > 1)).any(): raise ValueError(f"p-values are numbers in [0, 1], (K,), got {p}")
-    asked = np.flatnonzero(~np.isnan(p))
-    order, adjusted = asked[np.argsort(p[asked], kind="stable")], np.full(len(p), np.nan)
-    steps = np.arange(len(order), 0, -1)*p[order]
+    given = np.asarray(p, dtype=np.float64)
+    if given.ndim != 1 or ((given < 0) | (given > 1)).any():
+        raise ValueError(f"p-values are numbers in [0, 1], (K,), got {p}")
+    asked = np.flatnonzero(~np.isnan(given))
+    order, adjusted = asked[np.argsort(given[asked], kind="stable")], np.full(len(given), np.nan)
+    steps = np.arange(len(order), 0, -1)*given[order]
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
     return adjusted
 
@@ -52,16 +54,21 @@ def corrected(
     check_number("level", level, "(0, 1)")
     rows = []
     for data in found.datasets:
-        p, intervals = p_values(found, data), found.intervals(data)
-        p = {m: v for m, v in p.items() if not m.startswith("unimodal ")}        # parts of the reference, no rivals
+        p = {m: v for m, v in p_values(found, data).items() if not m.startswith("unimodal ")}    # parts, no rivals
+        differences:dict[str, Any] = {m: d for m, (_, d) in found.intervals(data).items()}
         for (method, value), adjusted in zip(p.items(), holm(list(p.values()))):
-            difference = intervals[method][1]
+            difference = differences[method]
             side = found.shown(data, difference)
             if side != "unknown" and not adjusted <= 1 - level: side = "neither"
-            rows.append(dict(data=data, method=method, difference=difference.mean, p=value, p_holm=adjusted, shown=side))
-    return pd.DataFrame(rows)
+            rows.append((data, method, difference.mean, value, adjusted, side))
+    return pd.DataFrame(rows, columns=["data", "method", "difference", "p", "p_holm", "shown"])
 
 # %% ../../nbs/39b_several.ipynb #42984f81
+def _signed_rank(gains):
+    "Wilcoxon's p-value; NaN where there is nothing to test."
+    found:Any = stats.wilcoxon(gains) if gains.any() and len(gains) > 1 else None
+    return math.nan if found is None else float(found.pvalue)
+
 def over_datasets(
     found:Comparison,
     methods:Sequence[str]|None=None, # which; None: all that have a score on every data set, but the unimodal ones
@@ -77,7 +84,7 @@ def over_datasets(
     better = means[methods].mul(sign, axis=0)
     ranks = better.rank(axis=1, ascending=False).mean()
     gains = better.sub(better[found.reference], axis=0).drop(columns=found.reference)
-    p = {m: stats.wilcoxon(g).pvalue if g.any() and len(g) > 1 else math.nan for m, g in gains.items()}
+    p = {m: _signed_rank(g) for m, g in gains.items()}
     adjusted, shown = dict(zip(p, holm(list(p.values())))), corrected(found)
     rows = dict(rank=ranks, difference=gains.mean(), p=pd.Series(p), p_holm=pd.Series(adjusted))
     rows |= {side: shown[shown.shown == side].groupby("method").size().reindex(methods, fill_value=0)
@@ -92,8 +99,8 @@ def plot_ranks(
 ):                                   # the figure
     "The critical difference diagram: mean ranks, and bars over methods that are not shown to differ."
     import matplotlib.pyplot as plt
-    ranks = over_datasets(found, methods)["rank"]
-    names = list(ranks.index)
+    ranks:dict[str, float] = over_datasets(found, methods)["rank"].to_dict()
+    names = list(ranks)
     if ax is None: _, ax = plt.subplots(figsize=(7, .6 + .3*len(names)), layout="constrained")
     for row, name in enumerate(names):
         ax.plot([ranks[name], ranks[name]], [0, row + 1], color="#999999", lw=1)
@@ -114,7 +121,7 @@ def _alike(found, names):
     means = found.table.pivot(index="data", columns="method", values="mean")[names]
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
     gaps = {(i, j): means[names[i]] - means[names[j]] for i, j in pairs}
-    p = holm([stats.wilcoxon(gaps[pair]).pvalue if gaps[pair].any() and len(means) > 1 else 1. for pair in pairs])
+    p = holm([_signed_rank(gaps[pair]) for pair in pairs])
     differ = {pair for pair, value in zip(pairs, p) if value < .05}
     def whole(i, j): return not any((a, b) in differ for a in range(i, j) for b in range(a + 1, j + 1))
     spans = [(i, max(j for j in range(i, len(names)) if whole(i, j))) for i in range(len(names))]

@@ -56,7 +56,7 @@ def test_p_values_are_those_of_the_test_whose_intervals_are_shown():
     assert set(found) == set(by)
     for name, scores in by.items():
         exact = stats.ttest_1samp(scores - base, 0).pvalue
-        assert exact <= found[name] * 1.001 and found[name] <= max(exact * 1.27, 1.01e-4)  # the next level of the grid
+        assert exact <= found[name] * 1.001 and found[name] <= max(exact * 1.3, 1.01e-4)  # the next level of the grid
 
 
 def test_what_stands_alone_may_fall_among_others():
