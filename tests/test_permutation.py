@@ -10,11 +10,16 @@ import torch
 from common import generator
 from scipy.stats import binom, chisquare
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmlit.fusion.heads import ConcatHead
+from mmlit import permutation
+from mmlit.core import MEMORY
+from mmlit.fusion.heads import ConcatHead, MLPHead
+from mmlit.fusion.models import FusionModel
 from mmlit.information import conditional_mutual_information
 from mmlit.permutation import (
     _kernel_features,
+    _rest_kernels,
     conditional_permutation_cmi,
     conditional_weights,
     cyclic_shifts,
@@ -266,6 +271,80 @@ def test_chunks_obey_memory_and_change_neither_value_nor_gradient():
         for a, b in zip(results[0], other):
             assert_close(a, b)
     assert all(g.abs().max() > 0 for g in results[0][1:])
+
+
+@pytest.mark.parametrize("batch, draws, most", [(4, 5000, 2**13), (4, 7, 28), (5000, 3, 5000), (1, 2**14, 2**13)])
+def test_without_a_gradient_a_call_has_as_many_rows_as_a_cache_holds(batch, draws, most):
+    "At least one permutation and, beyond that, at most 8192 rows; with a gradient as many as the memory allows."
+    head = ToyHead(2)
+    zs, index = [z[:1].expand(batch, -1) for z in head.zs], torch.arange(batch).expand(draws, -1)
+    for grad, expected in ((False, most), (True, batch * draws)):
+        head.largest = 0
+        with torch.set_grad_enabled(grad):
+            permutation_cmi(head, zs, 0, form="jsd", permutations=index)
+        assert head.largest == expected
+
+
+def test_chunks_that_are_differentiated_are_asked_again_and_a_single_one_is_not():
+    for memory, again in ((2**28, 0), (1, 4)):  # of four samples, four pairings of a batch
+        head, calls = ToyHead(2), []
+        zs = [z.clone().requires_grad_() for z in head.zs]
+        out = permutation_cmi(lambda rows, h=head, c=calls: c.append(1) or h(rows), zs, 0, head.y, memory=memory)
+        asked = len(calls)
+        assert asked == 1 + max(again, 1)  # the clean answer comes on top
+        out.mean.backward()
+        assert len(calls) == asked + again
+
+
+def test_bytes_may_be_a_number_with_a_point():
+    head = ToyHead(3)
+    with torch.enable_grad():
+        whole, point = (permutation_cmi(head, head.zs, 1, head.y, memory=memory) for memory in (10**9, 1e9))
+    assert torch.equal(whole.per_sample, point.per_sample)
+
+
+class Logarithms(TorchDispatchMode):
+    "The sizes of tensors of which a logarithm is taken."
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.log:
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        self.sizes = []
+        return super().__enter__()
+
+
+@pytest.mark.parametrize("batch, memory, most", [(33, MEMORY, 33), (33, 8 * 99, 3), (33, 8 * 98, 2), (33, 1, 1)])
+def test_pairs_of_a_sum_obey_the_memory(batch, memory, most):
+    "Eight bytes for each pair of samples."
+    head, zs = ConcatHead((3, 2), 5), [torch.randn(batch, d, generator=generator(d)) for d in (3, 2)]
+    y = torch.arange(batch) % 5
+    with torch.no_grad(), Logarithms() as seen:
+        found = permutation_cmi(head, zs, 0, y, memory=memory).per_sample
+    assert max(seen.sizes) == most * batch and sum(seen.sizes) == batch**2
+    assert_close(found, permutation_cmi(lambda rows: head(rows), zs, 0, y).per_sample.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_of_a_sum_are_at_most_those_that_a_cache_holds():
+    head, zs = ConcatHead((3, 2), 5), [torch.randn(600, d, generator=generator(d)) for d in (3, 2)]
+    with torch.no_grad(), Logarithms() as seen:
+        permutation_cmi(head, zs, 0, torch.arange(600) % 5)
+    assert max(seen.sizes) == 2**18 // 600 * 600
+
+
+@pytest.mark.parametrize("form", ["log_ratio", "jsd"])
+def test_of_a_model_the_head_is_asked(form):
+    "Its forward pass takes inputs, and not features."
+    torch.manual_seed(0)
+    model = FusionModel([torch.nn.Linear(5, d) for d in (3, 2)], MLPHead((3, 2), 4)).double()
+    zs, y = [normal((6, d), generator(d)) for d in (3, 2)], torch.arange(6) % 4
+    ours, heads = (permutation_cmi(f, zs, 1, y, form).per_sample for f in (model, model.head))
+    assert torch.equal(ours, heads) and ours.abs().max() > 1e-3
+    weights = torch.full((6, 6), 1 / 6).double()
+    ours, heads = (conditional_permutation_cmi(f, zs, 1, y, weights).per_sample for f in (model, model.head))
+    assert torch.equal(ours, heads)
 
 
 def test_one_sample_has_no_partner():
@@ -745,9 +824,11 @@ def test_messages_name_what_was_given():
 def test_every_draw_comes_from_the_generator():
     "Landmarks of features and of a real target, signs, thinning and the row of each group."
     zs, y = real_target(240, generator(), 0.5)
-    groups = torch.arange(240) // 2
+    groups, (z, e) = torch.arange(240) // 2, torch.randn(2, 240, 1, generator=generator())
+    noisy = [torch.sin(5 * z) + 0.8 * e, z]  # here the landmarks decide about the penalty
     for call in (
         lambda g: conditional_weights(zs, 0, g),
+        lambda g: conditional_weights(noisy, 0, g),
         lambda g: permutation_test(zs, 0, y, reps=9, generator=g).null,
         lambda g: permutation_test(zs, 0, y, reps=9, max_samples=60, generator=g).null,
         lambda g: permutation_test(zs, 0, (y > 0).long(), reps=9, groups=groups, generator=g).null,
@@ -756,10 +837,38 @@ def test_every_draw_comes_from_the_generator():
         lambda g: cyclic_shifts(9, 3, g),
     ):
         found = []
-        for seed in (1, 2):
+        for seed in range(1, 7):
             torch.manual_seed(seed)
             found.append(call(generator(5)))
-        assert torch.equal(*found)
+        assert all(torch.equal(found[0], other) for other in found[1:])
+    others = [conditional_weights(noisy, 0, generator(seed)) for seed in range(6)]
+    assert any(not torch.equal(others[0], other) for other in others[1:])
+
+
+def test_the_rest_is_seen_through_kernels_of_a_median_a_tenth_and_a_hundredth():
+    rest = normal((20, 2), generator())
+    far = (rest[:, None] - rest).square().sum(2)
+    median = far[far > 0].median()
+    centring = torch.eye(20).double() - 1 / 20
+    found = _rest_kernels(rest)
+    assert len(found) == 3
+    for (e, u), width in zip(found, (1, 0.1, 0.01)):
+        kernel = (-far / (width * median)).exp() + rest @ rest.T
+        assert_close(u @ e.diag() @ u.T, centring @ kernel @ centring)
+
+
+def test_integers_are_categories_in_one_dimension_and_numbers_in_more():
+    g = generator(3)
+    kind, z = torch.randint(0, 3, (60,), generator=g), normal((60, 1), g)
+    x = (kind == 1) + 0.3 * normal((60, 1), g)[:, 0]
+    weights = conditional_weights([x[:, None], kind], 0)
+    assert_close(conditional_weights([x[:, None], torch.tensor([7, -2, 3])[kind]], 0), weights)  # other names
+    one_hot = torch.eye(3, dtype=torch.float64)[kind]
+    assert_close(conditional_weights([x[:, None], one_hot], 0), weights)
+    as_numbers = conditional_weights([x[:, None], kind[:, None].double()], 0)
+    assert_close(conditional_weights([x[:, None], kind[:, None]], 0), as_numbers)
+    assert (as_numbers - weights).abs().max() > 1e-3
+    assert_close(conditional_weights([x, z], 0), conditional_weights([x[:, None], z], 0))  # real numbers are columns
 
 
 def test_weights_follow_a_wave_that_only_the_narrowest_kernel_sees():
@@ -856,6 +965,17 @@ def test_a_model_of_terms_is_the_function_of_its_features(form, m):
         assert permutation_cmi(model, zs, m, y, form, memory=1, shared=True).mean.item() == pytest.approx(
             ours.mean.item()
         )
+
+
+def test_a_first_gradient_of_the_divergence_takes_the_terms_that_are_there(monkeypatch):
+    calls, terms = [], permutation._relative_terms
+    monkeypatch.setattr(permutation, "_relative_terms", lambda *logits: calls.append(1) or terms(*logits))
+    p, q = normal((2, 4, 3), generator()).requires_grad_()
+    value = js_divergence_with_logits(p, q).sum()
+    (first,) = torch.autograd.grad(value, p, retain_graph=True)
+    assert len(calls) == 1
+    (again,) = torch.autograd.grad(value, p, create_graph=True)
+    assert len(calls) == 2 and torch.equal(first, again) and again.requires_grad
 
 
 def test_the_gradient_of_the_divergence_may_be_differentiated_again():

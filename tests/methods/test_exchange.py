@@ -239,6 +239,86 @@ def test_a_tied_layer_is_nobodys():
     assert all(g.any() for g in grads[:2]) and not any(g.any() for g in grads[2:])
 
 
+class Overlap(nn.Module):
+    "Windows of one table: its middle row is used by both modalities."
+
+    dims = (2, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(3, 4, generator=generator(3)))
+
+    def contributions(self, zs):
+        return torch.stack([z @ self.table[m : m + 2] for m, z in enumerate(zs)])
+
+    def forward(self, zs):
+        return self.contributions(zs).sum(0)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "independent"])
+def test_of_a_table_that_two_modalities_use_in_part_the_rest_is_owned(strategy):
+    "The rows of one modality get what they would get if each had a table of its own; the common row gets nothing."
+    model, zs = model_of(lambda *_: Overlap(), (2, 2)), features((2, 2))
+    apart = model_of(SumHead, (2, 2))
+    with torch.no_grad():
+        for m, linear in enumerate(apart.head.linears):
+            linear.weight.copy_(model.head.table[m : m + 2].T)
+            linear.bias.zero_()
+    ours, theirs = (gradients(-mipd(one, zs, strategy=strategy).mean(1).sum(), one, zs) for one in (model, apart))
+    for a, b in zip(ours[:2], theirs[:2]):
+        assert_close(a, b)
+    first, _, second, _ = theirs[2:]  # weights and biases, (C, D) and (C,)
+    assert_close(ours[2], torch.stack([first[:, 0], torch.zeros(4).double(), second[:, 1]]))
+    assert min(ours[2][0].abs().max(), ours[2][2].abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("value", [-0.5, 0.0, 1.0])
+def test_ownership_does_not_depend_on_what_the_terms_are(value):
+    "Of a layer that starts at 0 they are all the same."
+    head, zs = SumHead((2, 2), 3, shared=True), [torch.randn(5, 2, generator=generator(m)) for m in (0, 1)]
+    with torch.no_grad():
+        head.linears[0].weight.zero_()
+        head.linears[0].bias.fill_(value)
+    assert not _owned_parameters(head, zs)
+    head = SumHead((2, 3), 3)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.fill_(value)
+    owned = _owned_parameters(head, [zs[0], torch.randn(5, 3, generator=generator())])
+    assert len(owned) == 4 and all(p is owned[n] for n, p in head.named_parameters())
+
+
+class TwoNames(nn.Module):
+    "One layer, one weight and one buffer, each under two names."
+
+    def __init__(self):
+        super().__init__()
+        self.layer = self.again = nn.Linear(5, 5)
+        self.weight = self.same = nn.Parameter(torch.randn(5, 3, generator=generator(2)))
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("count", self.calls)
+
+    def forward(self, zs):
+        self.calls += 1
+        self.count += 1
+        hidden = self.again(self.layer(torch.cat(tuple(zs), 1)).tanh()).tanh()
+        return hidden @ self.weight + hidden.tanh() @ self.same
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_has_two_names_in_a_head_is_exchanged_under_both(strategy):
+    model, zs = model_of(lambda *_: TwoNames(), (2, 3)), features((2, 3))
+    head = model.head
+    head.count = head.calls  # to change the precision took them apart
+    held = [head.layer, head.weight, head.layer.weight, head.calls]
+    grads = gradients(mipd(model, zs, strategy=strategy).mean(1).sum(), model, zs)
+    assert all(g.any() for g in grads[:2])
+    assert all(bool(g.any()) == (strategy == "collaborative") for g in grads[2:])
+    assert all(a is b for a, b in zip(held, [head.again, head.same, head.again.weight, head.count]))
+    assert all(a is b for a, b in zip(held, [head.layer, head.weight, head.layer.weight, head.calls]))
+    assert head.calls == 0 and head.weight.requires_grad and head.layer.weight.requires_grad
+
+
 def test_ownership_is_seen_for_features_of_mean_zero():
     model = model_of(SumHead, (2, 2), shared=True)
     z = torch.tensor([[1.0, 2.0], [-1.0, -2.0]]).double()
@@ -731,6 +811,20 @@ def test_numbers_are_normal_densities():
     assert math.isclose(near, (1e-3 / 3) ** 2 / 8, rel_tol=1e-6)
 
 
+def test_the_gaussian_divergence_of_several_batches_has_a_variance_for_each():
+    p, q = (torch.randn(4, 6, 2, generator=generator(s), dtype=torch.float64) for s in (0, 1))
+    y = torch.randn(6, 2, generator=generator(2), dtype=torch.float64)
+    each = [gaussian_js_divergence(a, b, y) for a, b in zip(p, q)]
+    assert_close(gaussian_js_divergence(p, q, y), torch.stack(each))
+    assert_close(
+        gaussian_js_divergence(p[..., :1], q[..., :1], y[:, 0])[3],
+        gaussian_js_divergence(p[3, :, :1], q[3, :, :1], y[:, :1]),
+    )
+    model, zs, y = model_of(MLPHead, (3, 4), 1), features((3, 4), 6), y[:, 0]
+    values = [mipd(model, zs, strategy="greedy", clean_grad=c, distance="gaussian", y=y) for c in ("full", "detach")]
+    assert_close(*values)
+
+
 def test_the_gaussian_divergence_has_finite_gradients_everywhere():
     for scale in (0.0, 1e-20, 1.0, 1e6, 1e30):
         for error in (0.0, 1e-20, 1.0, 1e15):
@@ -795,6 +889,14 @@ def test_rejected_input():
         mipd(model_of(SumHead, (3, 4), 1), zs)
     with pytest.raises(ValueError, match="batch size"):
         mipd(model, [zs[0], zs[1][:2]])
+    whole, flat = model_of(FiLMHead, (3, 4)), [torch.zeros(2, 3).double(), torch.zeros(4, 4).double()]
+    with pytest.raises(ValueError, match="batch size"):  # rows that nobody would ever take
+        mipd(whole, [zs[0], torch.cat([zs[1], zs[1]])])
+    for spares in (flat, flat[::-1]):
+        with pytest.raises(ValueError, match="substitutes must have 4 rows|batch size"):
+            mipd(whole, zs, substitutes=spares)
+    with pytest.raises(ValueError, match="substitutes must have 4 rows .*, got 2"):
+        mipd(whole, zs, substitutes=flat)
     with pytest.raises(ValueError, match="unknown stand-in"):
         stand_ins(zs, "blur")
     with pytest.raises(ValueError, match="integers"):

@@ -3,18 +3,19 @@
 import math
 import warnings
 from itertools import permutations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from common import generator
 from fastai.callback.core import Callback
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import SGD, OptimWrapper
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from mmlit.core import scale_grad
+from mmlit.core import filled, presence_of, scale_grad
 from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.coalitions import coalitions
 from mmlit.fusion.heads import HEADS, SequenceEncoder
@@ -22,11 +23,15 @@ from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP
 from mmlit.learner import multimodal_learner
 from mmlit.methods.modulation import (
     _SCORE_FLOOR,
+    ConditionalClip,
     GradientModulation,
     ResponseHistory,
+    Shares,
     _depends_on_mode,
+    _terms,
     hides_factors,
     modality_responses,
+    modality_shares,
     modulated_logits,
     modulation_coefficients,
     muted_logits,
@@ -34,6 +39,7 @@ from mmlit.methods.modulation import (
     response_scores,
     response_weights,
     routed_logits,
+    routed_shares,
     routing_coefficients,
     update_history,
 )
@@ -298,8 +304,65 @@ def test_muting_rejects():
         muted_logits(model, xs, present=torch.eye(2).bool())
     with pytest.raises(ValueError, match="unknown stand-in"):
         muted_logits(model, xs, absent="nothing")
-    with pytest.raises(ValueError, match="2\\*\\*M"):
-        modality_responses(torch.zeros(3, 2, 2))
+    for wrong in (torch.zeros(3, 2, 2), torch.zeros(1, 2, 2), torch.zeros(0, 2, 2), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="2\\*\\*M"):
+            modality_responses(wrong)
+
+
+# ---- shares
+
+
+@pytest.mark.parametrize("head", ["sum", "concat"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_shares_of_a_sum_are_those_of_the_game_without_asking_the_head_for_coalitions(n, head, noisy):
+    model, (xs, _) = model_of(n, head, noisy=noisy), data_of(n)
+    zs = model.encode(*xs)
+    full, asked = model.fuse(zs), []
+    v = muted_logits(model, xs, zs, full)
+    model.head.register_forward_hook(lambda *_: asked.append(1))
+    shares = modality_shares(model, xs, zs, full)
+    assert not asked and torch.equal(shares.full, full)
+    assert_close(shares.responses.sum(0), full)
+    assert_close(shares.alone, torch.stack([v[2**m] for m in range(n)]))
+    if not noisy:
+        assert_close(shares.responses, modality_responses(v))
+
+
+class Averaged(nn.Module):
+    "Adds what each modality says at each of its times, on average; a user's head that wants a tuple."
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.calls = nn.Parameter(torch.randn(2, 3, 4, generator=generator(1)).double()), []
+
+    def contributions(self, zs):
+        self.calls.append([len(z) for z in zs])
+        return torch.stack([zs[m].tanh().flatten(1, -2).mean(1) @ self.weights[m] for m in range(len(zs))])
+
+
+@pytest.mark.parametrize("times, calls", [((5, 5), [[7, 7], [1, 1]]), ((2, 2), [[8, 8]])])
+def test_terms_of_features_and_stand_ins_are_asked_for_together_where_they_fit(times, calls):
+    "A stand-in of two times fits features of two times; those of five are longer."
+    model = Averaged()
+    zs = [torch.randn(7, t, 3, generator=generator(m)).double() for m, t in enumerate(times)]
+    absent = [torch.randn(1, 2, 3, generator=generator(m)).double() for m in (2, 3)]
+    there, gone = _terms(model, zs, absent)
+    assert model.calls == calls
+    for m in (0, 1):
+        assert_close(there[m], zs[m].tanh().mean(1) @ model.weights[m])
+        assert_close(gone[m], absent[m].tanh().mean(1) @ model.weights[m])
+
+
+def test_routed_shares_of_half_precision_are_reckoned_in_single():
+    own, total = (torch.randn(s, generator=generator(1)).bfloat16().requires_grad_() for s in ((2, 5, 3), (5, 3)))
+    kappa, logits = torch.tensor([0.3, 1.8]), total.detach()
+    out = routed_shares(logits, Shares(logits, total, own, own.detach()), kappa)
+    assert out.dtype == torch.float32 and torch.equal(out, logits.float())
+    to_own, to_total = torch.autograd.grad(out.sum(), [own, total])
+    apart = (kappa - kappa.mean()).bfloat16()[:, None, None]
+    assert_close(to_own, apart.expand_as(own))
+    assert_close(to_total, kappa.mean().bfloat16().expand_as(total))
 
 
 # ---- scores and coefficients
@@ -319,6 +382,14 @@ def test_scores_are_clamped_mean_log_likelihoods():
 def test_scores_of_dense_outputs():
     m, y = torch.randn(2, 5, 7, 4, generator=generator()), torch.randint(0, 4, (5, 7), generator=generator())
     assert_close(response_scores(m, y), torch.stack([-F.cross_entropy(r.flatten(0, 1), y.flatten()) for r in m]))
+
+
+def test_scores_of_several_labels_are_those_of_coins():
+    m = torch.randn(2, 5, 4, generator=generator())
+    y = torch.randint(0, 2, (5, 4), generator=generator()).float()
+    for labels in (y, y.long(), torch.zeros(5, 4), torch.ones(5, 4)):
+        coins = [-F.binary_cross_entropy_with_logits(r, labels.float()) for r in m]
+        assert_close(response_scores(m, labels), torch.stack(coins))
 
 
 def test_scores_carry_no_gradient():
@@ -431,6 +502,7 @@ def test_history_is_the_arithmetic_mean_and_can_be_resumed():
         lambda: response_scores(torch.zeros(2, 3, 4), torch.zeros(4).long()),
         lambda: response_scores(torch.zeros(2, 3, 4), torch.zeros(3)),
         lambda: response_scores(torch.zeros(3, 4), torch.zeros(4).long()),
+        lambda: response_scores(torch.zeros(2, 3, 4), torch.tensor([0.0, 1.0, 0.5, 0.0]).expand(3, 4)),
         lambda: regression_response_scores(torch.zeros(2, 3), torch.zeros(4), 1.0),
         lambda: regression_response_scores(torch.zeros(2, 3), torch.zeros(3), -1.0),
         lambda: modulated_logits(torch.zeros(2, 3, 4), torch.ones(3)),
@@ -667,6 +739,49 @@ def test_a_training_scores_with_the_stand_in_that_was_asked_for(absent):
     assert_close(model.parts["response_history"].mean, torch.stack(scores).mean(0))
 
 
+@pytest.mark.filterwarnings("ignore:samples of data lack a modality")
+def test_only_modalities_that_are_there_and_have_a_history_are_compared():
+    "The factors of three epochs at rate 0, by hand; a few samples have the third modality, and some batches have none."
+    rng, n = np.random.default_rng(0), 96
+    xs = {m: rng.normal(size=(n, 4)).astype("f") for m in "abc"}
+    xs["c"][5:] = np.nan
+    dls = multimodal_dls(xs, np.arange(n) % 3, bs=16, device="cpu")
+    torch.manual_seed(0)
+    model, method = FusionModel([nn.Linear(4, 6)] * 3, HEADS["sum"]([6] * 3, 3)), GradientModulation()
+    learn = multimodal_learner(dls, model, method=method, cbs=[Batches()], opt_func=SGD)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(3, 0.0)
+
+    scores, factors = [[] for _ in "abc"], []
+    for inputs, y in learn.batches.seen:
+        presence = presence_of(inputs)
+        own = torch.stack(
+            [c(e(filled(x))) - c(e(0 * filled(x))) for c, e, x in zip(model.head.linears, model.encoders, inputs)]
+        )
+        own = own.where(presence.T[..., None], 0).detach()
+        responses = own + (model(*inputs).detach() - own.sum(0)) / 3
+        now = {
+            m: -F.cross_entropy(responses[m, presence[:, m]], y[presence[:, m]])
+            for m in range(3)
+            if presence[:, m].any()
+        }
+        compared = [m for m in now if scores[m]] or list(now)
+        history = [torch.stack(s).mean() if s else torch.zeros(()) for s in scores]
+        factors.append({m: torch.ones(()) for m in now})
+        if len(compared) > 1:
+            r, tau = ahead([now[m] for m in compared]), ahead([history[m] for m in compared])
+            factors[-1] |= dict(zip(compared, (tau - r).clamp(max=10).exp()))
+        for m, score in now.items():
+            scores[m].append(score)
+    lacking, epoch = [2 not in f for f in factors], len(dls.train)
+    assert lacking[0] and not all(lacking[:epoch])
+    for m, name in enumerate("abc"):
+        for k, got in enumerate(method.history[f"kappa {name}"]):
+            told = [f[m] for f in factors[k * epoch : (k + 1) * epoch] if m in f]
+            assert_close(torch.tensor(got), torch.stack(told).mean(), rtol=1e-4, atol=1e-5)
+        assert_close(model.parts["response_history"].mean[m], torch.stack(scores[m]).mean())
+
+
 def test_a_regression_scores_each_modality_alone():
     y = np.random.default_rng(2).normal(size=80).astype("f")
     model, seen = trained_without_steps(y, GradientModulation())
@@ -697,6 +812,11 @@ def test_unit_is_the_running_mean_deviation_of_the_targets():
     assert ResponseHistory(2).unit(torch.ones(4, 1)) > 0  # constant targets do not divide by zero
 
 
+def test_a_lead_may_be_uncapped():
+    assert GradientModulation(cap=math.inf).cap == math.inf
+    assert GradientModulation(cap=0).cap == 0
+
+
 @pytest.mark.parametrize(
     "options, error, match",
     [
@@ -717,3 +837,44 @@ def test_unit_is_the_running_mean_deviation_of_the_targets():
 def test_options_are_checked_when_the_callback_is_made(options, error, match):
     with pytest.raises(error, match=match):
         GradientModulation(**options)
+
+
+# ---- clipping as in the public code
+
+
+def clipped(threshold, head, rest, n_outputs=3):
+    "The gradients after the step's clip: of the weight of a head, and of an encoder."
+    model = FusionModel([nn.Linear(2, 2, bias=False)], nn.Linear(2, 3, bias=False))
+    clip = ConditionalClip() if threshold is None else ConditionalClip(threshold)
+    clip.learn = SimpleNamespace(model=model, dls=SimpleNamespace(c=n_outputs))
+    clip.before_fit()
+    weights = model.head.weight, model.encoders[0].weight
+    for w, g in zip(weights, (head, rest)):
+        w.grad = None if g is None else torch.full_like(w, g)
+    clip.before_step()
+    return [None if w.grad is None else w.grad.flatten() for w in weights]
+
+
+@pytest.mark.parametrize("threshold", [None, 1.0, 2.0, 5.0])
+def test_the_gradient_is_brought_to_the_threshold_where_an_entry_of_the_heads_exceeds_it(threshold):
+    "Published: 1, which is what is taken where nothing is said."
+    most = threshold or 1.0
+    for head, rest in ((most, 100.0), (-most, 3.0), (0.5 * most, 100.0), (0.0, 100.0), (None, 100.0)):
+        for got, given in zip(clipped(threshold, head, rest), (head, rest)):
+            assert got is None if given is None else (got == given).all()
+    for head, rest in ((1.01 * most, 0.0), (-3 * most, 100.0), (1.5 * most, None)):
+        found, given = clipped(threshold, head, rest), (head, rest)
+        norm = math.sqrt(6 * head**2 + 4 * (rest or 0) ** 2)
+        for got, g in zip(found, given):
+            assert got is None if g is None else torch.allclose(got, torch.full_like(got, g * most / norm), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, math.inf, math.nan, "1"])
+def test_a_threshold_that_means_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"^threshold must be a number in \(0, inf\)"):
+        ConditionalClip(wrong)
+
+
+def test_a_clip_without_a_layer_to_look_at_is_refused():
+    with pytest.raises(ValueError, match="linear layers with 4 outputs, and Linear has none"):
+        clipped(1.0, 1.0, 1.0, n_outputs=4)
