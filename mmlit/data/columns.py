@@ -59,6 +59,7 @@ class MultimodalData:
         layout:dict|None=None,      # modality's name -> channels_first or time_first, see `as_column`
     ):
         given = _given_kinds(name, xs, kinds)
+        for m in given: _check_parts(m, xs[m], given[m], y)
         xs, y, groups, split, presence, row_truth = _aligned(xs, y, groups, split, presence, row_truth or {})
         there = presence_columns(presence, list(xs))
         self.name = name
@@ -217,6 +218,22 @@ def _given_kinds(name, xs, kinds):
     given = dict.fromkeys(xs) | dict(kinds or {})
     if set(given) != set(xs): raise ValueError(f"kinds are given for {sorted(given)}, the modalities are {list(xs)}")
     return given
+
+def _check_parts(name, values, kind, y):
+    "ValueError for several arrays of N rows each, or N rows of several, of which nobody said that they are such."
+    if kind is not None or not isinstance(values, (tuple, list)) or not values or not hasattr(y, "__len__"): return
+    parts = {_length(part) for part in values} == {len(y)} != {len(values)}
+    rows = isinstance(values[0], tuple) and any(isinstance(x, (np.ndarray, Tensor)) and x.ndim for x in values[0])
+    if not parts and not rows: return
+    held = f"{len(values)} parts of {len(y)} rows each" if parts else "rows that are tuples of arrays"
+    asked = "give a tuple of them, and " if parts and isinstance(values, list) else ""
+    raise ValueError(f"modality {name!r} is a {type(values).__name__} of {held}: {asked}say kinds={{{name!r}: "
+                     "'tuple'}, if they are one modality; or give each part a name of its own")
+
+def _length(part):
+    "The number of rows of an array or a list; 0 of anything else."
+    if isinstance(part, (list, tuple)): return len(part)
+    return (*getattr(part, "shape", ()), 0)[0]
 
 def _kind(column, name, given=None):
     "The kind of a modality: as given, if the column allows it, else from the shape of its rows."

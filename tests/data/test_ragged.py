@@ -525,6 +525,37 @@ def test_a_modality_of_several_arrays_is_cut_joined_digested_predicted_and_drawn
     plt.close("all")
 
 
+@pytest.mark.parametrize("presence", [None, np.ones((6, 2), dtype=bool)])
+@pytest.mark.parametrize("form", ["tuple", "list", "tensors", "Series", "text", "rows", "alike"])
+def test_several_arrays_whose_kind_nobody_said_are_refused_with_the_remedy(form, presence):
+    rng, plain, y = np.random.default_rng(0), np.zeros((6, 1)), [0, 1] * 3
+    one, other = rng.normal(size=(6, 2)), rng.normal(size=(6, 2 if form == "alike" else 3))
+    pair = dict(
+        tuple=(one, other),
+        list=[one, other],
+        tensors=(torch.tensor(one), torch.tensor(other)),
+        Series=(pd.Series(one[:, 0]), pd.DataFrame(other)),
+        text=(["a"] * 6, ["b"] * 6),
+        rows=list(zip(one, other)),
+        alike=list(zip(one, other)),
+    )[form]
+    with pytest.raises(ValueError, match=r"modality 'pair' is a .* say kinds=.'pair': 'tuple'.") as said:
+        multimodal_data(dict(pair=pair, plain=plain), y, presence=presence)
+    assert ("give a tuple of them" in str(said.value)) == (form == "list")
+    if form == "text":
+        return  # which no kind allows
+    pair = tuple(pair) if form == "list" else pair
+    data = multimodal_data(dict(pair=pair, plain=plain), y, kinds=dict(pair="tuple"), groups=range(6))
+    assert list(data.xs["pair"].arrays) == ["0", "1"] and len(data) == 6
+
+
+def test_rows_that_are_tuples_of_numbers_or_lists_are_rows():
+    made = lambda rows: multimodal_data(dict(x=rows, plain=np.zeros((4, 1))), [0, 1] * 2, groups=range(4)).xs["x"]
+    assert made(((1, 2), (3, 4), (5, 6), (7, 8))).shape == (4, 2)
+    assert made([(1.0, 2.0)] * 4).shape == (4, 2) and made([([1, 2, 3], [3, 4, 5])] * 4).shape == (4, 2, 3)
+    assert made([(np.float64(1), torch.tensor(2.0))] * 4).shape == (4, 2)
+
+
 def test_a_tuple_is_rows_unless_its_kind_says_otherwise():
     rows = (np.ones(3), np.zeros(3))
     assert as_column(rows, "x").shape == (2, 3)
