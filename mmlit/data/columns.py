@@ -221,11 +221,12 @@ def _given_kinds(name, xs, kinds):
 
 def _check_parts(name, values, kind, y):
     "ValueError for several arrays of N rows each, or N rows of several, of which nobody said that they are such."
-    if kind is not None or not isinstance(values, (tuple, list)) or not values or not hasattr(y, "__len__"): return
-    parts = {_length(part) for part in values} == {len(y)} != {len(values)}
+    n = _length(y)
+    if kind is not None or not isinstance(values, (tuple, list)) or not values or not n: return
+    parts = {_length(part) for part in values} == {n} != {len(values)}
     rows = isinstance(values[0], tuple) and any(isinstance(x, (np.ndarray, Tensor)) and x.ndim for x in values[0])
     if not parts and not rows: return
-    held = f"{len(values)} parts of {len(y)} rows each" if parts else "rows that are tuples of arrays"
+    held = f"{len(values)} parts of {n} rows each" if parts else "rows that are tuples of arrays"
     asked = "give a tuple of them, and " if parts and isinstance(values, list) else ""
     raise ValueError(f"modality {name!r} is a {type(values).__name__} of {held}: {asked}say kinds={{{name!r}: "
                      "'tuple'}, if they are one modality; or give each part a name of its own")

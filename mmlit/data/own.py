@@ -17,7 +17,7 @@ from .columns import MultimodalData
 from .missing import PartialColumn, in_order, present_rows, rows_as_given, rows_there
 from .mixed import MixedTable
 from .pictures import PictureFiles
-from .ragged import RaggedArrays
+from .ragged import LAYOUTS, RaggedArrays
 from .tables import column_order
 from .values import NamedArrays, duplicate_groups
 
@@ -53,6 +53,7 @@ def multimodal_data(
                           presence=presence)
     _say_missing(made)
     for m, x in made.xs.items(): _say_gaps(m, rows_there(x), len(made))
+    _say_layout(made)
     if made.parts is not None: _say_leaks(made)
     elif groups is None: _say_repeats(made)
     return made if modalities is None else made.select(modalities)
@@ -89,6 +90,16 @@ def _say_gaps(m, column, n):
     warnings.warn(f"modality {m!r} has {sum(gaps.values())} empty cells in {n} rows ({shown}): numbers are "
                   "filled with the median of the training rows, an empty category is a category of its own",
                   stacklevel=3)
+
+def _say_layout(data):
+    "Warn of sequences of one length, whose shape does not tell which axis is time."
+    shapes = {m: rows_there(x).shape[1:] for m, x in data.xs.items() if data.kinds[m] == "sequence"
+              and m not in data.layout and isinstance(rows_there(x), np.ndarray)}
+    several = {m: shape for m, shape in shapes.items() if shape[0] > 1}       # one channel leaves no doubt
+    if not several: return
+    shown = ", ".join(f"{m!r} of {c} channels and {t} steps" for m, (c, t) in several.items())
+    warnings.warn(f"rows are taken for sequences, channels first: {shown}. layout={dict.fromkeys(several, LAYOUTS[0])} "
+                  f"says that this is right, {LAYOUTS[1]!r} that the steps come first", stacklevel=3)
 
 def _say_leaks(data):
     "Warn of test rows that stand in the training or validation part, too."

@@ -172,7 +172,7 @@ def empty_rows(
 )->np.ndarray:          # bool (N,)
     "Which rows are entirely empty, see `missing_rows`; of names of pictures also the blank ones."
     gone = ~values.present if isinstance(values, PartialColumn) else missing_rows(values)
-    if not isinstance(values, (list, tuple, np.ndarray, pd.Series)): return gone
+    if not isinstance(values, (list, tuple, np.ndarray, pd.Series)) or getattr(values, "ndim", 1) == 0: return gone
     blank = np.array([isinstance(v, str) and not v.strip() for v in values], dtype=bool)
     named = [v for v in values if isinstance(v, (str, PathLike)) and str(v).strip()] if blank.any() else []
     return gone | blank if kind == "picture" or kind is None and _are_files(named) else gone     # no path, no file
