@@ -63,8 +63,8 @@ class MultimodalData:
         xs, y, groups, split, presence, row_truth = _aligned(xs, y, groups, split, presence, row_truth or {})
         there = presence_columns(presence, list(xs))
         self.name = name
-        for m in layout or {}: one_of(f"modality of {name} in layout:", m, xs)
-        self.layout = dict(layout or {})
+        for m in _by_name("layout", layout): one_of(f"modality of {name} in layout:", m, xs)
+        self.layout = _by_name("layout", layout)
         self.xs = {m: as_column(x, m, given[m], size, self.layout.get(m), there.get(m)) for m, x in xs.items()}
         inside = {m: rows_there(x) for m, x in self.xs.items()}
         tables = {m: column_names(x) for m, x in xs.items() if not isinstance(inside[m], MixedTable)}
@@ -210,12 +210,17 @@ def _aligned(xs, y, groups, split, presence, row_truth):
     split = split if numbers else rows["split"]
     return of("modality", xs), rows["y"], groups, split, rows["presence"], of("row_truth", row_truth)
 
+def _by_name(option, given):
+    "What is given for some of the modalities. TypeError where it does not say for which."
+    if given is None or isinstance(given, Mapping): return dict(given or {})
+    raise TypeError(f"{option} is {given!r}, expected a dict: modality's name -> its {option.removesuffix('s')}")
+
 def _given_kinds(name, xs, kinds):
     "The kind of each modality that the user gives, or None."
     if not xs: raise ValueError(f"{name} has no modality")
     odd = [m for m in xs if not isinstance(m, str)]
     if odd: raise ValueError(f"modality names are strings, got {odd[0]!r}")
-    given = dict.fromkeys(xs) | dict(kinds or {})
+    given = dict.fromkeys(xs) | _by_name("kinds", kinds)
     if set(given) != set(xs): raise ValueError(f"kinds are given for {sorted(given)}, the modalities are {list(xs)}")
     return given
 

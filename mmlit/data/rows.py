@@ -176,7 +176,8 @@ class Rows(GetAttr):
             xs = {m: self._in_order(x, m, items.names.get(m)) for m, x in items.xs.items()}
             return Rows(self.coding, self._columns(xs, {}), torch.as_tensor(items.y), range(len(items)), items)
 
-        if isinstance(items, list) and items and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
+        if isinstance(items, list) and not items: raise ValueError("there are no rows to predict, the list is empty")
+        if isinstance(items, list) and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
         if isinstance(items, (tuple, list)):
             if len(items) != self.n_inp:
                 raise ValueError(f"got {len(items)} inputs, expected {self.n_inp}: {self.modalities}")
@@ -192,6 +193,9 @@ class Rows(GetAttr):
         lacking = [m for m in self.modalities if m not in given]
         if lacking: self._check_lacking(lacking, given)
         rows = align_rows({m: given[m] for m in self.modalities if m in given})
+        for m, x in rows.items():
+            if isinstance(x, (list, tuple)) and not x or getattr(x, "shape", (1,))[:1] == (0,):
+                raise ValueError(f"there are no rows to predict: modality {m!r} is an empty {type(x).__name__}")
         layout = self.layout if layout is None else layout         # a `MultimodalData` has its channels first
         xs:dict[str, Any] = {m: self._column(m, x, layout.get(m)) for m, x in rows.items()}
         n = len(next(iter(xs.values())))
