@@ -401,6 +401,19 @@ def test_a_dry_run_refuses_what_training_would(said, cells, tmp_path):
     assert code == 1 and err.startswith("mmlit data: --target is given without a data set")
 
 
+def test_a_row_of_a_folder_is_called_by_its_name(tmp_path, said):
+    rng, pid = np.random.default_rng(0), [f"p{i:02}" for i in range(40)]
+    rna = pd.DataFrame(rng.normal(size=(40, 3))).add_prefix("g").assign(pid=pid)
+    rna.loc[17, "g1"] = np.inf
+    rna.iloc[rng.permutation(40)].to_csv(tmp_path / "rna.csv", index=False)
+    pd.DataFrame(dict(pid=pid, age=rng.normal(size=40))).to_csv(tmp_path / "clinic.csv", index=False)
+    pd.DataFrame(dict(pid=pid, y=np.arange(40) % 2)).to_csv(tmp_path / "labels.csv", index=False)
+    code, _, err = said("data", str(tmp_path), "--target", "y", "--index", "pid")
+    assert code == 1 and "the first is row 17: " in err and "(in row 17, pid is p17)" in err
+    code, _, err = said("data", str(tmp_path), "--target", "y")  # the column is found
+    assert code == 1 and "(in row 17, pid is p17)" in err
+
+
 def test_kinds_and_layouts_are_said_on_the_command_line(tmp_path, said):
     rng = np.random.default_rng(0)
     y = np.arange(40) % 2

@@ -173,9 +173,9 @@ def _labels(one):
 
 
 def _kinds(one):
-    "The kinds that the case is given, as words of the command."
-    kinds = one.options.get("kinds", {})
-    return ["--kinds", *(f"{m}={kind}" for m, kind in kinds.items())] if kinds else []
+    "The kinds and layouts that the case is given, as words of the command."
+    given = {f"--{option}": one.options.get(option, {}) for option in ("kinds", "layout")}
+    return [word for option, of in given.items() if of for word in (option, *(f"{m}={v}" for m, v in of.items()))]
 
 
 def _columns(name, x):

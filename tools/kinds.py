@@ -110,7 +110,7 @@ _TOKENS, _TUPLE = dict(kinds=dict(x="tokens")), dict(kinds=dict(x="tuple"))
 # kind -> (rng, y, folder) -> the column, options of `multimodal_dls`, encoders; what is left out is as for a vector
 KINDS: dict[str, Callable] = {
     "vector": lambda rng, y, _: (_level(rng, y, 4),),
-    "sequence": lambda rng, y, _: (_level(rng, y, 2, 8),),
+    "sequence": lambda rng, y, _: (_level(rng, y, 2, 8), dict(layout=dict(x="channels_first"))),
     "picture in an array": lambda rng, y, _: (rng.integers(0, 256, (len(y), 3, 8, 8), dtype=np.uint8),),
     "picture files": lambda rng, y, folder: (_files(rng, y, folder), dict(size=8)),
     "text": lambda rng, y, _: ([f"word{c} after word{i % 5}" for i, c in enumerate(y)],),

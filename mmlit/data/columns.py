@@ -59,11 +59,12 @@ class MultimodalData:
         layout:dict|None=None,      # modality's name -> channels_first or time_first, see `as_column`
     ):
         given = _given_kinds(name, xs, kinds)
+        for m in given: _check_parts(m, xs[m], given[m], y)
         xs, y, groups, split, presence, row_truth = _aligned(xs, y, groups, split, presence, row_truth or {})
         there = presence_columns(presence, list(xs))
         self.name = name
-        for m in layout or {}: one_of(f"modality of {name} in layout:", m, xs)
-        self.layout = dict(layout or {})
+        for m in _by_name("layout", layout): one_of(f"modality of {name} in layout:", m, xs)
+        self.layout = _by_name("layout", layout)
         self.xs = {m: as_column(x, m, given[m], size, self.layout.get(m), there.get(m)) for m, x in xs.items()}
         inside = {m: rows_there(x) for m, x in self.xs.items()}
         tables = {m: column_names(x) for m, x in xs.items() if not isinstance(inside[m], MixedTable)}
@@ -209,14 +210,36 @@ def _aligned(xs, y, groups, split, presence, row_truth):
     split = split if numbers else rows["split"]
     return of("modality", xs), rows["y"], groups, split, rows["presence"], of("row_truth", row_truth)
 
+def _by_name(option, given):
+    "What is given for some of the modalities. TypeError where it does not say for which."
+    if given is None or isinstance(given, Mapping): return dict(given or {})
+    raise TypeError(f"{option} is {given!r}, expected a dict: modality's name -> its {option.removesuffix('s')}")
+
 def _given_kinds(name, xs, kinds):
     "The kind of each modality that the user gives, or None."
     if not xs: raise ValueError(f"{name} has no modality")
     odd = [m for m in xs if not isinstance(m, str)]
     if odd: raise ValueError(f"modality names are strings, got {odd[0]!r}")
-    given = dict.fromkeys(xs) | dict(kinds or {})
+    given = dict.fromkeys(xs) | _by_name("kinds", kinds)
     if set(given) != set(xs): raise ValueError(f"kinds are given for {sorted(given)}, the modalities are {list(xs)}")
     return given
+
+def _check_parts(name, values, kind, y):
+    "ValueError for several arrays of N rows each, or N rows of several, of which nobody said that they are such."
+    n = _length(y)
+    if kind is not None or not isinstance(values, (tuple, list)) or not values or not n: return
+    parts = {_length(part) for part in values} == {n} != {len(values)}
+    rows = isinstance(values[0], tuple) and any(isinstance(x, (np.ndarray, Tensor)) and x.ndim for x in values[0])
+    if not parts and not rows: return
+    held = f"{len(values)} parts of {n} rows each" if parts else "rows that are tuples of arrays"
+    asked = "give a tuple of them, and " if parts and isinstance(values, list) else ""
+    raise ValueError(f"modality {name!r} is a {type(values).__name__} of {held}: {asked}say kinds={{{name!r}: "
+                     "'tuple'}, if they are one modality; or give each part a name of its own")
+
+def _length(part):
+    "The number of rows of an array or a list; 0 of anything else."
+    if isinstance(part, (list, tuple)): return len(part)
+    return (*getattr(part, "shape", ()), 0)[0]
 
 def _kind(column, name, given=None):
     "The kind of a modality: as given, if the column allows it, else from the shape of its rows."

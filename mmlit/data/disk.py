@@ -8,8 +8,10 @@ __all__ = ['load_table', 'read_split']
 # %% ../../nbs/02d_disk.ipynb #8710c28e
 import difflib
 import importlib.util
+import re
 import warnings
 from collections.abc import Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,8 +243,19 @@ def load_table(
     split = source.parts if split is None else split
     for given in (kinds or {}, layout or {}):
         for m in given: one_of(f"modality of {source.title}:", m, data)
-    return multimodal_data(data, labels, groups=ids, name=name or source.title, task=task, split=split, kinds=kinds,
-                           layout=layout)
+    with _rows_named(source):
+        return multimodal_data(data, labels, groups=ids, name=name or source.title, task=task, split=split,
+                               kinds=kinds, layout=layout)
+
+@contextmanager
+def _rows_named(source):
+    "What is said of a row inside, in a ValueError, is said with its name, where rows have names."
+    try: yield
+    except ValueError as e:
+        found = re.search(r"\brow (\d+)\b", re.sub("'[^']*'", "", str(e)))
+        if type(e) is not ValueError or not source.index or not found or int(found[1]) >= len(source.frame): raise
+        names = source.frame.loc[int(found[1]), list(source.index)].dropna()         # a file may lack the row
+        raise ValueError(f"{e} (in row {found[1]}, {source.plain(source.index[0])} is {names.iloc[0]})") from e
 
 def _check_split(split, source):
     if source.parts is not None:

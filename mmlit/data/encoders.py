@@ -157,7 +157,8 @@ class TokenIds:
         ids = pad_rows(ids) if rows else torch.as_tensor(ids)
         if ids.is_floating_point(): raise ValueError(f"word ids are whole numbers, got {ids.dtype}")
         if ids.numel() and not 0 <= ids.min() <= ids.max() < len(self.words):
-            raise ValueError(f"word ids run from {ids.min()} to {ids.max()}, outside 0..{len(self.words) - 1}")
+            raise ValueError(f"word ids run from {ids.min()} to {ids.max()}, outside 0..{len(self.words) - 1}, the ids "
+                             "that the data of the training hold: replace others by the id of unknown words")
         return ids.long()
 
     def decode(self, ids): return " ".join(self.words[i] for i in ids if i > 0)
@@ -244,8 +245,11 @@ class FittedTransform:
         name:str="x",  # modality's name, for messages
         standardize:bool=True,
     ):
+        if isinstance(transform, type):
+            raise TypeError(f"the transform of modality {name!r} is the class {transform.__name__}, expected an object "
+                            f"of it, {transform.__name__}()")
         for method in ("fit", "transform", "get_params"):
-            if isinstance(transform, type) or not hasattr(transform, method):
+            if not hasattr(transform, method):
                 raise TypeError(f"the transform of modality {name!r} is {transform!r}, expected an object of "
                                 "scikit-learn with fit and transform, such as SelectKBest(k=100)")
         self.name = name

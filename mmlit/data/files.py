@@ -38,7 +38,9 @@ def load_npz(
     if kinds is not None and not isinstance(kinds, dict): raise ValueError(f"kinds are {kinds!r}, expected a dict")
     for given in (kinds or {}, layout or {}):
         for m in given: one_of(f"modality of {path.name}:", m, arrays)
-    if own is not None: kinds = dict(zip(arrays, own.tolist())) | (kinds or {})
+    if own is not None:
+        kinds = dict(zip(arrays, own.tolist())) | (kinds or {})
+        layout = {m: "channels_first" for m in arrays if kinds[m] == "sequence"} | (layout or {})     # as `save` does
     if task is None and said is not None: task = str(said)
     codes = y.dtype.kind in "iu" and y.ndim == 1 and y.size
     if classes is not None and codes and 0 <= y.min() and y.max() < len(classes): y = classes.astype(str)[y]

@@ -216,7 +216,8 @@ def multimodal_dls(
     given, data = data, multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split,
                                         layout=layout, presence=presence)
     data = weighed(data, class_weights, weights, given)
-    if transform is not None: data = data.with_transform(dict(data.transform, **transform))
+    if transform is not None:
+        data = data.with_transform({**data.transform, **transform} if isinstance(transform, Mapping) else transform)
     if len(data.xs) < 2:
         raise ValueError(f"{data.name} has one modality only, {data.modalities[0]!r}: competition takes at least two")
     parts = split_rows(data, seed, test, valid, n_train, n_test, rows)

@@ -108,13 +108,17 @@ def _check_classes(data, train):
 
     if data.task == "regression":
         if (y.min(0) < y.max(0)).all(): return
-        at = "" if y.ndim == 1 else f" in column {int((y.min(0) == y.max(0)).argmax())}"
-        raise ValueError(f"y is {y[0]}{at} in all training rows of {data.name}: nothing can be learnt")
+        same = (y.min(0) == y.max(0)).argmax()
+        at, remedy = f" in column {same}", "leave this column out"
+        if y.ndim == 1: at, remedy = "", "give targets that differ"
+        raise ValueError(f"y is {np.atleast_1d(y[0])[same]}{at} in all training rows of {data.name}: nothing can be "
+                         f"learnt, {remedy}")
 
     absent = np.setdiff1d(np.arange(len(data.classes)), y)
     if len(absent):
         raise ValueError(f"class {data.classes[absent[0]]!r} is missing from the training part of {data.name}")
-    if len(data.classes) == 1: raise ValueError(f"{data.name} has one class only, {data.classes[0]!r}")
+    if len(data.classes) == 1:
+        raise ValueError(f"{data.name} has one class only, {data.classes[0]!r}: give rows of another class, too")
 
 # %% ../../nbs/12c_losses.ipynb #6effd690
 def weighed(

@@ -38,13 +38,14 @@ class MixedTable:
             raise ValueError(f"modality {name!r} is no table: give a DataFrame, a dict of columns, or a list of dicts, "
                              f"one per row ({e})") from e
         if 0 in table.shape: raise ValueError(f"modality {name!r} is a table of shape {table.shape}")
+        table = table.set_axis([str(c) for c in table.columns], axis=1)           # a number is a name, too
         twice = table.columns[table.columns.duplicated()]
         if len(twice): raise ValueError(f"modality {name!r} has two columns {twice[0]!r}")
         if sorts is not None:
             _check_columns(sorts, table, name)
             table = table[list(sorts)]
         known = sorts or {}
-        read = {str(c): _read(table[c], f"column {str(c)!r} of modality {name!r}", known.get(str(c))) for c in table}
+        read = {c: _read(table[c], f"column {c!r} of modality {name!r}", known.get(c)) for c in table}
         # said explicitly: pandas 3 reads objects as a type of strings in which an empty cell is NaN, no longer None
         self.frame = pd.DataFrame({c: pd.Series(values, dtype=values.dtype) for c, (values, _) in read.items()})
         self.sorts = {c: sort for c, (_, sort) in read.items()}

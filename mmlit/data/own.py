@@ -14,10 +14,10 @@ import pandas as pd
 
 from ..core import one_of
 from .columns import MultimodalData
-from .missing import PartialColumn, in_order, present_rows, rows_there
+from .missing import PartialColumn, in_order, present_rows, rows_as_given, rows_there
 from .mixed import MixedTable
 from .pictures import PictureFiles
-from .ragged import RaggedArrays
+from .ragged import LAYOUTS, RaggedArrays
 from .tables import column_order
 from .values import NamedArrays, duplicate_groups
 
@@ -53,6 +53,7 @@ def multimodal_data(
                           presence=presence)
     _say_missing(made)
     for m, x in made.xs.items(): _say_gaps(m, rows_there(x), len(made))
+    _say_layout(made)
     if made.parts is not None: _say_leaks(made)
     elif groups is None: _say_repeats(made)
     return made if modalities is None else made.select(modalities)
@@ -90,6 +91,16 @@ def _say_gaps(m, column, n):
                   "filled with the median of the training rows, an empty category is a category of its own",
                   stacklevel=3)
 
+def _say_layout(data):
+    "Warn of sequences of one length, whose shape does not tell which axis is time."
+    shapes = {m: rows_there(x).shape[1:] for m, x in data.xs.items() if data.kinds[m] == "sequence"
+              and m not in data.layout and isinstance(rows_there(x), np.ndarray)}
+    several = {m: shape for m, shape in shapes.items() if shape[0] > 1}       # one channel leaves no doubt
+    if not several: return
+    shown = ", ".join(f"{m!r} of {c} channels and {t} steps" for m, (c, t) in several.items())
+    warnings.warn(f"rows are taken for sequences, channels first: {shown}. layout={dict.fromkeys(several, LAYOUTS[0])} "
+                  f"says that this is right, {LAYOUTS[1]!r} that the steps come first", stacklevel=3)
+
 def _say_leaks(data):
     "Warn of test rows that stand in the training or validation part, too."
     ids = duplicate_groups(data.xs)
@@ -109,7 +120,8 @@ def joined_parts(
     """One data set out of the files of an official split, which it keeps. ValueError where they do not fit together.
     Groups of different files are different: their ids are not known to mean the same. Transformers are those of the
     training file."""
-    parts = dict(train=train) | ({} if valid is None else dict(valid=valid)) | dict(test=test)
+    parts = _in_one_form(dict(train=train) | ({} if valid is None else dict(valid=valid)) | dict(test=test))
+    train = parts["train"]
     for part, data in parts.items():
         _check_fits(part, data, train)
         if data.weights is not None or data.class_weights is not None or data.metric is not None:
@@ -126,7 +138,34 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
-    return made._with(layout=train.layout, names=train.names).with_transform(train.transform)
+    return made._with(layout=train.layout | made.layout, names=train.names).with_transform(train.transform)
+
+def _in_one_form(parts):
+    """The files with each modality in the form that one of them needs: a table, where cells are empty, or rows of
+    their own length."""
+    for m in parts["train"].modalities:
+        columns = [rows_there(data.xs.get(m)) for data in parts.values()]
+        form = next((x for x in columns if isinstance(x, (MixedTable, RaggedArrays))), None)
+        if form is not None: parts = {part: _in_form(data, m, form) for part, data in parts.items()}
+    return parts
+
+def _in_form(data, m, form):
+    "The data with an array as the table or the rows of different length that it is in another file, where it can be."
+    x, layout = data.xs.get(m), data.layout.get(m)
+    array = rows_there(x)
+    if not isinstance(array, np.ndarray): return data
+    fits = m in data.names if isinstance(form, MixedTable) else array.ndim == 2 + (form.layout is not None)
+    if not fits: return data
+    with rows_as_given(present_rows(x)):
+        if len(array) == 0: made = form.take([])
+        elif isinstance(form, MixedTable):
+            made = MixedTable(pd.DataFrame(array.reshape(len(array), -1), columns=list(map(str, data.names[m]))), m)
+        else:
+            made = RaggedArrays(array, m, form.kind, "channels_first" if layout else form.layout)
+            made.layout = layout or form.layout              # in which new rows will come
+    whole = PartialColumn(made, x.present) if isinstance(x, PartialColumn) else made
+    return data._with(xs=data.xs | {m: whole}, kinds=data.kinds | {m: getattr(made, "kind", "table")},
+                      names={k: names for k, names in data.names.items() if k != m})
 
 def _like(train, part, data, m):
     "A modality of a file, its columns in the order of the training file."
@@ -157,6 +196,12 @@ def _check_fits(part, data, train):
     shapes = lambda d: {m: (d.kinds[m], sizes(rows_there(x))) for m, x in d.xs.items()}
     if shapes(data) != shapes(train):
         raise ValueError(f"the {part} file has the modalities {shapes(data)}, the training file {shapes(train)}")
+    for m in train.modalities:
+        sorts, expected = (getattr(rows_there(d.xs[m]), "sorts", {}) for d in (data, train))
+        text = [c for c, sort in sorts.items() if sort != "number" and expected[c] == "number"]
+        if text:
+            raise ValueError(f"column {text[0]!r} of modality {m!r} holds text in the {part} file, and numbers in the "
+                             "training file: replace a sign for an empty cell by NaN")
     new = sorted(set(data.classes) - set(train.classes))
     if data.task != train.task or new:
         raise ValueError(f"the {part} file has labels for {data.task}" + (f", {new[0]!r} among them" if new else "") +

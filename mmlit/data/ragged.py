@@ -115,10 +115,11 @@ def _row(value, i, name):
         raise ValueError(f"{what} holds lists of different length: each row is an array of numbers, of one or two "
                          "axes") from e
     if row.size == 0:
-        raise ValueError(f"{what} has no steps (shape {row.shape}): leave this row out, of all modalities and labels")
+        raise ValueError(f"{what} has no steps (shape {row.shape}): give None, which says that the sample lacks the "
+                         "modality, or leave this row out, of all modalities and labels")
     if row.dtype.kind not in "biuf":
-        remedy = "join its words, ' '.join(row)" if row.dtype.kind in "OU" and isinstance(row.flat[0], str) else (
-            "fill the gaps first, or leave this row out")
+        words = row.ndim and row.dtype.kind in "OU" and isinstance(row.flat[0], str)
+        remedy = "join its words, ' '.join(row)" if words else "fill the gaps first, or leave this row out"
         raise ValueError(f"{what} holds {type(row.flat[0]).__name__} ({row.flat[0]!r}), expected numbers: {remedy}")
     if row.ndim in (1, 2): return row
     raise ValueError(f"{what} has shape {row.shape}: rows of different length have one axis, time, or two, time and "

@@ -176,7 +176,8 @@ class Rows(GetAttr):
             xs = {m: self._in_order(x, m, items.names.get(m)) for m, x in items.xs.items()}
             return Rows(self.coding, self._columns(xs, {}), torch.as_tensor(items.y), range(len(items)), items)
 
-        if isinstance(items, list) and items and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
+        if isinstance(items, list) and not items: raise ValueError("there are no rows to predict, the list is empty")
+        if isinstance(items, list) and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
         if isinstance(items, (tuple, list)):
             if len(items) != self.n_inp:
                 raise ValueError(f"got {len(items)} inputs, expected {self.n_inp}: {self.modalities}")
@@ -192,6 +193,9 @@ class Rows(GetAttr):
         lacking = [m for m in self.modalities if m not in given]
         if lacking: self._check_lacking(lacking, given)
         rows = align_rows({m: given[m] for m in self.modalities if m in given})
+        for m, x in rows.items():
+            if isinstance(x, (list, tuple)) and not x or getattr(x, "shape", (1,))[:1] == (0,):
+                raise ValueError(f"there are no rows to predict: modality {m!r} is an empty {type(x).__name__}")
         layout = self.layout if layout is None else layout         # a `MultimodalData` has its channels first
         xs:dict[str, Any] = {m: self._column(m, x, layout.get(m)) for m, x in rows.items()}
         n = len(next(iter(xs.values())))
@@ -225,8 +229,10 @@ class Rows(GetAttr):
         if m in self.sorts and isinstance(values, list): return self._column(m, pd.DataFrame(values), layout)
         if m in self.sorts: values = self._table(m, values)
         elif m in self.names:
+            if isinstance(values, MixedTable): values = values.frame.rename(columns={str(c): c for c in self.names[m]})
             if isinstance(values, list) and all(isinstance(v, pd.Series) for v in values): values = pd.DataFrame(values)
             values = self._in_order(values, m, column_names(values))
+            _check_gaps(values, m)
         if m in self.ragged and not isinstance(values, RaggedArrays):
             values = RaggedArrays(values, m, self.kinds[m], self.ragged[m])
         expected = self.raw_shapes[m]
@@ -242,12 +248,26 @@ class Rows(GetAttr):
         return x
 
     def _in_order(self, column, m, names):
-        "A modality with its columns in the order of those that were fitted."
+        "A modality with its columns in the order of those that were fitted; as a table, if they were one."
+        array = rows_there(column)
+        if m in self.sorts and names is not None and isinstance(array, np.ndarray):
+            frame = pd.DataFrame(array.reshape(len(array), -1), columns=list(map(str, names)))
+            return PartialColumn(frame, column.present) if isinstance(column, PartialColumn) else frame
         return in_order(column, column_order(names, self.names.get(m), f"modality {m!r}"))
 
     def _table(self, m, values):
         "Rows of a table with the columns that were fitted, each of its sort."
         return MixedTable(values.frame if isinstance(values, MixedTable) else values, m, self.sorts[m])
+
+def _check_gaps(values, m):
+    "ValueError for the first empty cell of a table of which the training rows had none, so that nothing fills it."
+    gaps = values.isna().to_numpy() if isinstance(values, pd.DataFrame) else np.zeros((0, 0), dtype=bool)
+    if not gaps.any(): return
+    rows = gaps[:, gaps.any(0).argmax()]
+    raise ValueError(f"column {str(values.columns[gaps.any(0)][0])!r} of modality {m!r} is empty in {rows.sum()} of "
+                     f"{len(rows)} rows, the first is row {rows.argmax()}, and it was not when the model was trained: "
+                     f"fill the gaps first, or give kinds={{{m!r}: 'table'}} in training, which fills them with the "
+                     "median of the training rows")
 
 def _transpose(items):
     "Columns of a list of items. ValueError where they have not the same modalities."

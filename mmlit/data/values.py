@@ -101,6 +101,8 @@ def as_column(
 ):                        # numbers (2 to 4 axes), an object array of strings, or one of `_COLUMNS`
     "A checked column of rows. ValueError when it is empty, not finite, or neither numbers nor strings."
     check_whole("size", size, 1)
+    if _are_dicts(values) and not (values if isinstance(values, Mapping) else values[0]):
+        raise ValueError(f"modality {name!r} is a dict without arrays: give one or more by name, of N rows each")
     if isinstance(values, PartialColumn):
         there = _rows_present(values, name, kind, present)
         return values if present is None else PartialColumn(values.take(np.flatnonzero(there)), there)
@@ -172,7 +174,7 @@ def empty_rows(
 )->np.ndarray:          # bool (N,)
     "Which rows are entirely empty, see `missing_rows`; of names of pictures also the blank ones."
     gone = ~values.present if isinstance(values, PartialColumn) else missing_rows(values)
-    if not isinstance(values, (list, tuple, np.ndarray, pd.Series)): return gone
+    if not isinstance(values, (list, tuple, np.ndarray, pd.Series)) or getattr(values, "ndim", 1) == 0: return gone
     blank = np.array([isinstance(v, str) and not v.strip() for v in values], dtype=bool)
     named = [v for v in values if isinstance(v, (str, PathLike)) and str(v).strip()] if blank.any() else []
     return gone | blank if kind == "picture" or kind is None and _are_files(named) else gone     # no path, no file
@@ -218,6 +220,7 @@ def _as_array(values, name):
     "Numbers as a numeric array, strings and paths as an object array."
     if isinstance(values, (pd.Index, pd.api.extensions.ExtensionArray)): values = pd.Series(values)
     if isinstance(values, (pd.Series, pd.DataFrame)): values = table_values(values, f"modality {name!r}")
+    _check_alike(values, name)
     x = _unmixed(values, name)
     if x.dtype.kind in "biuf": return x
 
@@ -236,6 +239,17 @@ def _as_array(values, name):
     row = at//max(1, len(cells)//len(x)) if x.ndim else 0
     given = f"{type(cells[at]).__name__} ({cells[at]!r}) in row {row}"
     raise ValueError(f"modality {name!r} holds {given}, expected numbers, strings or paths to pictures")
+
+def _check_alike(values, name):
+    "ValueError for the first row that is a single value among rows of several."
+    objects = isinstance(values, np.ndarray) and values.dtype.kind == "O" and values.ndim == 1
+    if not objects and not isinstance(values, (list, tuple)): return
+    several = [isinstance(v, (list, tuple)) or getattr(v, "ndim", 0) > 0 for v in values]
+    if not any(several) or 2*sum(several) < len(several) or all(several): return
+    row = several.index(False)
+    raise ValueError(f"modality {name!r} holds {type(values[row]).__name__} ({values[row]!r}) in row {row}, and its "
+                     "other rows are arrays or lists: give one of such for each row, or None where a sample lacks the "
+                     "modality")
 
 def _unmixed(values, name):
     "An array; a list with strings in it becomes one of objects, or NumPy would write its numbers and NaNs as text."
@@ -265,7 +279,7 @@ def _numbers(values, name):
 
 def _checked(x, name):
     "Numbers in a type that PyTorch reads, all finite. ValueError with row and column of the first that is not."
-    if x.size == 0: raise ValueError(f"modality {name!r} has rows without a number, shape {x.shape}")
+    if x.size == 0: raise ValueError(f"modality {name!r} has rows without a number, shape {x.shape}: leave it out")
     wider = {"u2": np.int32, "u4": np.int64, "u8": np.float64, "f16": np.float64, "f12": np.float64}
     x = x.astype(wider.get(x.dtype.str[1:], x.dtype.newbyteorder("=")), copy=False)
     if x.dtype.kind != "f": return x

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.labels import encode_labels
-from mmlit.data.loaders import multimodal_data
+from mmlit.data.loaders import multimodal_data, multimodal_dls
 from mmlit.data.pictures import PictureFiles
 from mmlit.data.values import as_column
 
@@ -119,3 +120,63 @@ def test_a_subset_of_a_subset_is_the_subset_of_its_rows():
 def test_a_file_never_takes_a_modality_for_something_else(name, tmp_path):
     with pytest.raises(ValueError, match=f"under the name {name!r}: rename"):
         MultimodalData("d", {name: [1.0, 2.0]}, [0, 1]).save(tmp_path / "d.npz")
+
+
+def bad_inputs():
+    "What is wrong -> xs, options, message."
+    rng, ones = np.random.default_rng(0), np.ones((20, 2))
+    walks = [rng.normal(size=(2 + i % 3, 4)) for i in range(20)]
+    odd = lambda rows, row: [row if i == 5 else r for i, r in enumerate(rows)]
+    kinds = dict(kinds=dict(m="tokens"))
+    other = "in row 5, and its other rows are arrays or lists"
+    empty = "row 5 of modality 'm' has no steps .* give None, which says"
+    return {
+        "a word for all layouts": (walks, dict(layout="time_first"), "layout is 'time_first', expected a dict"),
+        "a list of layouts": (walks, dict(layout=["time_first"]), "layout is .* expected a dict"),
+        "a word for all kinds": (walks, dict(kinds="sequence"), "kinds is 'sequence', expected a dict"),
+        "a word among sequences": (odd(walks, "foo"), {}, f"holds str .'foo'. {other}"),
+        "a word among vectors": (odd(list(ones), "foo"), {}, f"holds str .'foo'. {other}"),
+        "a word among ids": (odd([[1, 2]] * 20, "foo"), kinds, f"holds str .'foo'. {other}"),
+        "a number among sequences": (odd(walks, 5.0), {}, f"holds float .5.0. {other}"),
+        "a dict among sequences": (odd(walks, {}), {}, f"holds dict .* {other}"),
+        "a sequence without steps": (odd(walks, np.zeros((0, 4))), {}, empty),
+        "a row without ids": (odd([[1, 2]] * 20, []), kinds, empty),
+        "no steps anywhere": (np.zeros((20, 3, 0)), {}, r"without a number, shape .20, 3, 0.: leave it out"),
+        "an empty dict": ({}, {}, "modality 'm' is a dict without arrays"),
+        "an empty dict of some": ({}, dict(presence=np.ones((20, 2), dtype=bool)), "is a dict without arrays"),
+        "empty dicts": ([{}] * 20, {}, "modality 'm' is a dict without arrays"),
+    }
+
+
+@pytest.mark.parametrize("what", bad_inputs())
+def test_bad_input_is_refused_with_what_was_given_and_the_remedy(what):
+    column, options, message = bad_inputs()[what]
+    with pytest.raises((ValueError, TypeError), match=message):
+        multimodal_data(dict(m=column, plain=np.arange(20.0)), [0, 1] * 10, **options)
+
+
+def test_rows_and_options_of_loaders_are_refused_before_training():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(dict(a=rng.normal(size=60), s=["x", "y"] * 30, b=rng.normal(size=60), y=[0, 0, 1, 1] * 15))
+    columns = dict(u=["a", "s"], v=["b"])
+    loaders = lambda y="y", **options: multimodal_dls(frame, y, modalities=columns, device="cpu", **options)
+    for empty in (frame.head(0), frame.iloc[[]].reset_index(drop=True)):
+        with pytest.raises(ValueError, match="there are no rows to predict: modality 'u' is an empty DataFrame"):
+            loaders().test_dl({m: empty[c] for m, c in columns.items()})
+    with pytest.raises(ValueError, match="there are no rows to predict, the list is empty"):
+        loaders().test_dl([])
+    with pytest.raises(TypeError, match=r"the transform of modality 'v' is the class PCA, .* object of it, PCA\(\)"):
+        loaders(transform=dict(v=PCA))
+    with pytest.raises(TypeError, match=r"transform is PCA\(\), expected a dict"):
+        loaders(transform=PCA())
+    for y, message in (
+        (np.zeros(60, dtype=int), "one class only, '0': give rows of another class"),
+        (np.ones(60), "y is 1.0 in all training rows of data: nothing can be learnt, give targets that differ"),
+        (np.c_[frame.a, np.full(60, 3.0)], "y is 3.0 in column 1 in all .* leave this column out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loaders(y, task="classification" if y.dtype.kind == "i" else "regression")
+    ids = dict(t=rng.integers(1, 9, (60, 5)), v=frame[["b"]])
+    dls = multimodal_dls(ids, frame.y, kinds=dict(t="tokens"), device="cpu")
+    with pytest.raises(ValueError, match=r"'t': word ids run from 40 to 40, outside 0\.\.8, .*: replace others"):
+        dls.test_dl(dict(t=np.full((2, 5), 40), v=frame[["b"]][:2]))

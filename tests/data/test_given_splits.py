@@ -124,6 +124,77 @@ def test_official_files_are_joined_by_the_names_of_their_classes(tmp_path):
     assert len(joined_parts(part(slice(80)), own.subset(own.parts == "test"))) == 90
 
 
+def in_two_files(column, cut=90, one=None, other=None):
+    "The first rows and the rest of a modality, as official files of one data set; options for either."
+    y, b = np.arange(120) % 2, np.random.default_rng(5).normal(size=(120, 2))
+    files = zip((slice(cut), slice(cut, 120)), (one or {}, other or {}))
+    return [multimodal_data(dict(m=column[rows], b=b[rows]), y[rows], **options) for rows, options in files]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("row", [3, 100])
+def test_files_of_which_one_has_empty_cells_are_joined_and_filled_as_one_file_is(row):
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(120, 3)), columns=["p", "q", "r"])
+    table.loc[row, "q"] = np.nan
+    table.loc[50] = np.nan  # a row that lacks the modality
+    joined = joined_parts(*in_two_files(table))
+    whole = multimodal_data(dict(m=table, b=joined.xs["b"]), np.arange(120) % 2, split=["train"] * 90 + ["test"] * 30)
+    assert joined.kinds == whole.kinds == dict(m="table", b="vector") and joined.names == whole.names == {}
+    assert data_digest(joined) == data_digest(whole) and joined.missing == {"m": 1 / 120}
+    made, expected = (multimodal_dls(d, device="cpu")[2].dataset for d in (joined, whole))
+    filled = made.batch(made.index)[0]["values"]
+    assert filled.equal(expected.batch(expected.index)[0]["values"])
+    if row == 100:  # the median of the training rows, scaled by them
+        known = table.loc[made.split.train, "q"].dropna()
+        assert np.isclose(filled[10, 1], (known.median() - known.mean()) / known.std(ddof=0), atol=1e-6)
+
+
+def test_files_with_text_in_a_column_of_numbers_or_without_names_are_not_joined():
+    table = pd.DataFrame(dict(p=np.arange(120.0), q=np.arange(120) % 7))
+    one, _ = in_two_files(table)
+    _, other = in_two_files(table.assign(q=["yes", "no"] * 60))
+    with pytest.raises(
+        ValueError, match="column 'q' of modality 'm' holds text in the test file, and numbers in the training"
+    ):
+        joined_parts(one, other)
+    one, _ = in_two_files(table.to_numpy())
+    with pytest.raises(ValueError, match="the test file has the modalities"):
+        joined_parts(one, other)
+
+
+@pytest.mark.parametrize("layout", ["time_first", "channels_first"])
+@pytest.mark.parametrize("ragged", ["train", "test"])
+@pytest.mark.parametrize("said", [False, True])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_files_of_which_one_has_rows_of_one_length_are_joined_as_one_file_is(layout, ragged, said):
+    rng, cut = np.random.default_rng(0), 90
+    steps = [6 if (i < cut) == (ragged == "test") else 3 + i % 5 for i in range(120)]
+    rows = [rng.normal(size=(t, 4) if layout == "time_first" else (4, t)) for t in steps]
+    options = dict(layout=dict(m=layout)) if said else {}
+    joined = joined_parts(*in_two_files(rows, cut, options, options))
+    for row, kept in zip(rows, joined.xs["m"].rows):
+        assert np.array_equal(row.T if layout == "time_first" else row, kept)
+    assert joined.layout == dict(m=layout) and joined.kinds["m"] == "sequence"
+    dls = multimodal_dls(joined, device="cpu")  # new rows come as those of the files did
+    made = dls.test_dl(dict(m=rows[:1], b=joined.xs["b"][:1])).dataset
+    assert np.array_equal(made.xs["m"].rows[0], joined.xs["m"].rows[0])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_files_of_ids_and_of_one_channel_of_which_one_has_rows_of_one_length_are_joined():
+    rng = np.random.default_rng(0)
+    lengths = [2 + i % 4 if i < 90 else 3 for i in range(120)]
+    for draw, kind in ((lambda t: rng.integers(1, 9, t), "tokens"), (lambda t: rng.normal(size=t), "sequence")):
+        rows = [draw(t) for t in lengths]
+        for files in (in_two_files(rows), in_two_files(rows[::-1], 30)):
+            joined = joined_parts(*files)
+            assert joined.kinds["m"] == kind and joined.xs["m"].lengths.tolist() in (lengths, lengths[::-1])
+    _, other = in_two_files(rng.normal(size=(120, 4, 5)))
+    one, _ = in_two_files(rows)  # of one axis, and these have two
+    with pytest.raises(ValueError, match="the test file has the modalities"):
+        joined_parts(one, other)
+
+
 def test_a_comparison_on_a_given_split_has_intervals_over_initialisations_and_test_rows(data, tmp_path):
     options = dict(methods=["ensemble", "joint"], budget=SMALL, out=tmp_path, workers=1, progress=False)
     found = compare(data, seeds=2, **options)

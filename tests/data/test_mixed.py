@@ -130,6 +130,34 @@ def test_new_rows_of_a_table_are_read_as_those_that_were_fitted(data):
             parts(wrong)
 
 
+@pytest.mark.parametrize("names", [["p", "q"], [0, 1], [("a", 1), ("a", 2)]])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_new_rows_with_and_without_gaps_meet_what_was_fitted_with_and_without_gaps(names):
+    full = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=range(2)).set_axis(names, axis=1)
+    gaps, other, y = full.copy(), np.random.default_rng(1).normal(size=(60, 2)), [0, 1] * 30
+    gaps.iloc[1, 1] = np.nan
+    gaps.iloc[2] = np.nan
+    made = lambda x, **more: multimodal_data(dict(m=x, other=other), y, **more)
+    split = [np.arange(40), np.arange(40, 50), np.arange(50, 60)]
+    table = dict(kinds=dict(m="table", other="vector"))
+    for data in (made(gaps), made(full, **table)):
+        dls = multimodal_dls(data, split=split, standardize=False, device="cpu")
+        median = data.xs["m"].values.frame if data.missing else data.xs["m"].frame
+        median = median.iloc[: 39 if data.missing else 40, 1].median()
+        for new in (made(gaps), dict(m=gaps, other=other)):
+            x = dls.test_dl(new).dataset.batch(torch.arange(4))[0]
+            assert x["present"].tolist() == [True, True, False, True]
+            assert np.allclose(x["values"][[0, 1, 3]], [full.iloc[0], [full.iloc[1, 0], median], full.iloc[3]])
+        for new in (made(full), dict(m=full, other=other)):
+            assert np.allclose(dls.test_dl(new).dataset.batch(torch.arange(60))[0], full)
+    dls = multimodal_dls(made(full), split=split, standardize=False, device="cpu")
+    for new in (made(full), made(full, **table), dict(m=full, other=other)):
+        assert np.allclose(dls.test_dl(new).dataset.batch(torch.arange(60))[0], full)
+    for new in (made(gaps), dict(m=gaps, other=other)):
+        with pytest.raises(ValueError, match=r"is empty in 1 of 60 rows, the first is row 1, .*kinds=.'m': 'table'."):
+            dls.test_dl(new)
+
+
 def test_transforms_decide_what_a_stored_run_is(data):
     other = data.with_transform(dict(rna=SelectKBest(k=10)))
     prints = {fingerprint(d) for d in (data, data.with_transform(data.transform), other, data.with_transform({}))}

@@ -17,7 +17,7 @@ from mmlit.audits.held import hold
 from mmlit.audits.measure import repeated_rows
 from mmlit.audits.robustness import _shake
 from mmlit.data.columns import MultimodalData
-from mmlit.data.files import data_digest
+from mmlit.data.files import data_digest, load_npz
 from mmlit.data.loaders import multimodal_data, multimodal_dls
 from mmlit.data.own import joined_parts
 from mmlit.data.ragged import RaggedArrays
@@ -523,6 +523,57 @@ def test_a_modality_of_several_arrays_is_cut_joined_digested_predicted_and_drawn
     dls.show_batch(max_n=2)
     dls.show_batch(dls.one_batch(), max_n=2)
     plt.close("all")
+
+
+@pytest.mark.parametrize("presence", [None, np.ones((6, 2), dtype=bool)])
+@pytest.mark.parametrize("form", ["tuple", "list", "tensors", "Series", "text", "rows", "alike"])
+def test_several_arrays_whose_kind_nobody_said_are_refused_with_the_remedy(form, presence):
+    rng, plain, y = np.random.default_rng(0), np.zeros((6, 1)), [0, 1] * 3
+    one, other = rng.normal(size=(6, 2)), rng.normal(size=(6, 2 if form == "alike" else 3))
+    pair = dict(
+        tuple=(one, other),
+        list=[one, other],
+        tensors=(torch.tensor(one), torch.tensor(other)),
+        Series=(pd.Series(one[:, 0]), pd.DataFrame(other)),
+        text=(["a"] * 6, ["b"] * 6),
+        rows=list(zip(one, other)),
+        alike=list(zip(one, other)),
+    )[form]
+    with pytest.raises(ValueError, match=r"modality 'pair' is a .* say kinds=.'pair': 'tuple'.") as said:
+        multimodal_data(dict(pair=pair, plain=plain), y, presence=presence)
+    assert ("give a tuple of them" in str(said.value)) == (form == "list")
+    if form == "text":
+        return  # which no kind allows
+    pair = tuple(pair) if form == "list" else pair
+    data = multimodal_data(dict(pair=pair, plain=plain), y, kinds=dict(pair="tuple"), groups=range(6))
+    assert list(data.xs["pair"].arrays) == ["0", "1"] and len(data) == 6
+
+
+def test_the_axis_that_is_taken_for_time_is_said_once_until_the_layout_decides(tmp_path):
+    rng, y = np.random.default_rng(0), [0, 1] * 10
+    xs = dict(s=rng.normal(size=(20, 30, 4)), t=rng.normal(size=(20, 2, 8)), one=rng.normal(size=(20, 1, 8)))
+    xs |= dict(plain=rng.normal(size=(20, 3)), word=rng.integers(1, 5, (20, 6)))
+    kinds = dict(word="tokens")
+    with pytest.warns(UserWarning, match="'s' of 30 channels and 4 steps, 't' of 2 channels and 8 steps. lay") as said:
+        guessed = multimodal_data(xs, y, kinds=kinds)
+    assert len(said) == 1
+    guessed.save(tmp_path / "mine.npz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decided = multimodal_data(xs, y, kinds=kinds, layout=dict(s="time_first", t="channels_first"))
+        back = load_npz(tmp_path / "mine.npz")  # which was saved with channels first
+        ragged = [rng.normal(size=(2 + i % 3, 4)) for i in range(20)]
+        multimodal_data(dict(s=ragged, plain=xs["plain"]), y)  # whose lengths tell
+    assert np.array_equal(guessed.xs["s"], xs["s"]) and np.array_equal(back.xs["s"], xs["s"])
+    assert np.array_equal(decided.xs["s"], xs["s"].transpose(0, 2, 1)) and np.array_equal(decided.xs["t"], xs["t"])
+    assert load_npz(tmp_path / "mine.npz", layout=dict(s="time_first")).xs["s"].shape == (20, 4, 30)
+
+
+def test_rows_that_are_tuples_of_numbers_or_lists_are_rows():
+    made = lambda rows: multimodal_data(dict(x=rows, plain=np.zeros((4, 1))), [0, 1] * 2, groups=range(4)).xs["x"]
+    assert made(((1, 2), (3, 4), (5, 6), (7, 8))).shape == (4, 2)
+    assert made([(1.0, 2.0)] * 4).shape == (4, 2) and made([([1, 2, 3], [3, 4, 5])] * 4).shape == (4, 2, 3)
+    assert made([(np.float64(1), torch.tensor(2.0))] * 4).shape == (4, 2)
 
 
 def test_a_tuple_is_rows_unless_its_kind_says_otherwise():
