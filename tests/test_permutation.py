@@ -18,6 +18,7 @@ from mmlit.fusion.heads import ConcatHead, MLPHead
 from mmlit.fusion.models import FusionModel
 from mmlit.information import conditional_mutual_information
 from mmlit.permutation import (
+    _gaussian_kernel,
     _kernel_features,
     _rest_kernels,
     conditional_permutation_cmi,
@@ -998,3 +999,16 @@ def test_a_sum_scores_as_its_answers_do(permutations, scale, m, memory):
         asked = permutation_cmi(lambda rows: head(rows), zs, m, y, **options).per_sample
     torch.testing.assert_close(found, asked, rtol=1e-9, atol=1e-9 * scale)
     assert found.abs().max() > 0 or m == (0, 1, 2)
+
+
+def test_equal_rows_are_at_distance_zero_however_many_there_are():
+    "Above 25 rows torch takes distances by matrix products, so that equal rows lie 1e-16 apart and set the width."
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = torch.as_tensor(rng.normal(size=(5, 3)))
+        x = values[torch.as_tensor(np.r_[np.zeros(140, dtype=int), rng.integers(0, 5, 10)])]
+        kernel = _gaussian_kernel(x, x, 1.0)
+        same = (x[:, None] == x[None]).all(-1)
+        squares = (x[:, None] - x[None]).square().sum(-1)
+        assert (kernel[same] == 1).all()
+        assert torch.allclose(kernel, torch.exp(-squares / squares[squares > 0].median()))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 from mmlit.core import (
+    as_tensor,
     at_least_float32,
     check_number,
     check_seed,
@@ -212,9 +213,11 @@ def inverse_temperature(
     prior:float=_PRIOR,# deviation of ln beta from 0
 )->float:
     "beta, by which the logits are to be multiplied; without samples 1. Guo et al. (2017), shrunk towards 1."
-    logits, y = torch.as_tensor(logits).double(), torch.as_tensor(y)
+    logits, y = as_tensor(logits, "logits").double(), as_tensor(y, "y")
     several = y.ndim == 2
     check_shapes(logits=(logits, "N C"), y=(y, "N C" if several else "N"))
+    if not several and len(y) and (y.is_floating_point() or y.min() < 0 or y.max() >= logits.shape[1]):
+        raise ValueError(f"y holds classes, whole numbers from 0 to {logits.shape[1] - 1}, or zeros and ones (N, C)")
     check_number("prior", prior, "(0, inf)")
     loss = partial(binary_cross_entropy_with_logits, target=y.double()) if several else partial(cross_entropy, target=y)
     return _most_probable(lambda beta: loss(beta*logits, reduction="sum"), prior)
