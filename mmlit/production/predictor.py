@@ -151,8 +151,8 @@ class Predictor:
     )->pd.Series|pd.DataFrame:   # (N,) names of classes or numbers; of several labels or targets (N, C)
         "The answer for each row: a class, which labels are there, or numbers in the units of the targets."
         if self.coding.task == "regression":
-            table = pd.DataFrame(self.answers(rows).numpy(), index=self._index(rows))
-            return table if table.shape[1] > 1 else pd.Series(table[0], name="predicted")
+            table = pd.DataFrame(self.answers(rows).numpy(), self._index(rows), self.coding.targets or None)
+            return table if table.shape[1] > 1 else pd.Series(table.iloc[:, 0], name="predicted")
         shares = self.predict_proba(rows)
         if self.coding.task == "multi-label": return shares > self.threshold
         best = np.array(self.classes, dtype=object)[shares.to_numpy().argmax(1)]
