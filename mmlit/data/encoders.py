@@ -238,14 +238,12 @@ def token_fault(
     if ids.ndim != 2 or ids.shape != mask.shape or ids.size == 0:
         return f"input_ids have shape {ids.shape} and attention_mask {mask.shape}, expected (N, T) of both"
     if ids.dtype.kind not in "iu": return f"input_ids are {ids.dtype}, expected whole numbers"
-    if ids.min() < 0: return f"input_ids has {ids.min()} in row {_first(ids < 0)}, and ids start at 0"
+    if ids.min() < 0: return f"input_ids hold {ids.min()}, and ids start at 0"
     wrong = ~np.isin(mask, (0, 1))
-    if wrong.any(): return (f"attention_mask has {mask[wrong][0]} in row {_first(wrong)}, expected 1 where a token is "
-                            "there and 0 where it is padding")
+    if wrong.any(): return (f"attention_mask holds {mask[wrong][0]}, expected 1 where a token is there and 0 where it is "
+                            "padding")
     if sorts is None or (sorts == sorts.flat[0]).all(): return ""
     return "token_type_ids tell sorts of tokens apart, which the default encoder does not read: leave them out"
-
-def _first(wrong): return int(wrong.nonzero()[0][0])
 
 _FIT_FILES = 512  # at most so many files are opened for the statistics of three channels
 

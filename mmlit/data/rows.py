@@ -103,6 +103,11 @@ def _in_raw_units(encoder, x):
     if not has_presence(x): return encoder.decode(x)
     return encoder.decode(x["values"]) if x["present"] else None
 
+def _how_to_pad(words, shape):
+    "What a tokenizer has to be told, where the rows are its output."
+    if words is None or not isinstance(shape, dict): return ""
+    return f": give the tokenizer padding='max_length', truncation=True, max_length={shape['input_ids'][0]}"
+
 def _row_shape(x):
     "Shape of a row; of several arrays by name, a dict of such."
     if isinstance(x, MixedTable): return tuple(x.sorts)
@@ -234,7 +239,8 @@ class Rows(GetAttr):
         size = expected[-1] if self.kinds[m] == "picture" else 64
         x = as_column(values, m, self.kinds[m], size, None if m in self.ragged else layout)
         if _row_shape(x) != expected:
-            raise ValueError(f"modality {m!r} has rows of shape {_row_shape(x)}, expected {expected}")
+            raise ValueError(f"modality {m!r} has rows of shape {_row_shape(x)}, expected {expected}"
+                             f"{_how_to_pad(self.words.get(m), expected)}")
 
         if m in self.bytes and isinstance(x, np.ndarray) and x.dtype.kind == "f" and 0 < x.max() <= 1:
             raise ValueError(f"modality {m!r} was fitted on bytes, 0 to 255, and these numbers end at {x.max():.3g}: "
