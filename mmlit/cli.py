@@ -337,11 +337,13 @@ _SHOWN = 20         # so many columns or classes are listed
 def _of_labels(data):
     "The task, and how many rows there are of what."
     y, C = data.y, len(data.classes)
-    if data.task == "regression": return f"regression, {y.min():.4g} to {y.max():.4g}, mean {y.mean():.4g}"
+    if data.task == "regression":
+        names = [""] if y.ndim == 1 else [f"{k}: " for k in data.targets or range(y.shape[1])]
+        each = zip(names, y.reshape(len(y), -1).T)
+        return "regression, " + "; ".join(f"{k}{t.min():.4g} to {t.max():.4g}, mean {t.mean():.4g}" for k, t in each)
     counts = y.sum(0) if data.task == "multi-label" else [(y == c).sum() for c in range(C)]
-    told = [f"{name} {int(n)}" for name, n in zip(data.classes, counts)][:_SHOWN]
-    more = f" and {C - _SHOWN} more" if C > _SHOWN else ""
-    return f"{data.task}, {C} {'labels' if data.task == 'multi-label' else 'classes'}: {', '.join(told)}{more}"
+    told = [f"{k} {int(n)}" for k, n in zip(data.classes, counts)][:_SHOWN] + [f"{C - _SHOWN} more"]*(C > _SHOWN)
+    return f"{data.task}, {C} {'labels' if data.task == 'multi-label' else 'classes'}: {', '.join(told)}"
 
 def _data(args):
     from mmlit.data.catalogue import DATASETS

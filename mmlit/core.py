@@ -338,9 +338,10 @@ def filled(
     x, # an input
 )->Any:
     "The input itself, with zeros where a sample lacks it; what stood there has no part in it, NaN included."
-    if not has_presence(x): return x
     def there(t): return x["present"].view(-1, *[1]*(t.ndim - 1))
-    return map_tensors(lambda t: torch.where(there(t), t, torch.zeros_like(t)), x["values"])
+    # runtimes of ONNX lack `where` of booleans
+    def kept(t): return there(t) & t if t.dtype == torch.bool else torch.where(there(t), t, torch.zeros_like(t))
+    return map_tensors(kept, x["values"]) if has_presence(x) else x
 
 # %% ../nbs/00_core.ipynb #bd4cf657
 def mean_over_present(

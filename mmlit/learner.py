@@ -69,8 +69,10 @@ def default_encoders(
 )->list[nn.Module]:
     "One small encoder per modality, chosen by its kind: vector, sequence, picture or tokens."
     several = [m for m in dls.modalities if dls.input_kinds[m] in ("dict", "tuple")]
-    if several: raise ValueError(f"{several} hold several arrays each, as from a tokenizer: no default encoder reads "
-                                 "them, so pass model=[...], one encoder per modality")
+    if several:
+        why = f": modality {several[0]!r}: {fault}" if (fault := dls.faults.get(several[0])) else ""
+        raise ValueError(f"{several} hold several arrays each, as from a tokenizer: no default encoder reads them, so "
+                         f"pass model=[...], one encoder per modality{why}")
     def words(m): return len(dls.vocab[m]) if m in dls.vocab else 0
     return [encoder_for(dls.input_kinds[m], dls.shapes[m], width, words(m)) for m in dls.modalities]
 

@@ -391,6 +391,19 @@ def test_a_dry_run_says_what_was_understood_and_trains_nothing(cells, tmp_path):
     assert len(warned) == 1 and warned[0].startswith("mmlit data: modality 'mix' has 189 empty cells")
 
 
+def test_several_targets_are_shown_one_by_one(said, tmp_path):
+    z = np.random.default_rng(0).normal(size=(60, 3))
+    table = pd.DataFrame(z, columns=list("abc")).assign(low=np.arange(60.0), high=1000 + z[:, 0].round())
+    table.to_csv(tmp_path / "t.csv", index=False)
+    command = ("data", tmp_path / "t.csv", "--modalities", "u=a,b", "v=c", "--task", "regression")
+    code, out, _ = said(*command, "--target", "low,high")
+    high = table.high
+    assert not code and "regression, low: 0 to 59, mean 29.5; high: " in " ".join(out.split())
+    assert f"high: {high.min():.4g} to {high.max():.4g}" in " ".join(out.split())
+    code, out, _ = said(*command, "--target", "low")
+    assert not code and "regression, 0 to 59, mean 29.5" in out
+
+
 def test_a_dry_run_refuses_what_training_would(said, cells, tmp_path):
     rare = pd.read_csv(cells / "cells.csv")
     rare.loc[0, "finding"] = "odd"

@@ -53,7 +53,7 @@ from ..metrics import Metric, with_metric
 from ..monitor import ModalityMonitor
 from ..pages import interval_text
 from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
-from ..scores import Interval, headline
+from ..scores import Interval
 from ..store import RunStore, Source, data_of, loaders
 
 # %% ../../nbs/38_audit.ipynb #2aa0417e
@@ -197,8 +197,8 @@ _NOTES = dict(
     few_groups_fixed="Cross-validate over groups.",
     few_groups_recipe="Use seeds=5, whose intervals are over splits.",
     one_answer="All answers of the {model} are {name!r}: its accuracy is the share of that class, and nothing else.",
-    targets="Each sample has {n} targets: R2 and r1 are means over them, each in units of its own spread; absolute "
-            "errors are averaged as they are.",
+    targets="Each sample has {n} targets{names}: R2 and r1 are means over them, each in units of its own spread; "
+            "absolute errors are averaged as they are.",
     labels="Each sample has {n} labels: accuracy (the share that is right), balanced accuracy and AUC are means over "
            "them, log losses add up.",
     rare="Class {name!r} has {k} of {n} test samples: models are compared by AUC, accuracy says little.",
@@ -318,7 +318,8 @@ def _marks(subject, table, score, cut):
 def _several(subject, y):
     "What is averaged where a sample has several targets or labels."
     if not y.is_floating_point(): return _NOTES["labels"].format(n=y.shape[1])
-    return _NOTES["targets"].format(n=y.shape[1])
+    names = ", ".join(subject.data.targets)
+    return _NOTES["targets"].format(n=y.shape[1], names=names and f" ({names})")
 
 def _answer_notes(subject, first):
     "What makes accuracy say little, and the score that decides."
@@ -385,7 +386,7 @@ def _report(subject, done, notes, curves, cut):
     if unfinished: said.append(_NOTES["unfinished"].format(**_longer(subject.budget)))
     notes = [*notes, *_group_notes(subject, groups, done), *said, *_copy_notes(subject), *first.notes]
     return Audit(
-        name=subject.data.name, modalities=subject.modalities, score=headline(subject.data.task), table=table,
+        name=subject.data.name, modalities=subject.modalities, score=score, table=table,
         advice=advice, first=first, data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)
 
 # %% ../../nbs/38_audit.ipynb #2b72187a

@@ -33,7 +33,7 @@ from mmlit.pages import (
     terminal,
     terminal_table,
 )
-from ..scores import Interval
+from ..scores import Interval, headline
 
 # %% ../../nbs/37_report.ipynb #c63b85db
 @dataclass
@@ -41,7 +41,7 @@ class Audit:
     "What `audit` found: `table`, `advice`, pictures, page and exports."
     name:str                    # of the data
     modalities:list[str]
-    score:str                   # "accuracy" or "r2"
+    score:str                   # that decides, as in `sample_scores`, or of `metric_score`
     table:pd.DataFrame          # index (section, quantity, of); value, low, high, n, note, seeds, split
     advice:Advice
     first:Measured              # the first split, for the pictures
@@ -50,6 +50,9 @@ class Audit:
     facts:dict[str, Any]        # how it was measured
     notes:list[str]             # what was left out, and what to be careful about
     curves:dict|None=None       # validation accuracy of each modality inside the joint model, epoch by epoch
+
+    @property
+    def counts(self)->str: return headline(self.data.task)    # in coalitions, probes and pictures, whatever decides
 
     def __repr__(self):
         notes = [f"Note: {note}" for note in self.notes]      # what changes the reading is read with the rest
@@ -111,14 +114,14 @@ def _dots(ax, intervals, colour=_ORANGE, scale=1., at=0.):
 
 def _named(found, section):
     "Everything that has the headline score in this section of the table."
-    names = [key[2] for key in found.table.index if key[:2] == (section, found.score)]
-    return {name: found.get(section, found.score, name) for name in names}
+    names = [key[2] for key in found.table.index if key[:2] == (section, found.counts)]
+    return {name: found.get(section, found.counts, name) for name in names}
 
 def plot_models(found:Audit):
     "Score of every model (left), and its difference to the joint model (right); a figure."
-    scale, of, points = _unit(found.score)
+    scale, of, points = _unit(found.counts)
     models = _named(found, "models")
-    apart = {model: difference(found.table, model, "joint", found.score) for model in models}
+    apart = {model: difference(found.table, model, "joint", found.counts) for model in models}
     fig, axes = _axes(8, 1 + .3*len(models), 2)
     _dots(axes[0], models, scale=scale)
     _dots(axes[1], {model: i for model, i in apart.items() if i is not None}, scale=scale)
@@ -129,7 +132,7 @@ def plot_models(found:Audit):
 
 def _plot_probes(found:Audit):
     "Linear probe of each encoder after joint training and after training alone; a figure."
-    scale, of, _ = _unit(found.score)
+    scale, of, _ = _unit(found.counts)
     fig, ax = _axes(6, 1.2 + .45*len(found.modalities))
     for name, label, colour, at in (("alone", "alone", _BLUE, -.12), ("joint", "jointly", _ORANGE, .12)):
         _dots(ax, {m: found.get("probes", name, m) for m in found.modalities}, colour, scale, at)
@@ -141,7 +144,7 @@ def _plot_probes(found:Audit):
 
 def _plot_coalitions(found:Audit):
     "Score of the joint model when only some modalities are present; a figure."
-    scale, of, _ = _unit(found.score)
+    scale, of, _ = _unit(found.counts)
     coalitions = _named(found, "coalitions")
     fig, ax = _axes(6, 1 + .28*len(coalitions))
     _dots(ax, coalitions, scale=scale)
@@ -162,7 +165,7 @@ def plot_curves(found:Audit):
 # %% ../../nbs/37_report.ipynb #74a3494c
 def _groups(found, n):
     "Mask, colour and label of the samples that are drawn in one colour."
-    if found.score != "accuracy": return [(np.ones(n, dtype=bool), _BLUE, "sample")]
+    if found.counts != "accuracy": return [(np.ones(n, dtype=bool), _BLUE, "sample")]
     right = first_score(found.first.logits["joint"], found.first.y)[:n].numpy() > .5
     return [(right, _BLUE, "joint model right"), (~right, _ORANGE, "wrong")]
 
@@ -190,7 +193,7 @@ def plot_shapley(
 ):
     "Shapley value of each modality on each test sample: a scatter for two modalities, strips for more; a figure."
     phi = found.first.shapley[:, :limit].numpy()
-    unit = "nats of log-likelihood" if found.score == "accuracy" else found.score
+    unit = "nats of log-likelihood" if found.counts == "accuracy" else found.counts
     draw = _plane if len(phi) == 2 else _strips
     fig, ax = draw(phi, _groups(found, phi.shape[1]), found.modalities, unit)
     ax.axvline(0, color=_GREY, lw=.8)
@@ -263,7 +266,7 @@ _RULE = ("the advice follows from the table by the rule in the chapter `advice` 
 def _text(found, key, row):
     "The interval of a row as people read it."
     section, quantity, of = key
-    of_score = section in ("probes", "robustness") and found.score == "accuracy" and "nats" not in quantity
+    of_score = section in ("probes", "robustness") and found.counts == "accuracy" and "nats" not in quantity
     first, _, score = quantity.partition(", ")
     share = first in _SHARES or of_score and score in ("", *_SHARES)
     return interval_text(Interval(row.value, row.low, row.high), share, "minus" in f"{quantity}{of}", unit=True)
@@ -326,10 +329,10 @@ def _print_table(found, console):
     "The main numbers on a terminal."
     decides = found.facts["reported"]
     shown = {
-        ("models", found.score): found.score, ("models", decides): decides,
+        ("models", found.counts): found.counts, ("models", decides): decides,
         ("probes", "alone minus joint"): "probe: alone minus joint",
         ("robustness", "permuted"): "score lost, permuted",
-        ("shapley", found.score): f"Shapley value, {found.score}",
+        ("shapley", found.counts): f"Shapley value, {found.counts}",
     }
     rows = [[shown[key[:2]], key[2], _text(found, key, row)] for key, row in found.table.iterrows() if key[:2] in shown]
     title = f"{found.subject} on {found.name}: {found.facts['n_test']} test samples, {_seeds(found)}"

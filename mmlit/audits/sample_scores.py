@@ -112,7 +112,7 @@ def step_of(
 
 # %% ../../nbs/27_sample_scores.ipynb #9e0adc7c
 _OF_METRIC = dict(accuracy="accuracy", balanced_accuracy="balanced accuracy", auroc="AUC", log_loss="log likelihood",
-                  r2="r2", mae="r1")      # r1 says of the absolute error what R2 says of the squared one
+                  r2="r2")
 
 def metric_score(
     metric:Metric|None,  # of `audit_metric`
@@ -174,8 +174,9 @@ def watched_score(
     one_of("score by which epochs are chosen", monitor, ["valid_loss", *METRICS, *chosen])
     if monitor == "valid_loss": return False, "r2" if y.is_floating_point() else "log likelihood", 1.
     watched = metric if metric is not None and metric.name == monitor else METRICS[monitor]
-    unit = float((y - y.median(0).values if y.ndim == 2 else y - y.median()).abs().mean()) if monitor == "mae" else 1.
-    return watched.larger, deciding_score(y, watched), unit
+    if monitor != "mae" or watched is metric: return watched.larger, deciding_score(y, watched), 1.
+    apart = y - y.median(0).values if y.ndim == 2 else y - y.median()
+    return False, "r1", float(apart.abs().mean())           # r1 says of the absolute error what R2 says of the squared
 
 # %% ../../nbs/27_sample_scores.ipynb #952f4a8f
 def _task_of(y): return "regression" if y.is_floating_point() else "multi-label" if y.ndim == 2 else "classification"

@@ -39,6 +39,7 @@ class MultimodalData:
     truth:dict[str, Any]
     row_truth:dict[str, np.ndarray]
     names:dict[str, list]     # modality's name -> names of its columns, where it came as a table of numbers
+    targets:Any = ()          # names of several targets of a regression, where they came as a DataFrame
     metric:Any = None         # a `Metric` that decides, see `with_metric`; None: accuracy or R2
     class_weights:Any = None  # "balanced" or (C,), see `with_class_weights`; None: all count alike
     weights:Any = None        # (N,), see `with_weights`; None: all count alike
@@ -71,7 +72,9 @@ class MultimodalData:
         self.names = {m: names for m, names in tables.items() if names is not None}
         self.layout |= {m: x.layout for m, x in inside.items() if isinstance(x, RaggedArrays)}
         self.kinds = {m: _kind(x, m, given[m]) for m, x in self.xs.items()}
+        named = [str(c) for c in y.columns] if isinstance(y, pd.DataFrame) else ()
         self.y, self.classes, self.task = encode_labels(y, classes, task)
+        if self.task == "regression" and self.y.ndim == 2: self.targets = named
         self.groups = None if groups is None else _group_ids(groups, self.xs)
         self.truth = {} if truth is None else truth
         self.row_truth = row_truth

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core import Several, has_presence, map_tensors
 from .columns import MultimodalData
-from .encoders import FittedTransform, TokenIds, Vocabulary, encode_whole, fit_encoder, tokenized
+from .encoders import FittedTransform, TokenIds, Vocabulary, encode_whole, fit_encoder, token_fault, tokenized
 from .labels import name_of
 from .losses import class_weights_of, loss_of, units_of
 from mmlit.data.missing import (
@@ -56,7 +56,7 @@ class Coding:
     ):
         self.modalities, self.kinds, self.split, self.layout = data.modalities, data.kinds, split, data.layout
         self.names = data.names                             # of the columns of tables: others of them are refused
-        self.classes, self.task, self.metric = data.classes, data.task, data.metric
+        self.classes, self.task, self.metric, self.targets = data.classes, data.task, data.metric, list(data.targets)
         fit = partial(fit_encoder, standardize=standardize, min_count=min_count, max_words=max_words)
         own, xs = data.transform, {m: rows_there(x) for m, x in data.xs.items()}
         train = {m: _rows_of(x, split.train, m) for m, x in data.xs.items()}
@@ -73,6 +73,7 @@ class Coding:
         self.words = {m: e.words for m, e in self.encoders.items() if isinstance(e, (Vocabulary, TokenIds))}
         ids = {m: words for m, x in xs.items() if m not in own and (words := tokenized(x)) is not None}
         self.words, self.input_kinds = self.words | ids, self.input_kinds | dict.fromkeys(ids, "tokenized")
+        self.faults = {m: token_fault(x) for m, x in xs.items() if self.input_kinds[m] in ("dict", "tuple")}
 
         for m, e in self.encoders.items():
             with rows_as_given(present_rows(data.xs[m])): e.check(xs[m], m)
@@ -101,6 +102,11 @@ def _in_raw_units(encoder, x):
     "One encoded input as it came in; None where it is missing."
     if not has_presence(x): return encoder.decode(x)
     return encoder.decode(x["values"]) if x["present"] else None
+
+def _how_to_pad(words, shape):
+    "What a tokenizer has to be told, where the rows are its output."
+    if words is None or not isinstance(shape, dict): return ""
+    return f": give the tokenizer padding='max_length', truncation=True, max_length={shape['input_ids'][0]}"
 
 def _row_shape(x):
     "Shape of a row; of several arrays by name, a dict of such."
@@ -239,7 +245,8 @@ class Rows(GetAttr):
         size = expected[-1] if self.kinds[m] == "picture" else 64
         x = as_column(values, m, self.kinds[m], size, None if m in self.ragged else layout)
         if _row_shape(x) != expected:
-            raise ValueError(f"modality {m!r} has rows of shape {_row_shape(x)}, expected {expected}")
+            raise ValueError(f"modality {m!r} has rows of shape {_row_shape(x)}, expected {expected}"
+                             f"{_how_to_pad(self.words.get(m), expected)}")
 
         if m in self.bytes and isinstance(x, np.ndarray) and x.dtype.kind == "f" and 0 < x.max() <= 1:
             raise ValueError(f"modality {m!r} was fitted on bytes, 0 to 255, and these numbers end at {x.max():.3g}: "

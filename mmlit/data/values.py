@@ -263,7 +263,8 @@ def _unmixed(values, name):
     mixed = isinstance(values, (list, tuple)) and any(isinstance(v, (str, PathLike)) for v in values)
     try: return np.asarray(values, dtype=object if mixed else None)
     except ValueError as e:
-        raise ValueError(f"modality {name!r} has rows of different shapes: {e}; pad or cut them to one") from e
+        raise ValueError(f"modality {name!r} has rows of different shapes: {e}; pad or cut them to one, a "
+                         "tokenizer by padding='max_length', truncation=True, max_length=...") from e
 
 def _stack(rows, name):
     "One array of rows that came one by one."

@@ -329,8 +329,7 @@ class SequenceEncoder(nn.Module):
         pool:bool=True,  # average over time?
     ):
         super().__init__()
-        self.pool = pool
-        self.layers = nn.Sequential(
+        self.pool, self.layers = pool, nn.Sequential(
             nn.Conv1d(channels, width, 5, stride=2, padding=2), nn.GroupNorm(4, width), nn.ReLU(),
             nn.Conv1d(width, n_out, 5, stride=2, padding=2), nn.ReLU())
 
@@ -343,10 +342,11 @@ class SequenceEncoder(nn.Module):
         if not self.pool:
             raise ValueError("pool=False gives a feature per step, and a head does not know which of them are padding: "
                              "sequences of different length need pool=True")
+        if torch.compiler.is_compiling(): h, mask = (nn.functional.pad(t, (0, 4)) for t in (h, mask))  # for T = 1 too
         for layer in self.layers:
             h = h.masked_fill(~mask[:, None], 0.)           # what a convolution finds behind a row that is alone
             h = _norm_of_steps(layer, h, mask) if isinstance(layer, nn.GroupNorm) else layer(h)
-            if isinstance(layer, nn.Conv1d): mask = mask[:, ::layer.stride[0]]
+            if isinstance(layer, nn.Conv1d): mask = mask[:, layer.stride[0]*torch.arange(h.shape[2], device=h.device)]
         return masked_mean(h, mask)
 
 def masked_mean(

@@ -144,10 +144,15 @@ def encode_present(
     "Features; samples that lack the modality are not encoded, and `absent` stands in their place."
     if not has_presence(x): return encoder(x)
     present = x["present"]
+    def blank(z): return z.new_zeros(()) if absent is None else absent.to(z)
+    if torch.compiler.is_compiling() and not encoder.training:      # a graph does not pick rows by their values
+        z = encoder(filled(x))
+        return torch.where(_there(present, z), z, blank(z))
     if present.all(): return encoder(x["values"])
     z = _encode_rows(encoder, x["values"], present)
-    blank = z.new_zeros(()) if absent is None else absent.to(z)
-    return blank.expand(len(present), *z.shape[1:]).index_put((present,), z)
+    return blank(z).expand(len(present), *z.shape[1:]).index_put((present,), z)
+
+def _there(present, z): return present.view(-1, *[1]*(z.ndim - 1))
 
 def _blank_missing(zs, xs, model):
     "Features of a foreign module, which encodes all rows: zeros where the input was missing."
@@ -156,8 +161,7 @@ def _blank_missing(zs, xs, model):
     if model.training and _counts_batches(model):
         raise ValueError(f"{type(model).__name__} encodes all rows, and its statistics of batches would count those "
                          "that lack a modality: build FusionModel(encoders, head), which encodes the others only")
-    def there(z, mask): return mask.view(-1, *[1]*(z.ndim - 1))
-    return tuple(torch.where(there(z, mask), z, torch.zeros_like(z)) for z, mask in zip(zs, present.T))
+    return tuple(torch.where(_there(mask, z), z, torch.zeros_like(z)) for z, mask in zip(zs, present.T))
 
 # %% ../../nbs/05_models.ipynb #c32db01a
 class FusionModel(StructureOf, Fusion):

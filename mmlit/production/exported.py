@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import keyword
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,19 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
-from ..core import Several, device_of, eval_mode, filled, has_presence, keep_random_state, map_tensors, n_rows
+from mmlit.core import (
+    Several,
+    device_of,
+    eval_mode,
+    filled,
+    has_presence,
+    keep_random_state,
+    map_tensors,
+    n_rows,
+)
+from ..data.ragged import is_padded
 from ..fusion.models import EarlyFusion, Fusion, NamedEncoders, unwrap
-from .predictor import Predictor, alike
+from .predictor import Predictor, alike, say_presence
 
 # %% ../../nbs/44_exported.ipynb #cfb70760
 def input_names(
@@ -58,16 +69,15 @@ def _without_parts(model):
     return own
 
 # %% ../../nbs/44_exported.ipynb #bca0e8da
-_TRACED, _CHECKED = 4, 7      # rows of the example, and of the batch that is asked afterwards
+_TRACED, _CHECKED = (4, 16), (7, 21)      # rows and steps of the example, and of the batch that is asked afterwards
 
 def _source(model, xs):
-    "The model without what only training needs, and its example inputs by the names of the graph."
-    if isinstance(model, Predictor): model, names = model.model, model.modalities
-    elif isinstance(model, Learner):
-        names = list(getattr(model.dls, "modalities", ()))
-        if xs is None: xs = [filled(x) for x in model.dls.valid.one_batch()[:len(names)]]
-        model = unwrap(model.model)         # type: ignore[arg-type]
-    else: names = list(xs) if isinstance(xs, Mapping) else [f"x{m + 1}" for m in range(len(xs or ()))]
+    "The model without what only training needs, its inputs by the names of the graph, and those that are padded."
+    known:Any = model.coding if isinstance(model, Predictor) else model.dls if isinstance(model, Learner) else None
+    names = list(xs) if isinstance(xs, Mapping) else [f"x{m + 1}" for m in range(len(xs or ()))]
+    if known is not None: names = list(getattr(known, "modalities", ()))
+    if xs is None and isinstance(model, Learner): xs = model.dls.valid.one_batch()[:len(names)]
+    if known is not None: model = unwrap(model.model)         # type: ignore[arg-type]
     if not isinstance(model, Fusion):
         raise ValueError(f"{type(model).__name__} is no model in two parts: give as_fusion(model, n_modalities), a "
                          "Predictor, or a learner of multimodal_learner")
@@ -77,11 +87,21 @@ def _source(model, xs):
         xs = [xs[name] for name in names]
     if len(xs) != model.n_modalities:
         raise ValueError(f"the model takes {model.n_modalities} inputs, and the example has {len(xs)}")
-    if any(map(has_presence, xs)):
-        raise ValueError("the exported model takes rows that have every modality: give the values alone, without "
-                         "the mask of what is there")
-    device = device_of(model)
-    return _without_parts(model), {name: _moved(x, device) for name, x in zip(input_names(names), xs)}
+    named = _checked_gaps(model, say_presence(dict(zip(names, xs)), getattr(known, "missing", ())))
+    padded = getattr(known, "padded", [name for name, x in named.items() if is_padded(_values(x))])
+    moved = {new: _moved(x, device_of(model)) for new, x in zip(input_names(names), named.values())}
+    return _without_parts(model), moved, [new for name, new in zip(names, moved) if name in padded]
+
+def _values(x): return x["values"] if has_presence(x) else x
+
+def _checked_gaps(model, xs):
+    "The inputs by name; of a model whose graph cannot leave gaps out without the masks, and a warning."
+    gaps = [name for name, x in xs.items() if has_presence(x)]
+    if not gaps or not isinstance(model, NamedEncoders): return xs
+    warnings.warn(f"the exported model takes rows that have every modality, and samples lack {gaps}: the two parts of "
+                  "a model with named encoders are no graph. Answer rows with gaps by a Predictor, see save_predictor, "
+                  "or build FusionModel(encoders, head)", stacklevel=5)
+    return {name: filled(x) for name, x in xs.items()}
 
 def _moved(x, device):
     "An input on the device; several tensors by place as a plain tuple, the only one that a graph knows."
@@ -90,10 +110,26 @@ def _moved(x, device):
 
 def _name(model): return type(_plain(model) if isinstance(model, (NamedEncoders, EarlyFusion)) else model).__name__
 
-def _rows(xs, n):
-    "n rows of the example, again and again where it has fewer."
-    at = torch.arange(n) % n_rows(xs)
-    return map_tensors(lambda t: t[at.to(t.device)], xs)
+def _axes(inputs, padded, rows, steps):
+    "For each tensor: axis -> `rows`, and -> `steps(name)` for time, the last axis of what is padded."
+    def of(name, x):
+        if has_presence(x): return dict(values=of(name, x["values"]), present={0: rows})
+        return map_tensors(lambda t: {0: rows} | ({t.ndim - 1: steps(name)} if name in padded else {}), x)
+    return {name: of(name, x) for name, x in inputs.items()}
+
+def _sized(inputs, sizes)->Any:
+    "The example with other sizes of axes; what it holds comes again and again where it is shorter."
+    if isinstance(inputs, Mapping): return {name: _sized(x, sizes[name]) for name, x in inputs.items()}
+    if isinstance(inputs, tuple): return tuple(map(_sized, inputs, sizes))
+    for axis, n in sizes.items():
+        inputs = inputs.index_select(axis, torch.arange(n, device=inputs.device) % inputs.shape[axis])
+    return inputs
+
+def _with_gaps(inputs):
+    "Each input that may lack rows lacks some, and other ones than the next."
+    gaps = [name for name, x in inputs.items() if has_presence(x)]
+    def of(x, k): return x | dict(present=torch.arange(n_rows(x), device=x["present"].device) % (k + 2) != 0)
+    return {name: of(x, gaps.index(name)) if name in gaps else x for name, x in inputs.items()}
 
 def _why(error):
     "A cause in words."
@@ -112,22 +148,48 @@ def export_model(
     path:str|Path|None=None,            # of a .pt2 file to be written, see `torch.export.load`
 )->torch.export.ExportedProgram:        # call `program.module()(picture=..., text=...)`, with any number of rows
     "The plain model as a graph with named inputs. ValueError saying why where it cannot be one."
-    model, inputs = _source(model, xs)
-    plain, traced, asked = _Named(model, list(inputs)), _rows(inputs, _TRACED), _rows(inputs, _CHECKED)
-    rows = torch.export.Dim("rows")
-    shapes = map_tensors(lambda t: {0: rows}, traced)
+    program, *_ = _exported(model, xs)
+    if path is not None: torch.export.save(program, path)
+    return program
+
+def _exported(model, xs):
+    "The program, the model as a module of the same inputs, and the inputs that both were asked."
+    model, inputs, padded = _source(model, xs)
+    try:
+        try: return _traced(model, inputs, padded)
+        except _Differs: raise
+        except Exception:
+            if not padded: raise
+        made = _traced(model, inputs, [])
+    except _Differs: raise
+    except Exception as error:
+        raise ValueError(f"{_name(model)} cannot be exported: {_why(error)}") from error
+    steps = {name: _steps(inputs[name]) for name in padded}
+    warnings.warn(f"{_name(model)} fixes the number of steps, so that the exported model takes rows of exactly "
+                  f"{', '.join(f'{n} steps of {name!r}' for name, n in steps.items())}, those of the example: pad "
+                  "to that length, give xs= an example of the longest rows, or answer by a Predictor, see "
+                  "save_predictor, which takes any length", stacklevel=3)
+    return made
+
+def _steps(x):
+    sizes = []
+    map_tensors(lambda t: sizes.append(t.shape[-1]), _values(x))
+    return sizes[0]
+
+def _traced(model, inputs, padded):
+    "What `_exported` returns, of free rows, and of free steps where an input is padded."
+    plain, (n, steps), (more, longer) = _Named(model, list(inputs)), _TRACED, _CHECKED
+    traced = _sized(inputs, _axes(inputs, padded, n, lambda _: steps))
+    asked = _with_gaps(_sized(inputs, _axes(inputs, padded, more, lambda _: longer)))
+    shapes = _axes(traced, padded, torch.export.Dim("rows"), lambda _: torch.export.Dim.AUTO)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)           # its fused layer is one that ONNX does not know
     try:
         with eval_mode(model), torch.no_grad(), keep_random_state(device_of(model)):
             program = torch.export.export(plain, (), traced, dynamic_shapes=shapes)
             _check_close(program.module()(**asked), plain(**asked), "the program of torch.export")
-    except _Differs: raise
-    except Exception as error:
-        raise ValueError(f"{_name(model)} cannot be exported: {_why(error)}") from error
     finally: torch.backends.mha.set_fastpath_enabled(fast)
-    if path is not None: torch.export.save(program, path)
-    return program
+    return program, plain, asked
 
 class _Differs(ValueError): "An exported model answers otherwise."
 
@@ -156,8 +218,9 @@ def _asked(path, inputs):
     return session.run(["logits"], {name: inputs[name] for name in names})[0]
 
 def _flat(inputs):
-    "Inputs by name; an input of several tensors is one for each of them, `text_ids` or `pair_0`."
+    "Inputs by name; an input of several tensors is one for each of them, `text_ids`, `pair_0` or `text_present`."
     def parts(name, x):
+        if has_presence(x): return parts(name, x["values"]) | {f"{name}_present": x["present"]}
         if isinstance(x, tuple): x = dict(enumerate(x))
         return {f"{name}_{k}": v for k, v in x.items()} if isinstance(x, Mapping) else {name: x}
     flat = {part: x for name, several in inputs.items() for part, x in parts(name, several).items()}
@@ -169,18 +232,16 @@ def export_onnx(
     xs:Mapping|Sequence|None=None,      # example inputs, as for `export_model`
 )->list[str]:                           # names of the inputs; the output is `logits`
     "The plain model as an ONNX file. ValueError where it cannot be one, ImportError where a library is missing."
-    onnx, program = _onnx(), export_model(model, xs)
-    plain, inputs = _source(model, xs)
-    batch = _rows(inputs, _CHECKED)
+    onnx, (program, plain, batch) = _onnx(), _exported(model, xs)
     asked = _flat(batch)
     named:dict[str, Any] = dict(input_names=list(asked), output_names=["logits"])
     try: made:Any = torch.onnx.export(program, dynamo=True, verbose=False, **named)
     except Exception as error:
-        raise ValueError(f"{_name(plain)} cannot be written as ONNX, though torch.export takes it: "
+        raise ValueError(f"{_name(plain.model)} cannot be written as ONNX, though torch.export takes it: "
                          f"{_why(error)}") from error
     made.save(str(path))
     onnx.checker.check_model(str(path))
 
-    with eval_mode(plain), torch.no_grad(): want = _Named(plain, list(batch))(**batch)
+    with eval_mode(plain), torch.no_grad(): want = plain(**batch)
     _check_close(_asked(path, {name: x.cpu().numpy() for name, x in asked.items()}), want, "the ONNX file")
     return list(asked)

@@ -168,6 +168,7 @@ def _transform_of(name, state, given, trusted):
 
 # %% ../../nbs/42_plain.ipynb #25e8d5e4
 _TRAINING = ("split", "loss_func", "vocab", "class_weights", "metric")
+_OLD = dict(names={}, targets=[])        # what older files do not hold
 
 def coding_state(
     coding:Coding,          # fitted on training rows
@@ -186,7 +187,7 @@ def coding_of(
     for m in given: one_of("modality with a transform:", m, [m for m, e in state["encoders"].items() if _is_own(e)])
     take = lambda name, held: _transform_of(name, held, given, trusted)
     coding:Any = Coding.__new__(Coding)
-    vars(coding).update({k: _unpack(v, take) for k, v in {"names": {}, **state}.items()})   # older files have no names
+    vars(coding).update({k: _unpack(v, take) for k, v in {**_OLD, **state}.items()})
     coding.blank |= {m: Several(x) for m, x in coding.blank.items() if isinstance(x, tuple)}
     nowhere = np.zeros(0, dtype=np.int64)
     coding.split, coding.loss_func, coding.vocab = Split(nowhere, nowhere, nowhere), None, np.array(coding.classes)

@@ -40,7 +40,7 @@ def test_the_metric_decides_and_chooses_epochs(tmp_path):
 )
 def test_the_difference_that_decides_is_that_of_the_metric(metric, score, tmp_path):
     found = audit(data=uneven(seed=1), budget=TINY, metric=metric, out=tmp_path, progress=False)
-    assert found.facts["decides"] == score
+    assert found.facts["decides"] == found.score == score
     rows = "log loss" if metric == "log_loss" else score
     joint = found.get("models", rows, "joint").mean * (-1 if metric == "log_loss" else 1)
     found.to_html(tmp_path / "page.html")
@@ -54,7 +54,12 @@ def test_an_error_of_numbers_decides_too(tmp_path):
     x = rng.normal(size=(300, 4)).astype(np.float32)
     data = MultimodalData("numbers", dict(left=x[:, :2], right=x[:, 2:]), 50 * x.sum(1))
     found = audit(data=data, budget=TINY, metric="mae", out=tmp_path, progress=False)
-    assert found.facts["decides"] == "r1" and found.score == "r2" and "of r1" in str(found.advice)
+    assert found.facts["decides"] == found.score == found.to_dict()["score"] == "neg_mae" and found.counts == "r2"
+    assert found.facts["reported"] == "mae"
+    assert "of neg_mae" in str(found.advice) and "r1" not in str(found)
+    out, y = found.first.logits["joint"], found.first.y
+    assert found.get("models", "mae", "joint").mean == pytest.approx(metrics.mean_absolute_error(y, out), rel=1e-5)
+    found.to_html(tmp_path / "page.html")
 
 
 def test_the_best_unimodal_model_is_chosen_by_the_metric():

@@ -1,6 +1,7 @@
 "An audit of several real targets, and of several labels, a sample: every number against an independent computation."
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics
 
@@ -8,6 +9,7 @@ from mmlit.audits.audit import audit
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.learner import Budget, multimodal_learner
+from mmlit.production.predictor import load_predictor, save_predictor
 
 TINY = Budget(epochs=3, width=8, bs=32)
 
@@ -49,6 +51,25 @@ def test_scores_of_several_targets_are_means_over_them(tmp_path):
     assert value(found, "differences", "r2", "joint minus ensemble") == pytest.approx(gap)
     assert "Each sample has 2 targets" in str(found) and "2 targets" in found.to_html(tmp_path / "p.html").read_text()
     assert any("one label or target" in note for note in found.notes)
+
+
+def test_names_of_several_targets_stay(tmp_path):
+    rng, z, xs = inputs(160)
+    y = pd.DataFrame(dict(systolic=z.sum(1), diastolic=50 * z[:, 0]))
+    data = MultimodalData("blood", xs, y, task="regression")
+    assert data.targets == ["systolic", "diastolic"] == data.subset(range(9)).targets
+    assert not MultimodalData("blood", xs, y.to_numpy(), task="regression").targets
+    found = audit(data=data, budget=TINY, metric="mae", out=tmp_path, progress=False)
+    note = "Each sample has 2 targets (systolic, diastolic)"
+    assert note in str(found) and note in found.to_html(tmp_path / "p.html").read_text()
+    out, y = found.first.logits["joint"], found.first.y
+    assert found.score == "neg_mae"
+    assert value(found, "models", "mae", "joint") == pytest.approx(metrics.mean_absolute_error(y, out), rel=1e-5)
+
+    learn = multimodal_learner(multimodal_dls(data, device="cpu"), width=4)
+    save_predictor(learn, tmp_path / "p.pt")
+    said = load_predictor(tmp_path / "p.pt").predict(xs)
+    assert list(said) == ["systolic", "diastolic"] and len(said) == 160
 
 
 def test_targets_of_any_unit_have_the_same_audit(tmp_path):

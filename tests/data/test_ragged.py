@@ -674,6 +674,43 @@ def test_an_id_that_no_row_had_is_refused_by_name_and_others_keep_their_refusal(
             multimodal_learner(dls)
 
 
+@pytest.mark.parametrize(
+    "changed, fault",
+    [
+        (dict(input_ids=np.full((60, 5), -3)), "input_ids hold -3, and ids start at 0"),
+        (dict(input_ids=np.ones((60, 5))), "input_ids are float"),
+        (dict(attention_mask=np.full((60, 5), 5)), "attention_mask holds 5, expected 1 where a token is there"),
+        (dict(attention_mask=np.ones((60, 4), int)), r"shape \(60, 5\) and attention_mask \(60, 4\)"),
+        (
+            dict(token_type_ids=np.arange(300).reshape(60, 5) % 2),
+            "token_type_ids tell sorts of tokens.*leave them",
+        ),
+        (
+            dict(pixel_values=np.ones((60, 2))),
+            r"holds \['input_ids', 'attention_mask', 'pixel_values'\]",
+        ),
+    ],
+)
+def test_what_keeps_a_dict_from_being_a_tokenizers_output_is_said(changed, fault):
+    words, y = tokenized()
+    dls = multimodal_dls(dict(text=words | changed, plain=np.ones((60, 2))), y, device="cpu", groups=range(60))
+    with pytest.raises(ValueError, match=f"'text'.*{fault}"):
+        multimodal_learner(dls)
+
+
+def test_a_tokenizer_that_did_not_pad_is_told_how():
+    words, y = tokenized()
+    dls = multimodal_dls(dict(text=words, plain=np.ones((60, 2))), y, device="cpu", groups=range(60))
+    ragged = dict(input_ids=[[1, 2], [3]], attention_mask=[[1, 1], [1]])
+    each = [dict(input_ids=[1, 2], attention_mask=[1, 1]), dict(input_ids=[3], attention_mask=[1])]
+    for given in (ragged, each):
+        with pytest.raises(ValueError, match="pad or cut them to one, a tokenizer by padding='max_length'"):
+            dls.test_dl(dict(text=given, plain=np.ones((2, 2))))
+    short = dict(input_ids=[[1, 2], [3, 4]], attention_mask=[[1, 1], [1, 1]])
+    with pytest.raises(ValueError, match="give the tokenizer padding='max_length', truncation=True, max_length=5"):
+        dls.test_dl(dict(text=short, plain=np.ones((2, 2))))
+
+
 def test_a_tokenizers_output_is_compared_and_audited_without_encoders(tmp_path):
     words, y = tokenized(150)
     data = multimodal_data(dict(text=words, plain=np.random.default_rng(1).normal(size=(150, 2))), y)

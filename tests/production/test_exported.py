@@ -1,6 +1,7 @@
 "The plain model as a graph with named inputs, in torch.export and in ONNX: the same answers to any number of rows."
 
 import importlib.util
+import warnings
 
 import numpy as np
 import pytest
@@ -179,6 +180,101 @@ def test_frozen_weights_make_no_difference():
     assert not [n for n in program.graph.nodes if "_transformer_encoder_layer_fwd" in str(n.target)]
 
 
+# ---- rows with gaps and rows of different length
+
+
+def gappy(model=None, **options):
+    "A learner of walks of different length, word ids and numbers; some samples lack walks, some lack numbers."
+    rng = np.random.default_rng(0)
+    walks = [None if i % 7 == 0 else rng.normal(size=(rng.integers(1, 15), 3)) for i in range(90)]
+    words = [list(map(int, rng.integers(1, 20, rng.integers(1, 9)))) for _ in range(90)]
+    number = rng.normal(size=(90, 4))
+    number[1::5] = np.nan
+    xs = dict(walk=walks, words=words, number=number)
+    with warnings.catch_warnings(action="ignore"):
+        dls = multimodal_dls(xs, np.arange(90) % 2, device="cpu", kinds=dict(words="tokens"))
+    learn = multimodal_learner(dls, model, width=8, **options)
+    if options.get("learn_absent"):
+        for z in learn.model.absent:
+            torch.nn.init.normal_(z)
+    return learn
+
+
+def raw(steps):
+    "Three rows: complete, of one step, and without walk or number."
+    rng = np.random.default_rng(steps)
+    walks = [rng.normal(size=(steps, 3)), rng.normal(size=(1, 3)), None]
+    number = np.array([[1.0, 2.0, 3.0, 4.0], [np.nan] * 4, [0.5] * 4])
+    return dict(walk=walks, words=[[3] * steps, [1, 2], [5]], number=number)
+
+
+def whole(steps):
+    return {m: [x[0]] for m, x in raw(steps).items()}
+
+
+@needs_onnx
+@pytest.mark.parametrize("options", [{}, dict(learn_absent=True), dict(head="attention")], ids=str)
+def test_gaps_and_lengths_are_answered_as_by_the_predictor(options, tmp_path):
+    learn = gappy(**options)
+    save_predictor(learn, tmp_path / "p.pt")
+    predictor = load_predictor(tmp_path / "p.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        names = export_onnx(learn, tmp_path / "m.onnx")
+        program = export_model(predictor, predictor.encode(whole(4)))
+    assert names == ["walk_values", "walk_mask", "walk_present", "words", "number", "number_present"]
+    for rows in [raw(1), raw(2), raw(5), raw(40), whole(3)]:
+        xs, want = predictor.encode(rows), predictor.answers(rows)
+        torch.testing.assert_close(program.module()(**xs), want)
+        walk, words, number = xs["walk"], xs["words"], xs["number"]
+        flat = dict(walk_values=walk["values"]["values"], walk_mask=walk["values"]["mask"])
+        flat |= dict(walk_present=walk["present"], words=words)
+        flat |= dict(number=number["values"], number_present=number["present"])
+        torch.testing.assert_close(onnx_answers(tmp_path / "m.onnx", flat), want, atol=1e-4, rtol=1e-4)
+
+
+def test_what_stands_in_a_gap_has_no_say_in_the_graph():
+    model = FusionModel([VectorEncoder(5, 4), VectorEncoder(3, 4)], HEADS["mlp"]((4, 4), 2), learn_absent=True)
+    there = torch.tensor([True, False, True, False, True, False])
+    said = []
+    program = export_model(model, dict(a=dict(values=PAIR["a"], present=torch.ones(6, dtype=torch.bool)), b=PAIR["b"]))
+    for blank in (0.0, 1e3, torch.nan):
+        a = dict(values=torch.where(there[:, None], PAIR["a"], blank), present=there)
+        said.append(program.module()(a=a, b=PAIR["b"]))
+        torch.testing.assert_close(said[-1], answers(model, dict(a=a, b=PAIR["b"])))
+    assert torch.equal(said[0], said[1]) and torch.equal(said[0], said[2])
+    full = answers(model, PAIR)
+    torch.testing.assert_close(said[0][there], full[there])
+    assert (said[0][~there] - full[~there]).abs().max() > 1e-3
+
+
+class Flat(nn.Module):
+    "Of 6 steps and no others."
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.layer(x["values"].flatten(1))
+
+
+def test_a_fixed_number_of_steps_is_said(recwarn):
+    model = FusionModel([Flat(), VectorEncoder(5, 4)], HEADS["concat"]((4, 4), 2))
+    xs = dict(walk=dict(values=torch.randn(5, 2, 6), mask=torch.ones(5, 6, dtype=torch.bool)), a=torch.randn(5, 5))
+    with pytest.warns(UserWarning, match="takes rows of exactly 6 steps of 'walk', those of the example: pad to"):
+        program = export_model(model, xs)
+    torch.testing.assert_close(program.module()(**xs), answers(model, xs))
+
+
+def test_the_two_parts_of_named_encoders_take_no_gaps():
+    model = as_fusion(Pair(), 2, encoders=["left", "right"])
+    xs = dict(a=dict(values=PAIR["a"], present=torch.arange(6) > 2), b=PAIR["b"])
+    with pytest.warns(UserWarning, match=r"samples lack \['a'\]: .* by a Predictor, see save_predictor"):
+        program = export_model(model, xs)
+    torch.testing.assert_close(program.module()(**PAIR), answers(model, PAIR))
+
+
 # ---- models of others
 
 
@@ -279,11 +375,9 @@ def test_a_model_that_cannot_be_exported_is_told_why(module, why):
 
 def test_examples_that_do_not_fit():
     model = as_fusion(Pair(), 2)
-    gaps = dict(values=PAIR["a"], present=torch.ones(6, dtype=torch.bool))
     for xs, message in (
         (None, "an example is missing"),
         (dict(a=PAIR["a"]), "the model takes 2 inputs, and the example has 1"),
-        (dict(a=gaps, b=PAIR["b"]), "takes rows that have every modality"),
     ):
         with pytest.raises(ValueError, match=message):
             export_model(model, xs)
