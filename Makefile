@@ -7,7 +7,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export MPLBACKEND = agg
 
 demo: .venv/.ok
-	$(BIN)/mmlit compare --data mfeat,emoji --methods unimodal,ensemble,joint --seeds 5 --out runs
+	$(BIN)/mmlit compare --data avdigits,mfeat --methods unimodal,ensemble,joint,tcmax --seeds 5 \
+		--n-train 300 --n-test 1000 --steps 400 --out runs
 
 test: .venv/.ok
 	$(BIN)/python -m pytest -n 2

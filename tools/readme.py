@@ -33,8 +33,11 @@ def demo():
     from rich.console import Console
 
     from mmlit.benchmark.comparison import compare
+    from mmlit.training import Budget
 
-    result = compare(["mfeat", "emoji"], ["unimodal", "ensemble", "joint"], seeds=5, out=ROOT / "runs")
+    budget = Budget(n_train=300, n_test=1000, steps=400)
+    methods = ["unimodal", "ensemble", "joint", "tcmax"]
+    result = compare(["avdigits", "mfeat"], methods, seeds=5, budget=budget, out=ROOT / "runs")
     figure = result.plot()
     figure.set_size_inches(8, 4.6)
     figure.savefig(PICTURES / "demo.png", dpi=110, metadata={"Software": None})

@@ -336,7 +336,7 @@ def resampling_plan(
 )->tuple[Tensor, Tensor]:                 # rows int64 (N',), keep bool (N', M)
     "The rows of one epoch: the N samples, complete, then extra showings of one modality alone. No data is copied."
     if max_copies is not None: check_count("max_copies", max_copies)
-    if frequency.ndim == 2 and not (frequency.is_floating_point() or frequency.is_complex()):
+    if frequency.ndim == 2 and frequency.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         n = frequency.shape[1]
         extra, modality = _rows_of_copies(frequency)
     elif frequency.ndim == 1 and frequency.is_floating_point():

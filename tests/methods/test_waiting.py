@@ -65,7 +65,9 @@ METHOD_CALLBACKS = {
 }
 # rows of `METHODS` whose trainings are plain ones, of other models or rates, or with a callback that stands above
 PLAIN = {"unimodal", "ensemble", "ensemble_prob", "joint", "lr_control", "pretrained", "frozen", "scaled_sum"} | {
-    "mcr_pretrained"
+    "mcr_pretrained",
+    "ensemble_calibrated",
+    "deep_ensemble",
 }
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
