@@ -43,7 +43,7 @@ def demo():
     figure.savefig(PICTURES / "demo.png", dpi=110, metadata={"Software": None})
 
     text = io.StringIO()
-    result.show(Console(file=text, width=116))
+    result.show(Console(file=text, width=120))
     lines = "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
     book = json.loads(INDEX.read_text(encoding="utf8"))
     cell = next(c for c in book["cells"] if "".join(c["source"]).startswith(START))

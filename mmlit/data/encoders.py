@@ -26,6 +26,11 @@ from .tables import check_whole
 from .values import NamedArrays
 
 # %% ../../nbs/13b_encoders.ipynb #b6a1627d
+def _rows(x):
+    "Rows as a tensor; of an array that may not be written to, as processes share it, a copy."
+    if isinstance(x, np.ndarray) and not x.flags.writeable: x = x.copy()
+    return torch.as_tensor(x)
+
 class Standardize:
     "Zero mean and unit variance: per feature of a vector, per channel of a sequence or a picture."
     mean:Tensor     # float64
@@ -55,7 +60,7 @@ class Standardize:
         x,         # rows of the column, (B, ...)
     )->Tensor:     # (B, ...), float32
         "Scaled rows. The mean is subtracted in float64, where float32 would lose what lies behind a large offset."
-        x = torch.as_tensor(x)
+        x = _rows(x)
         x = x.to(torch.float64 if x.dtype.itemsize > 2 else torch.float32)
         return ((x - self.mean.to(x))/self.std.to(x)).float()
 
@@ -181,7 +186,7 @@ class AsTensors:
 
     @staticmethod
     def _tensor(x):
-        x = torch.as_tensor(x)
+        x = _rows(x)
         if x.is_floating_point(): return x.float()
         return x if x.dtype == torch.bool else x.long()
 

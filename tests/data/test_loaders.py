@@ -1,6 +1,7 @@
 """fastai gets what it needs, what is fitted sees the training part only, and bad input is refused at the door."""
 
 import random
+import warnings
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -443,3 +444,17 @@ def test_an_option_that_loaders_do_not_have_is_refused(emoji):
     assert dls.test_dl(emoji, bs=7).one_batch()[0].shape[0] == 7
     with pytest.raises(TypeError, match="max"):
         dls.show_batch(max=2)
+
+
+def test_rows_that_processes_share_are_encoded_without_a_warning(request):
+    "Workers get arrays that may not be written to; torch warns of these, and the warning would stand under a table."
+    rng = np.random.default_rng(0)
+    x, pair = rng.normal(size=(60, 4)), dict(a=rng.normal(size=(60, 3)), b=rng.integers(0, 9, (60, 2)))
+    data = multimodal_data(dict(x=x, pair=pair), np.arange(60) % 2)
+    for column in (data.xs["x"], *data.xs["pair"].arrays.values()):
+        column.flags.writeable = False
+    request.addfinalizer(lambda: torch.set_warn_always(False))
+    torch.set_warn_always(True)  # it says this once in a process
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert multimodal_dls(data, bs=8, device="cpu").one_batch()[0].isfinite().all()
