@@ -240,8 +240,8 @@ def token_fault(
     if ids.dtype.kind not in "iu": return f"input_ids are {ids.dtype}, expected whole numbers"
     if ids.min() < 0: return f"input_ids hold {ids.min()}, and ids start at 0"
     wrong = ~np.isin(mask, (0, 1))
-    if wrong.any(): return (f"attention_mask holds {mask[wrong][0]}, expected 1 where a token is there and 0 where it is "
-                            "padding")
+    if wrong.any():
+        return f"attention_mask holds {mask[wrong][0]}, expected 1 where a token is there, 0 where it is padding"
     if sorts is None or (sorts == sorts.flat[0]).all(): return ""
     return "token_type_ids tell sorts of tokens apart, which the default encoder does not read: leave them out"
 
