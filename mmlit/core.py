@@ -339,7 +339,6 @@ def filled(
 )->Any:
     "The input itself, with zeros where a sample lacks it; what stood there has no part in it, NaN included."
     def there(t): return x["present"].view(-1, *[1]*(t.ndim - 1))
-    # runtimes of ONNX lack `where` of booleans
     def kept(t): return there(t) & t if t.dtype == torch.bool else torch.where(there(t), t, torch.zeros_like(t))
     return map_tensors(kept, x["values"]) if has_presence(x) else x
 
