@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mmlit import audit, multimodal_data, multimodal_dls, multimodal_learner
+from mmlit.fitting import train_run
 from mmlit.fusion.heads import ConcatHead
 from mmlit.learner import joint_run
 from mmlit.methods.baselines import MultiLoss
@@ -22,7 +23,6 @@ from mmlit.methods.multimodal_loss import MultiModal
 from mmlit.methods.shapley import ModalityResampling
 from mmlit.methods.tcmax import TCMax
 from mmlit.permutation import permutation_cmi
-from mmlit.runs import train_run
 from mmlit.training import Budget
 
 from .rows import Case, ratio_rows, seconds_row

@@ -15,10 +15,10 @@ from torch import nn
 import mmlit.learner
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
+from mmlit.fitting import train_run
 from mmlit.lean import LeanAdam, LeanLearner
 from mmlit.learner import METHODS, Run, multimodal_learner
 from mmlit.monitor import ModalityMonitor
-from mmlit.runs import train_run
 from mmlit.training import Budget
 
 RNG = np.random.default_rng(0)

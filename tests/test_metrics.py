@@ -253,8 +253,8 @@ def test_a_run_is_kept_apart_only_where_the_metric_changes_it(tmp_path):
 
 
 def test_the_epoch_that_is_kept_is_the_best_by_an_error():
+    from mmlit.fitting import train_run
     from mmlit.learner import joint_run
-    from mmlit.runs import train_run
 
     x = RNG.normal(size=(200, 3)).astype(np.float32)
     data = with_metric(MultimodalData("d", dict(a=x, b=x[:, ::-1].copy()), x.sum(1)), "mae")

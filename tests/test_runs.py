@@ -21,10 +21,11 @@ from mmlit.benchmark.comparison import compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
+from mmlit.fitting import train_run
 from mmlit.fusion.heads import HEADS, MLPHead
 from mmlit.learner import FusionMethod, Run, joint_run, multimodal_learner
 from mmlit.methods.baselines import pretrained_run, unimodal_run
-from mmlit.runs import Job, RunsFailed, _missing, _on_gpu, train_missing, train_run, workers_that_fit
+from mmlit.runs import Job, RunsFailed, _missing, _on_gpu, train_missing, workers_that_fit
 from mmlit.store import RunStore, Source, loaders, safe_name
 from mmlit.training import Budget, on_device
 

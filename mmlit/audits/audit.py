@@ -47,12 +47,13 @@ from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.loaders import MultimodalDataLoaders
 from ..data.splits import Split, split_hash
+from ..fitting import changes_epochs
 from ..fusion.models import Fusion, SelectModalities, as_fusion
 from ..learner import Budget, joint_run
 from ..metrics import Metric, with_metric
 from ..monitor import ModalityMonitor
 from ..pages import interval_text
-from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
+from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import Interval
 from ..store import RunStore, Source, data_of, loaders
 

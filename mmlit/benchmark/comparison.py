@@ -19,9 +19,10 @@ from ..core import one_of
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
 from ..data.splits import overlap, split_rows
+from ..fitting import changes_epochs
 from ..learner import METHODS, Method
 from ..metrics import METRICS, drawn_scores, with_metric
-from ..runs import Job, RunsFailed, changes_epochs, check_budget, train_missing, which_seeds
+from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import best_on_validation, headline
 from ..store import RunStore, loaders
 from ..training import Budget

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from mmlit.benchmark.comparison import _UNFINISHED, _told_if_cut, compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
+from mmlit.fitting import train_run
 from mmlit.learner import METHODS, FusionMethod, Method, Run, joint_run
 from mmlit.methods.baselines import (
     ensemble_log_probabilities,
@@ -20,7 +21,7 @@ from mmlit.methods.baselines import (
     pretrained_run,
     unimodal_run,
 )
-from mmlit.runs import Job, train_missing, train_run
+from mmlit.runs import Job, train_missing
 from mmlit.scores import Answer
 from mmlit.store import RunStore, loaders, seed_of
 from mmlit.training import Budget

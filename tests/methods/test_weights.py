@@ -10,10 +10,10 @@ from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.data.losses import with_class_weights, with_weights
+from mmlit.fitting import train_run
 from mmlit.learner import METHODS, multimodal_learner
 from mmlit.methods.shapley import ModalityResampling, draw_rows
 from mmlit.metrics import with_metric
-from mmlit.runs import train_run
 from mmlit.training import Budget
 
 TINY = Budget(epochs=1, width=4, bs=16)
