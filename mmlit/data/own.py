@@ -138,7 +138,8 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
-    return made._with(layout=train.layout | made.layout, names=train.names).with_transform(train.transform)
+    kept = dict(layout=train.layout | made.layout, names=train.names, targets=train.targets)
+    return made._with(**kept).with_transform(train.transform)
 
 def _in_one_form(parts):
     """The files with each modality in the form that one of them needs: a table, where cells are empty, or rows of

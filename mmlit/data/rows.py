@@ -270,8 +270,9 @@ def _check_gaps(values, m):
     "ValueError for the first empty cell of a table of which the training rows had none, so that nothing fills it."
     gaps = values.isna().to_numpy() if isinstance(values, pd.DataFrame) else np.zeros((0, 0), dtype=bool)
     if not gaps.any(): return
-    rows = gaps[:, gaps.any(0).argmax()]
-    raise ValueError(f"column {str(values.columns[gaps.any(0)][0])!r} of modality {m!r} is empty in {rows.sum()} of "
+    first = int(gaps.any(0).argmax())
+    rows = gaps[:, first]
+    raise ValueError(f"column {str(values.columns[first])!r} of modality {m!r} is empty in {rows.sum()} of "
                      f"{len(rows)} rows, the first is row {rows.argmax()}, and it was not when the model was trained: "
                      f"fill the gaps first, or give kinds={{{m!r}: 'table'}} in training, which fills them with the "
                      "median of the training rows")

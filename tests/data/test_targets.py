@@ -10,6 +10,7 @@ from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.labels import encode_labels
 from mmlit.data.loaders import multimodal_dls
+from mmlit.data.own import joined_parts, multimodal_data
 from mmlit.learner import METHODS, multimodal_learner
 from mmlit.metrics import METRICS
 from mmlit.monitor import ModalityMonitor
@@ -143,3 +144,16 @@ def test_a_refused_split_names_the_class(split):
     xs = {m: np.random.default_rng(0).normal(size=(53, 2)) for m in "ab"}
     with pytest.raises(ValueError, match="class 'rare'"):
         multimodal_dls(xs, ["usual"] * 50 + ["rare"] * 3, classes=["usual", "rare"], split=split)
+
+
+def test_names_of_targets_stay_when_files_are_joined():
+    rng = np.random.default_rng(0)
+    parts = [
+        multimodal_data(
+            dict(a=rng.normal(size=(n, 3)), b=rng.normal(size=(n, 2))),
+            pd.DataFrame(rng.normal(size=(n, 2)), columns=["weight", "height"]),
+            task="regression",
+        )
+        for n in (40, 20)
+    ]
+    assert list(parts[0].targets) == list(joined_parts(*parts).targets) == ["weight", "height"]
