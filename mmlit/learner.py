@@ -98,6 +98,10 @@ def build_model(
 
     make:Any = HEADS[one_of("head", head, HEADS)] if isinstance(head, str) else head
     encoders = [with_mask(encoder, dls, m) for m, encoder in enumerate(encoders)]
+    tasks = getattr(make, "tasks", (task := task_of(dls),))
+    if task not in tasks:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise ValueError(f"{name} is a head for {' and '.join(tasks)}, and the task is {task}: choose another head")
     if isinstance(make, nn.Module): return check_padding(FusionModel(encoders, make, learn_absent), dls)
 
     # a head that is made here answers in the units of the targets, where these are numbers

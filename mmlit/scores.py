@@ -306,7 +306,11 @@ def _interval(values, ratio, n_test, level):
     one_value = values[0] != 0 and np.ptp(values) < _EQUAL
     return corrected_interval(values[:1] if one_value else values, ratio, level)
 
-def _ends(score): return (0, 1) if score in _SHARES else (-math.inf, 1 if score == "r2" else math.inf)
+_ERRORS = "mae", "rmse", "log_loss"      # never below zero
+
+def _ends(score):
+    if score in _SHARES: return 0, 1
+    return 0 if score in _ERRORS else -math.inf, 1 if score == "r2" else math.inf
 
 def _clipped(i, low, high): return Interval(i.mean, max(i.low, low), min(i.high, high))
 

@@ -283,3 +283,34 @@ def test_weights_of_classes_go_by_the_name_of_the_class():
     assert all(list(w.class_weights) == [1, 2, 4] for w in weighed)
     with pytest.raises(ValueError, match="often"):
         with_class_weights(data, pd.Series(dict(yes=4.0, no=1.0, often=2.0)))
+
+
+def test_answers_of_the_parts_of_a_modality_bear_the_names_of_their_rows(tmp_path):
+    "The order is that of the first part with an index, at any depth; the answers are named by the same one."
+    ids, mask, u = (named(c) for c in (RNG.integers(1, 9, (N, 5)), np.ones((N, 5), dtype=int), U))
+    data = multimodal_data(dict(words=dict(input_ids=ids, attention_mask=mask), u=u), named(CLASS))
+    learn = multimodal_learner(multimodal_dls(data, device="cpu"), width=4)
+    save_predictor(learn, tmp_path / "model")
+    predictor, turned = load_predictor(tmp_path / "model"), RNG.permutation(N)
+
+    def asked(ids, mask, u):
+        return predictor.predict_proba(dict(words=dict(input_ids=ids, attention_mask=mask), u=u))
+
+    want = asked(ids, mask, u)
+    assert list(want.index) == NAMES
+    for k in range(3):
+        found = asked(*(c.iloc[turned] if i == k else c for i, c in enumerate((ids, mask, u))))
+        assert np.allclose(found.loc[NAMES], want, atol=1e-6)
+    assert list(asked(ids, mask, u.to_numpy()).index) == NAMES
+
+
+@pytest.mark.parametrize("rows", [6, 4])
+def test_a_predictor_of_sequences_with_time_first_is_saved(rows, tmp_path):
+    "The rows that are tried before saving are those of the data, whose channels come first already."
+    s, y = RNG.normal(size=(N, rows, 4)), CLASS
+    data = multimodal_data(dict(s=s, u=U), y, layout=dict(s="time_first"))
+    dls = multimodal_dls(data, device="cpu")
+    learn = multimodal_learner(dls, width=4)
+    save_predictor(learn, tmp_path / "model")
+    found = load_predictor(tmp_path / "model").answers(dict(s=s, u=U))
+    assert torch.allclose(found, learn.get_preds(dl=dls.test_dl(dict(s=s, u=U)), act=torch.nn.Identity())[0], atol=1e-5)

@@ -112,7 +112,8 @@ def as_column(
     if there.all(): return laid_out(_as_column(values, name, kind, size, layout), name, layout)
     if not there.any(): raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
     with rows_as_given(there):
-        return PartialColumn(as_column(pick_rows(values, there), name, kind, size, layout), there)
+        rows = pick_rows(values, there)
+        return PartialColumn(laid_out(_as_column(rows, name, kind, size, layout), name, layout), there)
 
 _COLUMNS = (PictureFiles, NamedArrays, MixedTable, RaggedArrays)
 

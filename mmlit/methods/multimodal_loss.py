@@ -31,7 +31,6 @@ from mmlit.core import (
 from ..fusion.heads import FusionHead, SumHead
 from ..fusion.models import Fusion, FusionModel
 from ..learner import FusionMethod, Method, Run, joint, multimodal_learner, register_method
-from ..training import task_of
 
 # %% ../../nbs/18_multimodal_loss.ipynb #5d674ad5
 def unit_proxies(
@@ -212,6 +211,8 @@ def use_head(
 # %% ../../nbs/18_multimodal_loss.ipynb #95b1701a
 class ScaledSumHead(SumHead):
     "Late fusion by the scaled sum of unimodal probabilities: what remains of the multi-proxy head without proxies."
+    tasks = ("classification",)         # it adds probabilities of classes that exclude each other
+
     def __init__(self,
         dims:Sequence[int], # D_m of each modality
         n_classes:int,      # C
@@ -285,8 +286,7 @@ register_method("multimodal", joint("MultiModal loss: multi-proxy head (Moon & L
 
 # %% ../../nbs/18_multimodal_loss.ipynb #1da072ab
 def _scaled_sum(dls, budget, models):
-    if task_of(dls) == "classification": return multimodal_learner(dls, head=ScaledSumHead, width=budget.width)
-    raise ValueError(f"scaled_sum adds probabilities of classes that exclude each other; the task is {task_of(dls)}")
+    return multimodal_learner(dls, head=ScaledSumHead, width=budget.width)
 
 register_method("scaled_sum", Method(
     "control of the MultiModal loss: 20 times the sum of unimodal probabilities",

@@ -37,7 +37,7 @@ from mmlit.core import (
 )
 from ..data.loaders import MultimodalDataLoaders, MultimodalDL
 from ..data.rows import Coding, Rows
-from ..data.tables import check_whole
+from ..data.tables import check_whole, first_index
 from ..fusion.models import Fusion, unwrap
 from .plain import coding_of, coding_state, is_whole, model_of, model_plan
 
@@ -114,9 +114,8 @@ class Predictor:
 
     def _index(self, rows):
         "Names of rows, where they have some."
-        if isinstance(rows, pd.DataFrame): return rows.index
-        columns = [rows[m] for m in self.modalities if m in rows] if isinstance(rows, dict) else []
-        return next((c.index for c in columns if isinstance(c, (pd.Series, pd.DataFrame))), None)
+        if isinstance(rows, dict): rows = {m: rows[m] for m in self.modalities if m in rows}
+        return first_index(rows)
 
     def encode(self,
         rows,     # as for `answers`
@@ -206,8 +205,7 @@ def _check_same(learn, predictor):
     part = Rows(rows.coding, rows.xs, rows.y, at, rows.data)
     with keep_random_state(device_of(learn.model)), learn.no_bar(), learn.no_logging():
         said = learn.get_preds(dl=learn.dls.valid.new(part))[0].cpu()
-    raw = {m: x[at.numpy()] if isinstance(x, np.ndarray) else x.take(at.numpy()) for m, x in rows.xs.items()}
-    own = predictor.answers(raw)
+    own = predictor.answers(rows.data.subset(at.numpy()))
     said = said.reshape(own.shape) if said.numel() == own.numel() else said
     if alike(said, own) or alike(said, _ACTIVATION[predictor.coding.task](own)): return
     raise ValueError(f"the learner answers {len(at)} rows of its validation part in another way than its model alone: "

@@ -9,7 +9,7 @@ import pytest
 
 from mmlit.data.loaders import multimodal_data, multimodal_dls
 from mmlit.data.splits import check_split, grouped_split
-from mmlit.data.tables import align_rows, check_whole, read_option
+from mmlit.data.tables import align_rows, check_whole, read_option, words_among_numbers
 
 N = 60
 IDS = [f"p{i}" for i in range(N)]
@@ -190,3 +190,25 @@ def test_what_is_text_and_what_is_said_to_be_is_no_word_among_numbers():
         multimodal_data(dict(a=[f"{v} years" for v in range(N)], b=b), y)
         numbers = frame.assign(age=pd.to_numeric(frame["age"], errors="coerce").fillna(50))  # the remedy
         assert multimodal_data(dict(a=numbers, b=b), y).kinds["a"] == "vector"
+
+
+@pytest.mark.parametrize("share", [0.05, 0.12, 0.4])
+def test_one_sign_for_nothing_is_said_however_often_it_stands(share):
+    cells = [f"{v:.3f}" for v in np.random.default_rng(0).normal(size=120)]
+    for i in range(3, 3 + int(share * 120)):
+        cells[i] = "?"
+    told = words_among_numbers(cells, "column 'a'")
+    assert told is not None and f"all but {int(share * 120)}, the first of them '?' in row 3" in told
+    assert words_among_numbers([*"abcdefgh", *"12345678"], "x") is None  # names, some of them numbers
+
+
+def test_what_is_odd_in_a_column_is_said_once_and_with_the_row_that_was_given():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": [f"{v:.3f}" for v in rng.normal(size=60)], "b": rng.normal(size=60)})
+    frame.loc[5, "a"] = "?"
+    frame.loc[[0, 2]] = None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        multimodal_data(dict(t=frame, u=rng.normal(size=(60, 2))), np.arange(60) % 2)
+    told = [str(w.message) for w in said if "numbers written as text" in str(w.message)]
+    assert len(told) == 1 and "'?' in row 5" in told[0]

@@ -449,8 +449,8 @@ def test_the_control_in_the_comparison_has_the_scale_of_the_head():
     made = run.make(loaders(), Budget(width=8), {})
     assert isinstance(made.model.head, ScaledSumHead)
     assert made.model.head.scale == inspect.signature(MultiProxyHead).parameters["k"].default
-    for y in (torch.randn(16), torch.randint(0, 2, (16, 4)).float()):
-        sets = [TensorDataset(torch.randn(16, 3), torch.randn(16, 3), y) for _ in "ab"]
-        dls = DataLoaders.from_dsets(*sets, bs=8, n_inp=2, num_workers=0, device="cpu")
-        with pytest.raises(ValueError, match="scaled_sum adds probabilities .* the task is (regression|multi-label)"):
+    x = torch.randn(2, 60, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    for task, y in (("regression", x[0, :, 0]), ("multi-label", (x[0] > 0).astype(int))):
+        dls = multimodal_dls(dict(a=x[0], b=x[1]), y, task=task, bs=8, device="cpu")
+        with pytest.raises(ValueError, match=f"ScaledSumHead is a head for classification, and the task is {task}"):
             run.make(dls, Budget(width=8), {})
