@@ -309,8 +309,8 @@ def _interval(values, ratio, n_test, level):
 _ERRORS = "mae", "rmse", "log_loss"      # never below zero
 
 def _ends(score):
-    if score in _SHARES: return 0, 1
-    return 0 if score in _ERRORS else -math.inf, 1 if score == "r2" else math.inf
+    if score in _SHARES: return 0., 1.
+    return 0. if score in _ERRORS else -math.inf, 1. if score == "r2" else math.inf
 
 def _clipped(i, low, high): return Interval(i.mean, max(i.low, low), min(i.high, high))
 

@@ -362,12 +362,14 @@ def test_every_share_ends_at_0_and_1(score):
 def test_the_interval_takes_the_mean_ratio_of_sizes():
     sizes = [(50, 10), (40, 20), (30, 30)]  # test to train: 0.2, 0.5, 1
     rows = [
-        dict(data="d", method="a", seed=s, n_train=train, n_test=test, log_loss=v)
+        dict(data="d", method="a", seed=s, n_train=train, n_test=test, mine=v)
         for s, ((train, test), v) in enumerate(zip(sizes, (0.5, 0.7, 1.1)))
     ]
-    found = paired_intervals(pd.DataFrame(rows), "d", "log_loss", "a")["a"][0]
+    found = paired_intervals(pd.DataFrame(rows), "d", "mine", "a")["a"][0]
     assert np.allclose(found, corrected_interval([0.5, 0.7, 1.1], 1.7 / 3))
     assert all(type(v) is float for v in found)
+    errors = pd.DataFrame(rows).rename(columns=dict(mine="mae"))
+    assert paired_intervals(errors, "d", "mae", "a")["a"][0].low == 0  # no error is below zero
 
 
 def test_the_table_shows_what_each_data_set_has():

@@ -201,7 +201,7 @@ def words_among_numbers(
     held = column.dropna()
     if not all(isinstance(v, str) for v in held): return None
     words = held.loc[np.isnan(np.asarray(pd.to_numeric(held, errors="coerce"), dtype=np.float64))]
-    signs = words.nunique() <= 2 and len(words) <= len(held)/2          # "?" or "n/a", however often
+    signs = len(held) >= 20 and words.nunique() <= 2 and len(words) <= len(held)/2      # "?" or "n/a", however often
     if len(words) > (1 - _NEARLY)*len(held) and not signs: return None
     odd = f", all but {len(words)}, the first of them {words.iloc[0]!r} in row {words.index[0]}" if len(words) else ""
     return (f"{what} holds numbers written as text{odd}. It is taken as text: if it is numbers, "
