@@ -49,6 +49,7 @@ def say_presence(
     gaps,        # names of modalities that a sample may lack
 )->dict:         # the same; where nothing is said of a modality in `gaps`, all rows have it
     "Inputs that say which rows have them, as `with_presence`."
+    if isinstance(gaps, (str, Tensor)): raise TypeError(f"gaps holds names of modalities, got {type(gaps).__name__}")
     def there(x): return torch.ones(n_rows(x), dtype=torch.bool)
     return {m: with_presence(x, there(x)) if m in gaps and not has_presence(x) else x for m, x in xs.items()}
 
