@@ -53,8 +53,7 @@ def _add_training(parser, seeds):
          + "; several with commas: each model is trained with each, validation chooses"*(seeds > 1),
          type=_numbers, metavar="N")
     _add(parser, "--optimiser", "adam", "adam, or sgd with momentum .9", metavar="NAME")
-    _add(parser, "--lr", None, "highest learning rate of the one-cycle schedule (0.003 of adam, 0.03 of sgd)",
-         type=float, metavar="N")
+    _add(parser, "--lr", None, "highest learning rate (0.003 for adam, 0.03 for sgd)", type=float, metavar="N")
     _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay"
          + "; several with commas: a learning curve"*(seeds > 1), type=_numbers, metavar="N")
     _add(parser, "--n-test", None, "so many test rows, the same for each seed, whose training rows are then disjoint",
@@ -67,8 +66,7 @@ def _add_training(parser, seeds):
 def _budget(args):
     from mmlit.training import Budget
     n_train = None if isinstance(args.n_train, list) else args.n_train      # several are those of a curve
-    if args.steps is not None and args.epochs != Budget().epochs:
-        raise ValueError(f"--steps {args.steps} and --epochs {args.epochs}: give one of the two")
+    if args.steps and args.epochs != Budget().epochs: raise ValueError("give --steps or --epochs, not both")
     return Budget(args.epochs, args.bs, args.lr, args.width, args.head, args.amp, n_train, args.n_test, args.steps,
                   args.optimiser)
 
@@ -255,19 +253,9 @@ def _curve(args, data, methods, options):
     failed = sum(len(one.failed) for one in found.comparisons.values())
     if failed: raise _Failed(f"{failed} cell{'s'*(failed > 1)} of the tables failed; the rest stands")
 
-def _over(found):
-    from mmlit.benchmark.several import over_datasets
-    from mmlit.pages import terminal_table
-    table = over_datasets(found)
-    def text(v, digits): return "" if v != v else f"{v:.{digits}f}"
-    rows = [[name, *(text(r[key], digits) for key, digits in _OVER.values())] for name, r in table.iterrows()]
-    terminal_table(f"{len(found.datasets)} data sets together", ["method", *_OVER], rows, strong=found.reference)
-
-_OVER = {"mean rank": ("rank", 2), "sets above": ("above", 0), "sets below": ("below", 0), "p": ("p", 3),
-         "p, Holm": ("p_holm", 3)}        # title -> column, digits
-
 def _compare(args):
     from mmlit.benchmark.comparison import compare
+    from mmlit.benchmark.several import show_over_datasets
     from mmlit.learner import METHODS
     if args.methods == "list":
         for name, method in METHODS.items(): print(f"{name:20} {method.title}")
@@ -285,7 +273,7 @@ def _compare(args):
     found.to_json(page.with_suffix(".json"))
     found.to_html(page, _command(args))
     found.show()
-    if len(found.datasets) > 2: _over(found)
+    if len(found.datasets) > 2: show_over_datasets(found)
     print(f"page: {page.resolve()}")
     if n := len(found.failed): raise _Failed(f"{n} cell{'s'*(n > 1)} of the table failed, see above; the rest stands")
 

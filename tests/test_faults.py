@@ -220,7 +220,8 @@ def test_two_processes_in_one_folder_do_no_harm(tmp_path, record_property):
     both = compare("digits", out=tmp_path / "both", **words)
     assert process.wait() == 0
     alone = compare("digits", out=tmp_path / "alone", **words)
-    assert len(numbers(tmp_path / "alone")) == 4 and numbers(tmp_path / "both") == numbers(tmp_path / "alone")
+    # two modalities whole and with half the budget, joint, frozen
+    assert len(numbers(tmp_path / "alone")) == 6 and numbers(tmp_path / "both") == numbers(tmp_path / "alone")
     assert both.runs.drop(columns="seconds").equals(alone.runs.drop(columns="seconds"))
     assert both.verdict("digits") in process.communicate()[0]
 

@@ -46,6 +46,10 @@ def _read_text(path, separator):
     header = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str).iloc[0].dropna()
     twice = header[header.duplicated()]
     if len(twice): raise ValueError(f"it has two columns {twice.iloc[0]!r}")
+    spaced = header[header != header.str.strip()]
+    if len(spaced):
+        warnings.warn(f"column {spaced.iloc[0]!r} of {path} begins or ends with a space: its name is taken as it "
+                      "stands, and a pattern such as rna_* may not match it. Rename it if that is not so", stacklevel=5)
     other = next((s for s in (";", "\t", ",") if s != separator and s in header.iloc[0]), None)
     if len(header) == 1 and other:
         raise ValueError(f"it has one column, {header.iloc[0][:60]!r}, which seems separated by {other!r}: expected "
@@ -124,11 +128,13 @@ def _read_array(path):
 def _read_parts(paths, title, index):
     "The files of an official split, one below the other: what is guessed is guessed from all rows at once."
     tables = {part: _read(path) for part, path in paths.items()}
-    first, columns = next((part, list(t)) for part, t in tables.items())
-    for part, table in tables.items():
-        odd = sorted(set(columns) ^ set(table))
-        if odd: raise ValueError(f"column {odd[0]!r} is not in both {paths[first]} and {paths[part]}: the files of a "
-                                 "split have the same columns")
+    first = next(iter(tables))
+    columns = [c for c in tables[first] if all(c in t for t in tables.values())]
+    odd = {c: paths[part] for part, t in tables.items() for c in t if c not in columns}
+    if odd:
+        name, path = next(iter(odd.items()))
+        warnings.warn(f"column {name!r} of {path}, and {len(odd) - 1} more, are not in all files of the split: they "
+                      "are left out. Where two are one column, give them one name", stacklevel=5)
     parts = np.concatenate([[part]*len(t) for part, t in tables.items()])
     frame = pd.DataFrame(pd.concat([t[columns] for t in tables.values()], ignore_index=True))
     source = _Source(frame, title, paths[first].parent, parts=parts)

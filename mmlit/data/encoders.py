@@ -14,8 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import clone
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
 from ..core import Several, map_tensors
@@ -254,6 +257,21 @@ def token_fault(
 _FIT_FILES = 512  # at most so many files are opened for the statistics of three channels
 
 # %% ../../nbs/13b_encoders.ipynb #635abeaf
+def _fitted(transform, column, rows, y, flat):
+    "A transformer fitted on the training rows; where it refuses empty cells of numbers, with their median in them."
+    whole = column[np.arange(len(column))]
+    made:Any = clone(transform)
+    numbers = isinstance(whole, pd.DataFrame) and len(whole.columns) == len(whole.select_dtypes("number").columns)
+    gaps = numbers and bool(whole.isna().any(axis=None))
+    try:
+        made.fit(flat(column[rows]), y)
+        if gaps: made.transform(whole)
+    except ValueError:
+        if not gaps: raise
+        made = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), clone(transform))
+        made.fit(column[rows], y)
+    return made
+
 class FittedTransform:
     "A transformer of scikit-learn, cloned and fitted on training rows; its output is scaled."
     def __init__(self,
@@ -272,8 +290,7 @@ class FittedTransform:
                 raise TypeError(f"the transform of modality {name!r} is {transform!r}, expected an object of "
                                 "scikit-learn with fit and transform, such as SelectKBest(k=100)")
         self.name = name
-        self.transform:Any = clone(transform)
-        try: self.transform.fit(self._flat(column[rows]), y)
+        try: self.transform:Any = _fitted(transform, column, rows, y, self._flat)
         except Exception as e:
             raise ValueError(f"the transform of modality {name!r}, {transform!r}, cannot be fitted: {e}") from e
         self.scale = Standardize.fit(self._numbers(column[rows])) if standardize else Standardize([0.], [1.])

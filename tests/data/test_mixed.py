@@ -200,7 +200,7 @@ def test_encoders_of_tables_are_scikit_learns():
 def test_transforms_that_do_not_fit_are_refused_before_training(data, tmp_path):
     with pytest.raises(ValueError, match="unknown modality of data: 'dna'"):
         data.with_transform(dict(dna=SelectKBest()))
-    with pytest.raises(TypeError, match="expected an object of scikit-learn"):
+    with pytest.raises(TypeError, match="is the class SelectKBest, expected an object of it"):
         multimodal_dls(data, transform=dict(rna=SelectKBest), device="cpu")
     with pytest.raises(ValueError, match="the transform of modality 'rna', .* cannot be fitted"):
         multimodal_dls(data, transform=dict(rna=TfidfVectorizer()), device="cpu")
@@ -286,3 +286,26 @@ def test_an_empty_text_is_one_without_words():
     assert (fitted[[1, 5], 1:] == 0).all() and (fitted[[0, 2], 1:].sum(1) > 0).all()
     empty = whole.encode(MixedTable(gaps.assign(remark=gaps.remark.fillna("")), "m", whole.sorts).frame)
     assert torch.equal(whole.encode(column.frame), empty)
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_single_empty_cells_are_filled_for_a_transformer_that_takes_none(where):
+    "With the median of the training rows, whether a training row has a gap or only another."
+    rng = np.random.default_rng(0)
+    genes = pd.DataFrame(rng.normal(size=(120, 30)), columns=[f"g{k}" for k in range(30)])
+    y = (genes["g5"] > 0).astype(int).to_numpy()
+    full = multimodal_data(dict(rna=genes, b=rng.normal(size=(120, 2))), y, kinds=dict(rna="table"))
+    split = multimodal_dls(full, device="cpu").split
+    row = getattr(split, where)[0]
+    gap = genes.copy()
+    gap.loc[row, "g5"] = np.nan
+    median = genes["g5"].iloc[[r for r in split.train if r != row]].median()
+    filled = genes.copy()
+    filled.loc[row, "g5"] = median
+    with pytest.warns(UserWarning, match="1 empty cells"):
+        found = multimodal_dls(dict(rna=gap, b=full.xs["b"]), y, transform=dict(rna=SelectKBest(k=3)), device="cpu")
+    want = multimodal_dls(
+        dict(rna=filled, b=full.xs["b"]), y, kinds=dict(rna="table"), transform=dict(rna=SelectKBest(k=3)), device="cpu"
+    )
+    rows = torch.arange(120)
+    assert torch.allclose(found.train_ds.batch(rows)[0], want.train_ds.batch(rows)[0], atol=1e-6)

@@ -44,6 +44,7 @@ def test_several_targets_are_scored_as_scikit_learn_scores_them():
 
 
 def test_each_target_has_a_unit_of_its_own():
+    torch.manual_seed(0)
     dls = multimodal_dls(two_targets())
     y = dls.data.y[dls.split.train].astype(float)
     assert dls.c == 2 and np.allclose(dls.units[0], y.mean(0)) and np.allclose(dls.units[1], y.std(0))
