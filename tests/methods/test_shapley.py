@@ -17,7 +17,8 @@ from mmlit.data.loaders import multimodal_dls
 from mmlit.fusion.coalitions import coalition_logits, coalitions, mask_features
 from mmlit.fusion.heads import HEADS
 from mmlit.fusion.models import EarlyFusion, FusionModel, JoinedMLP, as_fusion
-from mmlit.learner import multimodal_learner
+from mmlit.learner import FusionMethod, multimodal_learner
+from mmlit.methods import shapley
 from mmlit.methods.shapley import (
     _EXACT_MODALITIES,
     FREQUENCIES,
@@ -239,6 +240,58 @@ def test_valuation_rejects_what_is_not_correctness():
     assert modality_valuation(tables(2, 1)).shape == (2, 1)  # B = 1
 
 
+def test_valuation_keeps_the_shape_of_the_answers():
+    "One answer of each coalition, answers of N samples, answers of N samples to C labels: all by the same formula."
+    c = torch.randint(0, 2, (8, 5, 2), generator=generator(4))
+    game = coalitions(3).sum(1)[:, None, None] * c
+    expected = torch.stack([torch.stack([by_orders(game[:, i, k], 3) for k in range(2)], 1) for i in range(5)], 1)
+    assert expected.shape == (3, 5, 2)
+    assert_close(modality_valuation(c), expected)
+    assert_close(modality_valuation(c[:, :, 0]), expected[:, :, 0])
+    assert_close(modality_valuation(c[:, 2, 1]), expected[:, 2, 1])
+    assert modality_valuation(c[:, :0]).shape == (3, 0, 2) and modality_valuation(c[:, :, :0]).shape == (3, 5, 0)
+
+
+def test_valuation_counts_only_the_modalities_that_a_sample_has():
+    c = torch.randint(0, 2, (8, 9, 2), generator=generator(5))
+    presence = torch.rand(9, 3, generator=generator(6)) > 0.4
+    sizes = [[sum(s >> m & 1 and has for m, has in enumerate(row)) for row in presence.tolist()] for s in range(8)]
+    game = torch.tensor(sizes)[:, :, None] * c
+    expected = torch.stack([torch.stack([by_orders(game[:, i, k], 3) for k in range(2)], 1) for i in range(9)], 1)
+    assert not presence.all() and presence.any(0).all()
+    assert_close(modality_valuation(c, presence), expected)
+    assert_close(modality_valuation(c[..., 0], presence), expected[..., 0])
+    assert torch.equal(modality_valuation(c, torch.ones(9, 3).bool()), modality_valuation(c))
+
+
+@pytest.mark.parametrize(
+    "answers, presence", [((8,), (1, 3)), ((8,), (3,)), ((8, 5), (5, 2)), ((8, 5), (3, 5)), ((8, 5, 2), (2, 3))]
+)
+def test_valuation_refuses_a_presence_of_another_shape(answers, presence):
+    with pytest.raises(ValueError, match=r"presence must be \(B, M\), got") as refusal:
+        modality_valuation(torch.zeros(answers), torch.ones(presence).bool())
+    assert f"got {presence} for answers {answers}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "shape, pieces", [((4, 200_000), [65_536] * 3 + [3_392]), ((4, 7), [7]), ((2**16, 3, 8), [1] * 3)]
+)
+def test_valuation_holds_at_most_two_mebibytes_of_answers_or_one_sample(monkeypatch, shape, pieces):
+    seen = []
+
+    def noted(weights, values):
+        seen.append(values)
+        return combine_coalitions(weights, values)
+
+    monkeypatch.setattr(shapley, "combine_coalitions", noted)
+    c = torch.zeros(shape, dtype=torch.bool)
+    c[-1] = True
+    phi = modality_valuation(c)
+    assert [v.shape[1] for v in seen] == pieces
+    assert all(v.numel() * v.element_size() <= 2 * 2**20 or v.shape[1] == 1 for v in seen)
+    assert_close(phi, torch.ones_like(phi))  # only the answer from all of them is right
+
+
 # ---- sampled orders
 
 
@@ -403,6 +456,50 @@ def test_of_several_labels_a_sampled_valuation_is_the_mean_too():
     assert_close(valuate(model, [(*xs, y)]).phi, got.phi)
 
 
+def lacking(xs, presence, filling):
+    "The inputs, with `filling` in the places of what a sample lacks."
+    return [dict(values=x.where(has[:, None], filling), present=has) for x, has in zip(xs, presence.T)]
+
+
+@pytest.mark.parametrize("n_permutations", [None, 6])
+def test_what_a_sample_lacks_has_no_part_in_its_valuation(n_permutations):
+    model, (xs, y) = model_of(3, noisy=False), data_of(3)
+    presence = torch.rand(20, 3, generator=generator(2)) > 0.4
+    got, other = (
+        valuate(model, [([*lacking(xs, presence, fill)], y)], n_permutations=n_permutations, generator=generator())
+        for fill in (0.0, 1e6)
+    )
+    assert torch.equal(got.phi, other.phi) and torch.equal(got.presence, presence)
+    assert not presence.all() and got.phi.T[~presence].abs().max() < 1e-15
+    table, right = torch.zeros(8, 20), torch.zeros(20)
+    with torch.no_grad():
+        for s, k in product(range(8), range(20)):
+            has = [bool(s >> m & 1) and bool(presence[k, m]) for m in range(3)]
+            zs = [e(x[k : k + 1]) * there for e, x, there in zip(model.encoders, xs, has)]
+            right[k] = model.fuse(zs)[0].argmax() == y[k]  # the last coalition is that of all
+            table[s, k] = sum(has) * right[k]
+    assert_close(got.phi.sum(0), (right * presence.sum(1)).double())
+    if n_permutations is None:
+        assert_close(got.phi, torch.stack([by_orders(table[:, k], 3) for k in range(20)], 1))
+        assert (got.phi != modality_valuation(got.correct)).any()  # which counts three modalities for all
+
+
+def test_a_valuation_without_gaps_says_that_all_is_there():
+    xs, y = data_of(2, 5)
+    got = valuate(model_of(2), [(*(x[:3] for x in xs), y[:3]), (*(x[3:] for x in xs), y[3:])])
+    assert got.presence.dtype == torch.bool and got.presence.tolist() == [[True, True]] * 5
+
+
+def test_a_model_of_as_many_modalities_as_are_exact_is_valued_and_of_one_more_refused(monkeypatch):
+    monkeypatch.setattr(shapley, "_EXACT_MODALITIES", 3)  # 2**17 coalitions would take long
+    xs, y = data_of(4)
+    got = valuate(model_of(3), [(*xs[:3], y)])
+    assert got.correct.shape == (8, 20) and torch.equal(got.phi, modality_valuation(got.correct))
+    with pytest.raises(ValueError, match=r"4 modalities have 2\*\*4 coalitions: pass n_permutations"):
+        valuate(model_of(4), [(*xs, y)])
+    assert valuate(model_of(4), [(*xs, y)], n_permutations=4).phi.shape == (4, 20)
+
+
 def test_one_modality_alone_is_worth_its_correctness():
     xs, y = data_of(1)
     got = valuate(model_of(1), [(*xs, y)])
@@ -512,6 +609,14 @@ def test_batch_of_one():
     assert valuate(model_of(2), [(*xs, y)]).phi.shape == (2, 1)
 
 
+def test_the_refusal_of_other_targets_says_what_was_given():
+    model, (xs, y) = model_of(2), data_of(2)
+    with pytest.raises(ValueError, match=r"got torch.float32 \(20,\) and \(4, 20, 3\)$"):
+        valuate(model, [(*xs, y.float())])
+    with pytest.raises(ValueError, match=r"got torch.int64 \(20, 2\) and \(4, 20, 3\)$"):
+        valuate(model, [(*xs, torch.zeros(20, 2).long())])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_cpu():
     model, (xs, y) = model_of(3, noisy=False), data_of(3)
@@ -582,6 +687,23 @@ def test_modality_level_follows_the_accuracy_gap():
     assert resampling_frequency(modality_valuation(c), "modality", alpha=1e6).max() == 1.0
 
 
+@pytest.mark.parametrize("dtype, alpha", [(torch.float16, 1501.0), (torch.float32, 0.5), (torch.float64, 2.0)])
+def test_copies_are_counted_in_float64_whatever_the_valuation_is_held_in(dtype, alpha):
+    phi = torch.tensor([[0.0, 1e-8, 0.25, 0.7, 1.5], [1.0, -1e-8, -0.5, 0.3333, 0.75]]).to(dtype)
+    expected = [[math.floor(alpha * max(0.0, 1 - p) + 0.5 + 1e-9) for p in row] for row in phi.tolist()]
+    assert resampling_frequency(phi, alpha=alpha).tolist() == expected
+
+
+def test_shares_judge_a_modality_by_the_samples_that_have_it():
+    phi = torch.tensor([[1.5, 0.0, 0.0, 0.0], [0.5, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=F64)
+    presence = torch.tensor([[1, 1, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]]).bool()
+    share = resampling_frequency(phi, "modality", presence=presence)
+    gap = 1.5 - (0.5 + 1.0 + 1.0 + 0.0) / 4
+    assert_close(share, torch.tensor([0, gap / 1.5, 0], dtype=F64))  # nobody has the third: it is not shown again
+    everybody = resampling_frequency(phi, "modality")
+    assert_close(everybody, torch.tensor([0.25 / 1.5, 0, 0.625 / 1.5], dtype=F64))  # means .375, .625, 0
+
+
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_shares_are_bounded_and_the_best_modality_gets_none(n):
     share = resampling_frequency(modality_valuation(tables(n, 50)), "modality")
@@ -630,6 +752,35 @@ def test_plan_names_rows():
     assert rows.tolist() == [10, 20, 30, 20, 10, 10]
 
 
+@pytest.mark.parametrize("copies", [[[0], [1]], [[1], [0]], [[2], [1]], [[0], [0]]])
+def test_copies_of_a_single_sample_are_of_the_right_modality(copies):
+    rows, keep = resampling_plan(torch.tensor(copies))
+    (a,), (b,) = copies
+    assert rows.tolist() == [0] * (1 + a + b)
+    assert keep.tolist() == [[True, True]] + [[True, False]] * a + [[False, True]] * b
+
+
+def test_a_plan_does_not_show_again_what_a_sample_lacks():
+    copies = torch.randint(0, 3, (3, 30), generator=generator(1))
+    presence = torch.rand(30, 3, generator=generator(2)) > 0.4
+    expected = [(i, m) for m in range(3) for i in range(30) if presence[i, m] for _ in range(int(copies[m, i]))]
+    rows, keep = resampling_plan(copies, presence=presence)
+    assert rows[:30].tolist() == list(range(30)) and keep[:30].all() and (keep[30:].sum(1) == 1).all()
+    assert [(int(i), int(k.int().argmax())) for i, k in zip(rows[30:], keep[30:])] == expected
+    assert len(expected) < copies.sum()
+    rows, keep = resampling_plan(torch.ones(3), 30, replacement=False, presence=presence, generator=generator())
+    extra = {(int(i), int(k.int().argmax())) for i, k in zip(rows[30:], keep[30:])}
+    assert len(rows) == 30 + presence.sum() and extra == {(int(i), int(m)) for i, m in presence.nonzero()}
+
+
+@pytest.mark.parametrize("presence", [torch.ones(3, 2), torch.ones(3, 2).long(), torch.ones(2, 3).bool()])
+@pytest.mark.parametrize("frequency", [torch.ones(2, 3).long(), torch.ones(2)])
+def test_a_plan_refuses_a_presence_of_another_kind_or_shape(frequency, presence):
+    with pytest.raises(ValueError, match=r"presence must be bool \(3, 2\), got") as refusal:
+        resampling_plan(frequency, 3, presence=presence)
+    assert f"got {presence.dtype} {tuple(presence.shape)}" in str(refusal.value)
+
+
 def test_dropped_encoders_get_no_gradient():
     model, (xs, y) = model_of(3, noisy=False), data_of(3)
     keep = torch.eye(3).bool()[torch.arange(20) % 3]
@@ -656,6 +807,8 @@ def test_dropped_encoders_get_no_gradient():
         (lambda: resampling_plan(torch.ones(2, 3).long(), index=torch.arange(2)), "name the 3"),
         (lambda: resampling_plan(torch.ones(2, 3).long(), max_copies=-1), "max_copies must be a whole number"),
         (lambda: resampling_plan(torch.ones(2, 3).long(), max_copies=1.5), "max_copies must be a whole number"),
+        (lambda: resampling_plan(torch.ones(2), 0), "^n_samples must be a whole number, at least 1, got 0"),
+        (lambda: resampling_plan(torch.ones(2), 2.5), "^n_samples must be a whole number, at least 1, got 2.5"),
         (lambda: draw_rows(0), "n must be a whole number, at least 1"),
         (lambda: draw_rows(5, -0.1), "fraction"),
     ],
@@ -767,3 +920,75 @@ def test_a_search_for_the_learning_rate_sees_the_data_as_they_are(tmp_path):
         plans.clear()
         learn.fit(1, 0.01)
         assert plans and all(plan is not None for plan in plans)
+
+
+class Seen(FusionMethod):
+    "Notes the plan of each epoch when its training starts."
+
+    def __init__(self):
+        self.plans = []
+
+    def before_train(self):
+        self.plans.append(self.learn.dl.plan)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_other_methods_see_the_loader_of_the_plan(first):
+    seen, resampling = Seen(), ModalityResampling(warmup=1)
+    learn = learner_of(None)
+    learn.add_cbs([seen, resampling] if first else [resampling, seen])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 0.01)
+    assert (
+        seen.plans[0] is None and len(seen.plans[1][0]) == len(learn.dls.train_ds) + resampling.history["extra rows"][1]
+    )
+
+
+def learner_with_gaps(*cbs):
+    "`a` says the class but is often missing; `b`, rarely missing, says it two times in three. Who says louder? `a`."
+    r = np.random.default_rng(0)
+    y = np.arange(150) % 3
+    said = np.where(np.arange(150) // 3 % 3 == 0, (y + 1) % 3, y)
+    has_a = r.random(150) < 0.4
+    presence = np.stack([has_a, ~has_a | (r.random(150) < 0.7)], axis=1)
+    data = dict(a=np.eye(3, dtype="f")[y], b=np.eye(3, dtype="f")[said])
+    dls = multimodal_dls(data, y, bs=16, device="cpu", presence=presence, groups=range(150))
+    learn = multimodal_learner(dls, [nn.Linear(3, 3), nn.Linear(3, 3)], head="concat", cbs=cbs)
+    with torch.no_grad():
+        for encoder, loudness in zip(learn.model.encoders, (2, 1)):
+            encoder.weight.copy_(loudness * torch.eye(3))
+            encoder.bias.zero_()
+        learn.model.head.linear.weight.copy_(torch.eye(3).repeat(1, 2))
+        learn.model.head.linear.bias.zero_()
+    return learn, y == said, presence
+
+
+def extra_showings(plan, n):
+    "The row and the modality of all that is shown again, in order; the first n rows are the data."
+    rows, keep = plan
+    assert keep[:n].all() and (keep[n:].sum(1) == 1).all()
+    return sorted((int(i), int(k.int().argmax())) for i, k in zip(rows[n:], keep[n:]))
+
+
+@pytest.mark.filterwarnings("ignore:samples of .* lack a modality")
+@pytest.mark.parametrize("level", ["sample", "modality"])
+def test_the_plan_of_data_with_gaps_judges_and_shows_what_is_there(level):
+    options = dict(level="modality", fraction=1.0, alpha=1e6) if level == "modality" else {}
+    callback, seen = ModalityResampling(warmup=0, replacement=False, **options), Seen()
+    learn, b_right, presence = learner_with_gaps(callback, seen)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 0.01)
+    expected, worth = [], ([], [])
+    for row in (index := learn.dls.train_ds.index.tolist()):
+        a, b = presence[row].tolist()
+        phi = [0.5 + a * 1.0, 0.5] if a and b and not b_right[row] else [float(a), float(b and b_right[row])]
+        for m in (m for m in range(2) if presence[row, m]):
+            worth[m].append(phi[m])
+            expected += [(row, m)] * math.floor(2 * max(0, 1 - phi[m]) + 0.5)
+    means = [sum(w) / len(w) for w in worth]
+    assert_close([callback.history[f"phi {m}"][0] for m in "ab"], means)
+    assert means[0] > means[1] and sum(worth[0]) < sum(worth[1])  # over all samples, `a` would be the weaker one
+    if level == "modality":  # so steep that the weaker one is shown again to all who have it
+        expected = [(row, 1) for row in index if presence[row, 1]]
+    assert extra_showings(seen.plans[0], len(index)) == sorted(expected)
+    assert 0 < len(expected) < 2 * len(index) and not presence[index].all(0).any()
