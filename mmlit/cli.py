@@ -44,18 +44,17 @@ def _add(parser, option, default, what, **more):
 
 def _add_training(parser, seeds):
     "The options of everything that trains."
-    _add(parser, "--seeds", seeds, "how many splits and initialisations, or which: 0,3,4",
+    _add(parser, "--seeds", seeds, "how many splits, or which: 0,3,4",
          type=_numbers, metavar="N")
     for option, default, what in _TRAINING:
         more = dict(type=type(default), metavar="NAME" if isinstance(default, str) else "N")
         _add(parser, option, default, what, **more)
-    _add(parser, "--steps", None, "steps of every run instead of epochs"
-         + "; several with commas: each model is trained with each, validation chooses"*(seeds > 1),
+    _add(parser, "--steps", None, "steps instead of epochs" + "; several: validation chooses"*(seeds > 1),
          type=_numbers, metavar="N")
     _add(parser, "--optimiser", "adam", "adam, or sgd with momentum .9", metavar="NAME")
     _add(parser, "--lr", None, "highest learning rate (0.003 for adam, 0.03 for sgd)", type=float, metavar="N")
-    _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed; test rows stay"
-         + "; several with commas: a learning curve"*(seeds > 1), type=_numbers, metavar="N")
+    _add(parser, "--n-train", None, "at most so many training rows, drawn anew by each seed"
+         + "; several: a learning curve"*(seeds > 1), type=_numbers, metavar="N")
     _add(parser, "--n-test", None, "so many test rows, the same for each seed, whose training rows are then disjoint",
          type=int, metavar="N")
     _add(parser, "--device", None, "where to train: cpu, cuda, or cuda:1 for a certain one", metavar="NAME")

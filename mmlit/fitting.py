@@ -108,7 +108,8 @@ def _info(learn, dls, seed, start, steps):
     curves = [cb.history for cb in learn.cbs if type(cb).__name__ == "ModalityMonitor"]
     info = dict(seed=seed, split=split_hash(dls.split), n_train=len(dls.split.train), n_test=len(dls.split.test))
     info |= dict(seconds=time.perf_counter() - start, parameters=sum(p.numel() for p in learn.model.parameters()))
-    info |= dict(steps=steps, encoders=_encoders(learn.model), encoder_steps=steps*_encoders(learn.model))
+    encoders = _encoders(learn.model)
+    info |= dict(steps=steps, encoders=encoders, encoder_steps=steps*encoders)
     there = {part: dls[i].dataset.presence for part, i in (("valid", 1), ("test", 2))}
     gone = {part: [(~p).nonzero()[:, 0].tolist() for p in mask.T] for part, mask in there.items() if mask is not None}
     return info | dict(curves=curves) | (dict(lacking=gone) if gone else {})

@@ -62,7 +62,7 @@ def test_help_fits_a_screen(said, monkeypatch, args, columns):
     monkeypatch.setenv("COLUMNS", columns)
     code, out, err = said(*args)
     lines = out.splitlines()
-    most = 24 if args in ([], ["--help"]) else 55
+    most = 24 if args in ([], ["--help"]) else 50
     assert not code and not err and 8 <= len(lines) <= most and max(map(len, lines)) <= int(columns)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..audits.companions import still_improving
+from ..audits.sample_scores import watched_score
 from .results import Comparison
 from ..core import one_of
 from ..data.catalogue import parse_dataset
@@ -73,7 +75,7 @@ def _told(store, data, source, seed, method, runs, budget, reasons, tested):
     try:
         # of several numbers of steps, each model has the one that validation prefers
         chosen = [best_on_validation([store.load(path) for path in each], data, finely=True) for each in paths.values()]
-        answers = method.combine([_told_if_cut(answer, budget) for answer in chosen], data)
+        answers = method.combine([_told_if_cut(answer, budget, data) for answer in chosen], data)
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k not in _LISTS},
                      **_scores(answer, data)) for name, answer in answers.items()]
         if tested is None: return rows, None, {}
@@ -83,11 +85,11 @@ def _told(store, data, source, seed, method, runs, budget, reasons, tested):
 _LISTS = "curves", "validation"     # of one training
 _UNFINISHED = "a training was still improving when it ended: more epochs or steps may change its place"
 
-def _told_if_cut(answer, budget):
+def _told_if_cut(answer, budget, data):
     "The answer, with a note where the best epoch is the last, and clearly better than the first four fifths."
-    seen, monitor = answer.info.get("validation"), answer.info.get("monitor")
-    if not seen or answer.info["steps"] < max(budget.steps if isinstance(budget.steps, tuple) else (0,)): return answer
-    higher = monitor != "valid_loss" and (monitor not in METRICS or METRICS[monitor].larger)
+    seen, longest = answer.info.get("validation"), max(one.steps or 0 for one in budget.lengths())
+    if not seen or answer.info["steps"] < longest: return answer
+    higher, *_ = watched_score(answer.info["monitor"], torch.as_tensor(answer.y_valid), data.metric)
     if not still_improving(seen, higher, .01): return answer
     return replace(answer, info=answer.info | dict(warnings=[*answer.info.get("warnings", []), _UNFINISHED]))
 

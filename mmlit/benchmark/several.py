@@ -8,6 +8,7 @@ __all__ = ['holm', 'p_values', 'corrected', 'over_datasets', 'show_over_datasets
 # %% ../../nbs/39b_several.ipynb #82035748
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,13 @@ def p_values(
 )->dict[str, float]:    # method -> p-value, rounded up; NaN where there is no interval; the reference is left out
     "By how little are the differences to the reference missed? From the intervals of `Comparison.intervals`."
     p:dict[str, float] = {}
-    for alpha in _LEVELS[:-1]:
+    for alpha in _LEVELS[-2::-1]:            # from many to few false alarms: the last that leaves out zero stays
         for method, (_, difference) in found.intervals(data, level=1 - alpha).items():
             if difference is None: continue
             if math.isnan(difference.low): p[method] = math.nan
-            elif difference.low > 0 or difference.high < 0: p.setdefault(method, float(alpha))
-    return {m: p.get(m, 1.) for m, (_, d) in found.intervals(data).items() if d is not None}
+            elif difference.low > 0 or difference.high < 0: p[method] = float(alpha)
+            else: p.setdefault(method, 1.)
+    return p
 
 def corrected(
     found:Comparison,
@@ -57,9 +59,9 @@ def corrected(
     rows = []
     for data in found.datasets:
         p = {m: v for m, v in p_values(found, data).items() if not m.startswith("unimodal ")}    # parts, no rivals
-        differences:dict[str, Any] = {m: d for m, (_, d) in found.intervals(data).items()}
+        intervals:dict[str, Any] = found.intervals(data)
         for (method, value), adjusted in zip(p.items(), holm(list(p.values()))):
-            difference = differences[method]
+            difference = intervals[method][1]
             side = found.shown(data, difference)
             if side != "unknown" and not adjusted <= 1 - level: side = "neither"
             rows.append((data, method, difference.mean, value, adjusted, side))
@@ -71,25 +73,28 @@ def _signed_rank(gains):
     found:Any = stats.wilcoxon(gains) if gains.any() and len(gains) > 1 else None
     return math.nan if found is None else float(found.pvalue)
 
+def _better(found, methods):
+    "The mean scores of methods by data set, with a sign by which more is better."
+    means = found.table.pivot(index="data", columns="method", values="mean").loc[list(found.datasets)]
+    known = [m for m in dict.fromkeys(found.table.method) if not m.startswith("unimodal ") and means[m].notna().all()]
+    asked = [one_of("method", m, known) for m in (known if methods is None else [*methods, found.reference])]
+    one_of("reference", found.reference, asked)
+    return means[list(dict.fromkeys(asked))].mul([1. if found.larger(d) else -1. for d in means.index], axis=0)
+
+def _ranks(better): return better.rank(axis=1, ascending=False).mean()
+
 def over_datasets(
     found:Comparison,
     methods:Sequence[str]|None=None, # which; None: all that have a score on every data set, but the unimodal ones
 )->pd.DataFrame:                     # by method: rank, difference, above, below, p, p_holm
     """What holds over the data sets: mean rank, mean difference to the reference (of better to worse), on how many sets
     it is shown above and below (Holm within the set), Wilcoxon's p-value over the sets and Holm's over the methods."""
-    means = found.table.pivot(index="data", columns="method", values="mean").loc[list(found.datasets)]
-    sign = np.array([1. if found.larger(data) else -1. for data in means.index])
-    known = [m for m in dict.fromkeys(found.table.method) if not m.startswith("unimodal ") and means[m].notna().all()]
-    asked = known if methods is None else dict.fromkeys([*methods, found.reference])
-    methods = [one_of("method", m, known) for m in asked]
-    one_of("reference", found.reference, methods)
-    better = means[methods].mul(sign, axis=0)
-    ranks = better.rank(axis=1, ascending=False).mean()
+    better = _better(found, methods)
     gains = better.sub(better[found.reference], axis=0).drop(columns=found.reference)
     p = {m: _signed_rank(g) for m, g in gains.items()}
     adjusted, shown = dict(zip(p, holm(list(p.values())))), corrected(found)
-    rows = dict(rank=ranks, difference=gains.mean(), p=pd.Series(p), p_holm=pd.Series(adjusted))
-    rows |= {side: shown[shown.shown == side].groupby("method").size().reindex(methods, fill_value=0)
+    rows = dict(rank=_ranks(better), difference=gains.mean(), p=pd.Series(p), p_holm=pd.Series(adjusted))
+    rows |= {side: shown[shown.shown == side].groupby("method").size().reindex(better.columns, fill_value=0)
              for side in ("above", "below")}
     return pd.DataFrame(rows).rename_axis("method").sort_values("rank", kind="stable")
 
@@ -115,7 +120,8 @@ def plot_ranks(
 ):                                   # the figure
     "The critical difference diagram: mean ranks, and bars over methods that are not shown to differ."
     import matplotlib.pyplot as plt
-    ranks:dict[str, float] = over_datasets(found, methods)["rank"].to_dict()
+    better = _better(found, methods)
+    ranks:dict[str, float] = _ranks(better).sort_values(kind="stable").to_dict()
     names = list(ranks)
     if ax is None: _, ax = plt.subplots(figsize=(7, .6 + .3*len(names)), layout="constrained")
     for row, name in enumerate(names):
@@ -123,7 +129,7 @@ def plot_ranks(
         ax.plot([ranks[name], len(names) + .3], [row + 1]*2, color="#999999", lw=1)
         ax.text(len(names) + .4, row + 1, f"{name}  {ranks[name]:.2f}", va="center", parse_math=False,
                 color="#0b5394" if name == found.reference else "black")
-    for k, (first, last) in enumerate(_alike(found, names)):
+    for k, (first, last) in enumerate(_alike(better[names])):
         ax.plot([ranks[names[first]] - .03, ranks[names[last]] + .03], [.25 + .18*k]*2, color="#b45f06", lw=3)
     ax.set(xlim=(.8, len(names) + .3), ylim=(len(names) + .7, 0), yticks=[], xticks=range(1, len(names) + 1))
     ax.set_xlabel(f"mean rank on {len(found.datasets)} data sets (1: best)")
@@ -132,13 +138,12 @@ def plot_ranks(
     for side in ("left", "right", "bottom"): ax.spines[side].set_visible(False)
     return ax.figure
 
-def _alike(found, names):
-    "The longest runs of neighbours of which no pair is shown to differ: (first, last)."
-    means = found.table.pivot(index="data", columns="method", values="mean")[names]
-    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
-    gaps = {(i, j): means[names[i]] - means[names[j]] for i, j in pairs}
-    p = holm([_signed_rank(gaps[pair]) for pair in pairs])
+def _alike(better):
+    "The longest runs of neighbouring columns of which no pair is shown to differ: (first, last)."
+    n = better.shape[1]
+    pairs = list(combinations(range(n), 2))
+    p = holm([_signed_rank(better.iloc[:, i] - better.iloc[:, j]) for i, j in pairs])
     differ = {pair for pair, value in zip(pairs, p) if value < .05}
-    def whole(i, j): return not any((a, b) in differ for a in range(i, j) for b in range(a + 1, j + 1))
-    spans = [(i, max(j for j in range(i, len(names)) if whole(i, j))) for i in range(len(names))]
+    def whole(i, j): return differ.isdisjoint(combinations(range(i, j + 1), 2))
+    spans = [(i, max(j for j in range(i, n) if whole(i, j))) for i in range(n)]
     return [(i, j) for i, j in spans if j > i and not any(a < i and b >= j for a, b in spans)]

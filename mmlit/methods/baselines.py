@@ -108,16 +108,20 @@ def _unimodal_runs(modalities): return [unimodal_run(m) for m in modalities]
 
 _COST = "seconds", "parameters", "encoder_steps", "encoders"
 
-def _info(answers, used=_COST):
-    "What is known of several models together: what they cost, but for prediction where one of them is chosen."
-    info = answers[0].info | {k: sum(a.info[k] for a in answers) for k in used if k in answers[0].info}
+def _cost(answers, of=_COST):
+    "What several models cost together."
+    return {k: sum(a.info[k] for a in answers) for k in of if k in answers[0].info}
+
+def _info(answers):
+    "What is known of several models that answer together."
+    info = answers[0].info | _cost(answers)
     warned = dict.fromkeys(text for a in answers for text in a.info.get("warnings", []))
     return info | (dict(warnings=list(warned)) if warned else {})
 
 def _chosen(answers, data):
     "The best on validation, with the training of all of them as its cost."
-    best, trained = best_on_validation(answers, data), _info(answers, ("seconds", "encoder_steps"))
-    return replace(best, info=best.info | {k: trained[k] for k in ("seconds", "encoder_steps") if k in trained})
+    best = best_on_validation(answers, data)
+    return replace(best, info=best.info | _cost(answers, ("seconds", "encoder_steps")))
 
 def _each_modality(answers, data):
     "The best is one of those that validation says something of: a modality that nobody has there has no score."

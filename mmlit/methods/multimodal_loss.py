@@ -136,6 +136,8 @@ _MANY_PROXIES = 10**7   # numbers in the proxies from which on the head warns: 4
 
 class MultiProxyHead(FusionHead):
     "Multi-proxy head of Moon & Lee (2025): its cross-entropy is the MultiModal loss."
+    tasks = ("classification",)         # its proxies are patterns of classes that exclude each other
+
     def __init__(self,
         dims:Sequence[int],   # D_m of each modality
         n_classes:int,        # C, at least 2
@@ -285,8 +287,7 @@ class MultiModal(FusionMethod):
 register_method("multimodal", joint("MultiModal loss: multi-proxy head (Moon & Lee 2025)", "multimodal", MultiModal))
 
 # %% ../../nbs/18_multimodal_loss.ipynb #1da072ab
-def _scaled_sum(dls, budget, models):
-    return multimodal_learner(dls, head=ScaledSumHead, width=budget.width)
+def _scaled_sum(dls, budget, models): return multimodal_learner(dls, head=ScaledSumHead, width=budget.width)
 
 register_method("scaled_sum", Method(
     "control of the MultiModal loss: 20 times the sum of unimodal probabilities",

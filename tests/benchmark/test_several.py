@@ -84,6 +84,21 @@ def test_ranks_go_by_what_is_better_and_share_places():
         assert table.p[best] == pytest.approx(2 / 2**8) and (table.difference[best] > 0)
 
 
+def test_the_diagram_goes_by_what_is_better_on_each_set():
+    "On half of the sets less is better: one method is the better one on all of them, and no bar joins the two."
+    halves = [
+        comparison(
+            {f"{score} {k}": {"ensemble": [0.5, 0.6], "joint": [0.5 + gap, 0.61 + gap]} for k in range(4)}, score
+        )
+        for score, gap in (("log_loss", -0.1), ("accuracy", 0.1))
+    ]
+    runs = pd.concat([half.runs for half in halves])
+    both = Comparison(runs, "ensemble", Budget(), halves[0].datasets | halves[1].datasets)
+    assert list(over_datasets(both).index) == ["joint", "ensemble"]
+    lines = plot_ranks(both).axes[0].lines
+    assert len(lines) == 2 * 2  # two for each method, and no bar: eight sets of one sign have p = .008
+
+
 def test_a_method_that_lacks_a_data_set_is_left_out_or_refused():
     values = dict(a=dict(ensemble=[0.5, 0.6], joint=[0.6, 0.7], late=[0.6, 0.7]), b=dict(ensemble=[0.5], joint=[0.4]))
     found = comparison(values)

@@ -454,3 +454,5 @@ def test_the_control_in_the_comparison_has_the_scale_of_the_head():
         dls = multimodal_dls(dict(a=x[0], b=x[1]), y, task=task, bs=8, device="cpu")
         with pytest.raises(ValueError, match=f"ScaledSumHead is a head for classification, and the task is {task}"):
             run.make(dls, Budget(width=8), {})
+        with pytest.raises(ValueError, match=f"MultiProxyHead is a head for classification, and the task is {task}"):
+            multimodal_learner(dls, head=MultiProxyHead)
