@@ -52,6 +52,7 @@ from mmlit.training import (
     answers_in_units,
     check_answers,
     check_companions,
+    check_head,
     check_learner,
     check_linear,
     check_training,
@@ -77,16 +78,6 @@ def default_encoders(
     return [encoder_for(dls.input_kinds[m], dls.shapes[m], width, words(m)) for m in dls.modalities]
 
 # %% ../nbs/16_learner.ipynb #ee9aa362
-_ANSWERS = {"classification": "classes that exclude each other", "multi-label": "labels", "regression": "numbers"}
-
-def _check_head(head, task):
-    "ValueError for a head that says which tasks it is for, and not this one."
-    tasks = getattr(head, "tasks", (task,))
-    if task in tasks: return
-    name = getattr(head, "__name__", type(head).__name__)
-    raise ValueError(f"{name} is a head for {' and '.join(tasks)}, and the task is {task}: it answers "
-                     f"{' or '.join(_ANSWERS[t] for t in tasks)}, so choose another head")
-
 def build_model(
     dls:MultimodalDataLoaders,                      # they know the number of modalities, the inputs and the classes
     model:nn.Module|Sequence[nn.Module]|None=None,  # a whole model, or encoders, one per modality; None: default ones
@@ -108,7 +99,7 @@ def build_model(
 
     make:Any = HEADS[one_of("head", head, HEADS)] if isinstance(head, str) else head
     encoders = [with_mask(encoder, dls, m) for m, encoder in enumerate(encoders)]
-    _check_head(make, task_of(dls))
+    check_head(make, task_of(dls))
     if isinstance(make, nn.Module): return check_padding(FusionModel(encoders, make, learn_absent), dls)
 
     # a head that is made here answers in the units of the targets, where these are numbers

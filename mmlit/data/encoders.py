@@ -17,8 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import clone
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
 from ..core import Several, map_tensors
@@ -268,6 +266,8 @@ def _fitted(transform, column, rows, y, flat):
         if gaps: made.transform(whole)
     except ValueError:
         if not gaps: raise
+        from sklearn.impute import SimpleImputer  # a loss does without
+        from sklearn.pipeline import make_pipeline
         made = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), clone(transform))
         made.fit(column[rows], y)
     return made
