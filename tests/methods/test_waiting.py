@@ -3,7 +3,6 @@ training does; and its functions are one graph for `torch.compile`."""
 
 import functools
 import gc
-import sys
 import tracemalloc
 import warnings
 from collections import Counter
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import mmlit.core
+from mmlit.core import may_read
 from mmlit.data.loaders import multimodal_data, multimodal_dls
 from mmlit.fusion.coalitions import coalition_logits, mask_features
 from mmlit.fusion.heads import HEADS
@@ -188,11 +187,9 @@ def more_than_plain(method, *setting, **options):
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
-    "What is looked at only where that waits for nobody is not looked at."
-    for name, module in list(sys.modules.items()):
-        if name.startswith("mmlit") and hasattr(module, "may_read"):
-            monkeypatch.setattr(module, "may_read", lambda x: False)
-    assert not mmlit.core.may_read(torch.ones(1))
+    "What is looked at only where that waits for nobody is not looked at, by whatever name a module has the question."
+    monkeypatch.setattr(may_read, "__code__", (lambda x: False).__code__)
+    assert not may_read(torch.ones(1))
 
 
 # ---- the instrument
