@@ -59,8 +59,11 @@ METHODS = {
 TARGETS = {"C = 2": ("classification", 2), "C = 5": ("classification", 5)}
 TARGETS |= {task: (task, 3) for task in TASKS[1:]}
 EXTRAS = {"": None, "accumulation": partial(GradientAccumulation, 32), "clipping": partial(GradientClip, 1.0)}
-# what changes the shape of a batch, of the target or of the loss
-NEW_KINDS = "table", "sequence of different length", "missing modality", "several targets", "class weights"
+# what changes the shape of a batch, of the target or of the loss, or which rows there are
+NEW_KINDS = (
+    *("table", "sequence of different length", "word ids of different length", "dict of arrays", "tuple of arrays"),
+    *("missing modality", "transformer", "given split", "several targets", "class weights", "row weights"),
+)
 PAIRED = "C = 5", "multi-label", "regression"
 DRAWN = 300  # combinations of everything at once
 ROWS, BATCH = 80, 16  # 48 of the rows are trained on: three batches
@@ -117,15 +120,16 @@ def data(target, modalities):
     return multimodal_data(xs, y, task=task, name="support")
 
 
-def loaders(cell):
-    "Of the data, or of the case of a kind; what making them says is said in other tables."
-    options = dict(bs=BATCH, device="cpu", seed=0)
+def learner(cell, **options):
+    "On the data, or on the case of a kind; what making the loaders says is said in other tables."
+    of_data = dict(bs=BATCH, device="cpu", seed=0)
     if cell.kind == "vector":
-        return multimodal_dls(data(cell.target, cell.modalities), **options)
+        return multimodal_learner(multimodal_dls(data(cell.target, cell.modalities), **of_data), **options)
     one = case(cell.kind, rows=ROWS, classes=5)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "modality 'x' has .* empty cells|samples of data lack a modality")
-        return multimodal_dls(one.xs, one.y, **options, **one.options)
+        dls = multimodal_dls(one.xs, one.y, **of_data, **one.options)
+    return multimodal_learner(dls, one.encoders() if one.encoders else None, **options)
 
 
 class BFloat16(Callback):
@@ -159,10 +163,9 @@ class _Steps(Callback):
 def _train(cell, steps):
     "One epoch; what it learnt must be finite, and must have moved."
     torch.manual_seed(0)
-    dls = loaders(cell)
     extra = EXTRAS[cell.extra]
     cbs = [steps, *([extra()] if extra else []), *([BFloat16()] if cell.precision == "bf16" else [])]
-    learn = multimodal_learner(dls, head=cell.head, width=8, cbs=cbs, opt_func=SGD)
+    learn = learner(cell, head=cell.head, width=8, cbs=cbs, opt_func=SGD)
     for name in filter(None, (cell.method, cell.other)):
         if METHODS[name] is not None:
             learn.add_cb(METHODS[name]())
