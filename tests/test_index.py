@@ -110,7 +110,7 @@ EXEMPT = {
     "plugin_jackknife": "likewise",
     "classifier_log_likelihood": "of a fitted classifier: arrays",
     "multimodal_dls": "by `multimodal_data`, which has a row here; weights in a test of their own",
-    "weighed": "data are known by position: what has another index is refused, see a test below",
+    "weighed": "weights follow the index that the data have, see a test below",
     "with_weights": "likewise",
     "with_class_weights": "weights of classes and not of rows",
 }
@@ -170,10 +170,34 @@ def test_information_and_scores_are_those_of_the_rows_that_belong_together():
     assert math.isclose(f1, metrics.f1_score(CLASS, LOGITS.argmax(1), average="macro"))
 
 
-def test_weights_with_names_of_rows_are_refused_where_rows_have_none():
+def test_what_is_given_for_the_rows_of_data_later_follows_their_index():
+    "By name, also where the names are the numbers 0 to N-1 in another order."
+    turned = RNG.permutation(N)
+    for names in (np.arange(N), [f"r{i}" for i in range(N)]):
+        weights = pd.Series(1.0 + np.arange(N), names)
+        split = pd.Series(np.where(np.arange(N) % 3 == 0, "test", "train"), names)
+        frame = pd.DataFrame(LOGITS, names).iloc[turned]
+        xs, y = {"a": frame, "b": frame}, pd.Series(CLASS, names)
+        data = multimodal_data(xs, y, groups=pd.Series(range(N), names))
+        assert list(data.index) == list(frame.index) and list(data.groups) == list(turned)
+        assert list(with_weights(data, weights).weights) == list(1.0 + turned)
+        assert list(data.with_split(split).parts) == list(split.loc[frame.index])
+        half = data.subset(np.arange(0, N, 2))
+        assert list(with_weights(half, weights.loc[half.index[::-1]]).weights) == list(1.0 + turned[::2])
+        with pytest.raises(ValueError, match="of the column of weights are not in data"):
+            with_weights(half, weights)
+        dls = multimodal_dls(xs, y, weights=weights, split=split, device="cpu")
+        assert list(dls.data.weights) == list(1.0 + turned) and list(dls.data.parts) == list(split.loc[frame.index])
+    table = frame.set_axis(list("pqr"), axis=1).assign(y=CLASS[turned], w=1.0 + turned)
+    dls = multimodal_dls(table, "y", modalities=dict(a=["p"], b=["q", "r"]), weights="w", device="cpu")
+    assert list(dls.data.weights) == list(1.0 + turned)
+
+
+def test_names_of_rows_are_refused_where_the_rows_of_the_data_have_none():
     data = multimodal_data({"a": LOGITS, "b": LOGITS}, CLASS)
-    with pytest.raises(ValueError, match="known by position only"):
-        with_weights(data, named(np.ones(N)))
+    for give in (with_weights, lambda data, x: data.with_split(x)):
+        with pytest.raises(ValueError, match="known by position only, 0 to"):
+            give(data, named(np.ones(N)))
 
 
 # ---- columns of a table of numbers

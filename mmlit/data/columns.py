@@ -20,7 +20,7 @@ from .missing import PartialColumn, check_presence, presence_columns, present_ro
 from .mixed import MixedTable
 from .pictures import PictureFiles
 from .ragged import RaggedArrays
-from .tables import align_rows, column_names
+from .tables import align_rows, column_names, first_index
 from .values import NamedArrays, as_column, duplicate_groups
 
 # %% ../../nbs/02_columns.ipynb #a5eb574e
@@ -41,6 +41,7 @@ class MultimodalData:
     names:dict[str, list]     # modality's name -> names of its columns, where it came as a table of numbers
     targets:Any = ()          # names of several targets of a regression, where they came as a DataFrame
     metric:Any = None         # a `Metric` that decides, see `with_metric`; None: accuracy or R2
+    index:Any = None          # names of the rows, where one of the parts came as a pandas Series or DataFrame
     class_weights:Any = None  # "balanced" or (C,), see `with_class_weights`; None: all count alike
     weights:Any = None        # (N,), see `with_weights`; None: all count alike
 
@@ -61,7 +62,8 @@ class MultimodalData:
     ):
         given = _given_kinds(name, xs, kinds)
         for m in given: _check_parts(m, xs[m], given[m], y)
-        xs, y, groups, split, presence, row_truth = _aligned(xs, y, groups, split, presence, row_truth or {})
+        rows = _aligned(xs, y, groups, split, presence, row_truth or {})
+        (xs, y, groups, split, presence, row_truth), self.index = rows, first_index(rows)
         there = presence_columns(presence, list(xs))
         self.name = name
         for m in _by_name("layout", layout): one_of(f"modality of {name} in layout:", m, xs)
@@ -118,10 +120,23 @@ class MultimodalData:
         rows = lambda x: x[index] if isinstance(x, np.ndarray) else x.take(index)
         xs = {m: rows(x) for m, x in self.xs.items()}
         groups = None if self.groups is None else np.unique(self.groups[index], return_inverse=True)[1]
+        names = None if self.index is None else self.index[index]
         row_truth = {k: v[index] for k, v in self.row_truth.items()}
         parts = None if self.parts is None else self.parts[index]
         weights = None if self.weights is None else self.weights[index]
-        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth, weights=weights)
+        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth, weights=weights,
+                          index=names)
+
+    def in_order(self,
+        values, # one per row; with an index they belong to rows by name, others by position
+        what:str, # they are called so in messages
+    ): # the same in the order of these rows
+        "ValueError for names that are not those of the rows."
+        if not isinstance(values, (pd.Series, pd.DataFrame)): return values
+        if self.index is not None: return align_rows({self.name: self.index.to_series(), what: values})[what]
+        if values.index.equals(pd.RangeIndex(len(self))): return values
+        raise ValueError(f"{what} has an index, and the rows of {self.name} are known by position only, 0 to "
+                         f"{len(self) - 1}: give .to_numpy() if the order is theirs")
 
     def label(self,
         row:int, # a row number
@@ -151,11 +166,8 @@ class MultimodalData:
     def with_split(self,
         split, # see `encode_split`
     )->"MultimodalData":
-        "The same rows with this split. ValueError for a Series with names of rows: rows have no names here."
-        if isinstance(split, pd.Series) and not split.index.equals(pd.RangeIndex(len(split))):
-            raise ValueError("the split has an index, and the rows of these data are known by position only: give "
-                             "split= to multimodal_data, beside the table, or split.to_numpy() if the order is theirs")
-        return self._with(parts=encode_split(split, len(self)))
+        "The same rows with this split; that of a Series is `in_order`."
+        return self._with(parts=encode_split(self.in_order(split, "the split"), len(self)))
 
     def with_transform(self,
         transform:dict, # modality's name -> transformer of scikit-learn, fitted on the training rows

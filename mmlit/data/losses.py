@@ -50,18 +50,15 @@ def _of_classes(weights, classes, task):
 # %% ../../nbs/12c_losses.ipynb #d8cd0026
 def with_weights(
     data:MultimodalData,
-    weights,            # N numbers, 0 or more, one per row; or None
+    weights,            # N numbers, 0 or more, one per row, those of a Series by its index; or None
 )->MultimodalData:      # the same rows
     "Data whose rows are drawn by weight in training. ValueError for what is no weight, and for names of rows."
     chosen = copy.copy(data)
-    chosen.weights = None if weights is None else _of_rows(weights, len(data))
+    chosen.weights = None if weights is None else _of_rows(data.in_order(weights, "the column of weights"), len(data))
     return chosen
 
 def _of_rows(weights, n):
     "(N,) numbers, 0 or more."
-    if isinstance(weights, pd.Series) and not weights.index.equals(pd.RangeIndex(n)):
-        raise ValueError("the weights have an index, and the rows of these data are known by position only: give "
-                         "weights.to_numpy() if the order is theirs")
     try: w = np.asarray(weights.detach().cpu() if isinstance(weights, Tensor) else weights, dtype=np.float64)
     except (TypeError, ValueError): w = np.array(np.nan)
     if w.shape != (n,): raise ValueError(f"weights have shape {w.shape}, expected a number for each of {n} rows")
@@ -130,7 +127,7 @@ def weighed(
     "The data with these weights."
     if isinstance(weights, str):
         if not isinstance(table, pd.DataFrame): raise ValueError(f"weights={weights!r} names a column of no DataFrame")
-        weights = table[one_of("column of the DataFrame:", weights, list(table.columns))].to_numpy()
+        weights = table[one_of("column of the DataFrame:", weights, list(table.columns))]
     if class_weights is not None: data = with_class_weights(data, class_weights)
     return data if weights is None else with_weights(data, weights)
 

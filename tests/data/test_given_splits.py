@@ -58,7 +58,7 @@ def test_names_of_rows_are_not_taken_for_positions(data):
     frame = pd.DataFrame(dict(y=y), index=np.arange(120)[::-1])
     with pytest.raises(ValueError, match="a pandas Index holds names of rows: give table.index.get_indexer"):
         multimodal_data(xs, y, split=dict(train=frame.index[:70], test=frame.index[80:]))
-    with pytest.raises(ValueError, match="the split has an index, and the rows of these data are known by position"):
+    with pytest.raises(ValueError, match="the split has an index, and the rows of .* are known by position"):
         data.with_split(pd.Series(data.parts, index=frame.index))
 
 
