@@ -50,7 +50,7 @@ from ..data.splits import Split, split_hash
 from ..fitting import changes_epochs
 from ..fusion.models import Fusion, SelectModalities, as_fusion
 from ..learner import Budget, joint_run
-from ..metrics import Metric, with_metric
+from ..metrics import DRAWS, Metric, draws_of, with_metric
 from ..monitor import ModalityMonitor
 from ..pages import interval_text
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
@@ -206,6 +206,8 @@ _NOTES = dict(
     linear="A linear model of all inputs beats the joint model by {gain}: training fell short, whatever the fusion.",
     unfinished="The joint model of the recipe was still improving in its last epoch ({budget}): with more it may "
                "be another one, and so may its differences to all others (try budget=Budget({more})).",
+    draws="Intervals of {score} are of {n} draws of test rows, since each draw takes a call of it: their own ends are "
+          "uncertain by about a seventh of half their width.",
     copies="{k} of {n} test samples have the same inputs as another one. If they are copies of one thing, say so with "
            "groups=: the intervals take them for independent.",
     leak="{k} of {n} test samples have the same inputs as a training sample. If they are copies of it, every score "
@@ -337,6 +339,14 @@ def _answer_notes(subject, first):
         notes.append(_NOTES["rare"].format(name=names[rarest], k=int(counts[rarest]), n=n))
     return notes, "AUC" if alike and len(first.y.unique()) > 1 else score
 
+def _draw_notes(subject):
+    "That a metric with a call for each draw has fewer of them; of several splits the intervals are over these."
+    metric, over_samples = subject.metric, len(subject.seeds) == 1 or subject.fixed
+    if metric is None or metric.rows is not None or not is_own_score(metric) or not over_samples: return []
+    n = draws_of(metric, subject.data.task)
+    score = shown_score(str(metric_score(metric)), metric)[0]
+    return [_NOTES["draws"].format(score=score, n=n)] if n < DRAWS else []
+
 def _copy_notes(subject):
     "Rows of the first split's test part that stand twice, or in the training part too."
     (twice, leaked), n = repeated_rows(subject.dls), len(subject.dls.split.test)
@@ -385,7 +395,7 @@ def _report(subject, done, notes, curves, cut):
     advice = advise(table, subject.modalities, score, freedom, subject.effects, marks)
     if beaten: said.append(_NOTES["linear"].format(gain=beaten))
     if unfinished: said.append(_NOTES["unfinished"].format(**_longer(subject.budget)))
-    notes = [*notes, *_group_notes(subject, groups, done), *said, *_copy_notes(subject), *first.notes]
+    notes = [*notes, *_group_notes(subject, groups, done), *said, *_draw_notes(subject), *_copy_notes(subject), *first.notes]
     return Audit(
         name=subject.data.name, modalities=subject.modalities, score=score, table=table,
         advice=advice, first=first, data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import check_tensors, log_likelihood, one_of, task_name
 from ..data.columns import MultimodalData
-from ..metrics import METRICS, Metric, drawn_scores, metric_of
+from ..metrics import METRICS, Metric, drawn_scores, draws_of, metric_of
 from ..scores import gains, headline
 
 # %% ../../nbs/27_sample_scores.ipynb #63559039
@@ -202,7 +202,9 @@ def scores_of(
     if metric is None or not is_own_score(metric): return found
     sign = 1 if metric.larger else -1
     if metric.rows is not None: values = metric.by_row(logits, _given(y))
-    else: values = drawn_scores(metric, logits, _given(y), _task_of(y), groups)[:, None]
+    else:
+        task = _task_of(y)
+        values = drawn_scores(metric, logits, _given(y), task, groups, draws_of(metric, task))[:, None]
     return found | {str(metric_score(metric)): sign*values}
 
 def _right(y, c, sure=1.):

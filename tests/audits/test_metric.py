@@ -185,3 +185,26 @@ def test_a_registered_metric_audits_as_it_compares(tmp_path):
         ours._METRICS.pop("rate of yes")
     answer = found.first.logits["joint"].argmax(1)
     assert found.get("models", "rate of yes", "joint").mean == rate_of_yes(found.first.y.numpy(), answer.numpy())
+
+
+def test_an_audit_computes_curves_at_once_and_says_where_each_draw_takes_a_call(tmp_path, monkeypatch):
+    called = []
+
+    def curve(y, p):
+        called.append(len(y))
+        return metrics.average_precision_score(y, p[:, 1])
+
+    data, own = uneven(300, seed=2), Metric("curve", ("classification",), function=curve, takes="probabilities")
+    found = audit(data=data, budget=TINY, metric=own, out=tmp_path, progress=False)
+    said = [note for note in found.notes if "100 draws of test rows" in note]
+    assert len(said) == 1 and "Intervals of curve" in said[0] and said[0] in repr(found)
+    assert max(map(called.count, set(called))) < 100 * 45  # about 40 questions, and what chooses epochs
+
+    asked = []
+    inner = METRICS["average_precision"].function
+    monkeypatch.setattr(
+        type(inner), "__call__", lambda self, *a, call=type(inner).__call__: asked.append(1) or call(self, *a)
+    )
+    found = audit(data=data, budget=TINY, metric="average_precision", out=tmp_path, progress=False)
+    assert not any("draws of test rows" in note for note in found.notes)
+    assert len(asked) < 300  # one call for each model, none for a draw
