@@ -201,9 +201,9 @@ def _counted_class(scorer, classes, of):
 
 @dataclass(frozen=True)
 class _Asked:
-    "A scorer that is asked of answers."
+    "A scorer that is asked of answers; the number is that of its function, which the scorer may turn round."
     scorer:Any
-    def __call__(self, y, estimator): return self.scorer(estimator, np.zeros((len(y), 1)), y)
+    def __call__(self, y, estimator): return self.scorer._sign*self.scorer(estimator, np.zeros((len(y), 1)), y)
 
 def _of_scorer(scorer, classes, of):
     "A scorer of scikit-learn as a metric, named for what it computes."
@@ -211,9 +211,8 @@ def _of_scorer(scorer, classes, of):
     if counted is not None:
         scorer = copy.copy(scorer)
         scorer._kwargs = scorer._kwargs | dict(pos_label=counted)
-    function = _Asked(scorer)
-    sign = "neg_" if scorer._sign < 0 else ""
-    return Metric(sign + _score_of(scorer)[0].__name__, _tasks_of(scorer), function=function, takes="estimator")
+    name, larger = _score_of(scorer)[0].__name__, scorer._sign > 0
+    return Metric(name, _tasks_of(scorer), larger, _Asked(scorer), takes="estimator")
 
 def metric_of(
     metric,              # a name in `METRICS`, a `Metric`, or a scorer of scikit-learn
@@ -327,13 +326,12 @@ _COUNTED:dict[Any, Callable] = {
     _kappa: partial(_agreement, weights="quadratic")}
 
 def _computed(metric):
-    "The function of a metric, its options and its sign."
-    if not isinstance(metric.function, _Asked): return metric.function, {}, 1
-    return *_score_of(metric.function.scorer), metric.function.scorer._sign
+    "The function of a metric, and its options."
+    return _score_of(metric.function.scorer) if isinstance(metric.function, _Asked) else (metric.function, {})
 
 def _is_counted(metric, task):
     "Is the metric a function of counts, with options that are known here?"
-    function, options, _ = _computed(metric)
+    function, options = _computed(metric)
     of = _COUNTED.get(function)
     return (of is not None and task != "regression" and set(options) <= set(inspect.signature(of).parameters)
             and options.get("average", "binary") in ("binary", "micro", "macro", "weighted")
@@ -342,7 +340,7 @@ def _is_counted(metric, task):
 def _by_counts(metric, out, y, task, drawn):
     "The metric on the rows of each draw, from counts; NaN where it is no function of these, or an option is unknown."
     if not _is_counted(metric, task_name(task)): return np.full(len(drawn), math.nan)
-    function, options, sign = _computed(metric)
+    function, options = _computed(metric)
     of = _COUNTED[function]
     out, y = out.detach().cpu().double(), y.detach().cpu().long().numpy()
     answer, C = _answered(out, task_name(task)), out.shape[1]
@@ -354,7 +352,7 @@ def _by_counts(metric, out, y, task, drawn):
         some = drawn[at:at + step]
         flat = np.concatenate([k*size + code[rows].ravel() for k, rows in enumerate(some)])
         found.append(of(np.bincount(flat, minlength=len(some)*size).reshape(-1, *shape).astype(float), **options))
-    return sign*np.concatenate(found)
+    return np.concatenate(found)
 
 # %% ../nbs/12b_metrics.ipynb #934469e8
 def _area(hit, false):
@@ -379,7 +377,7 @@ _RANKED:dict[Any, Callable] = {
 
 def _is_ranked(metric, task):
     "Is the metric an area under a curve, with options that are known here?"
-    function, options, _ = _computed(metric)
+    function, options = _computed(metric)
     if function not in _RANKED or task == "regression": return False
     if isinstance(function, _Macro): return True
     known, asked = {"average", "pos_label"}, np.atleast_1d(metric.function.scorer._response_method)
@@ -390,7 +388,7 @@ def _is_ranked(metric, task):
 def _by_ranks(metric, out, y, task, drawn):
     "The metric on the rows of each draw, from sorted answers; NaN where it is none of these, or is not defined."
     if not _is_ranked(metric, task_name(task)): return np.full(len(drawn), math.nan)
-    function, options, sign = _computed(metric)
+    function, options = _computed(metric)
     p, y = _probabilities(out.detach().cpu().double(), task_name(task)), y.detach().cpu().numpy()
     there, mean, found = _there(y, p.shape[1]) > 0, isinstance(function, _Macro), []
     needed = y.ndim == 1 and p.shape[1] > 2             # a scorer of several classes asks for rows of each
@@ -404,7 +402,7 @@ def _by_ranks(metric, out, y, task, drawn):
         mixed = (share > 0) & (share < 1)
         if mean: found.append(_over(np.where(mixed, values, 0).sum(1), mixed.sum(1), math.nan))
         else: found.append(np.where((share > 0).all(1) | (not needed), values.mean(1), math.nan))
-    return sign*np.concatenate(found)
+    return np.concatenate(found)
 
 # %% ../nbs/12b_metrics.ipynb #7001f7f7
 DRAWS = 300     # the ends of a 95 % interval are means of about the eighth draw from either side

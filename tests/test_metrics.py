@@ -103,10 +103,10 @@ def test_a_scorer_is_asked_as_scikit_learn_asks_it(name):
     try:
         expected = {
             "f1_macro": metrics.f1_score(Y, OUT.argmax(1), average="macro"),
-            "neg_log_loss": -metrics.log_loss(Y, softmax(OUT)),
+            "neg_log_loss": metrics.log_loss(Y, softmax(OUT)),
             "roc_auc_ovr": metrics.roc_auc_score(Y, softmax(OUT), multi_class="ovr"),
             "balanced_accuracy": metrics.balanced_accuracy_score(Y, OUT.argmax(1)),
-            "neg_brier_score": -metrics.brier_score_loss(Y, softmax(OUT)),
+            "neg_brier_score": metrics.brier_score_loss(Y, softmax(OUT)),
         }[name]
     except ValueError:
         pytest.skip("this version of scikit-learn has it for two classes only")

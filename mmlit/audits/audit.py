@@ -39,6 +39,7 @@ from mmlit.audits.sample_scores import (
     is_own_score,
     metric_effect,
     metric_score,
+    plain_score,
     shown_score,
     watched_score,
 )
@@ -151,6 +152,7 @@ def _effects(smallest, metric, dls):
     "What counts as no difference; for a metric that the library has no number for, it is measured on the targets."
     if not is_own_score(metric): return smallest_effects(smallest)
     score, given = str(metric_score(metric)), isinstance(smallest, Mapping)
+    if given: smallest = {score if name == metric.name else name: bound for name, bound in smallest.items()}
     if smallest is not None and (not given or score in smallest): return smallest_effects(smallest, {score: 1.})
     y = audit_targets(dls.data.y, dls.data.task)
     return smallest_effects(smallest, {score: metric_effect(metric, y, dls.c)})
@@ -305,9 +307,11 @@ def _linear_marks(table, score, least):
     rows = table[table.index.get_level_values(1) == f"{score}, linear minus"]
     rows = rows[(rows.low > 0) & (rows.value > least)]
     percent = score in ("accuracy", "balanced accuracy")
-    text = {key[2]: interval_text(Interval(row.value, row.low, row.high), percent, True, True)
-            for key, row in rows.iterrows()}
-    return text if percent else {model: f"{v} of {score}" for model, v in text.items()}
+    name, less = plain_score(score)
+    def gain(row): return Interval(-row.value, -row.high, -row.low) if less else Interval(row.value, row.low, row.high)
+    text = {key[2]: interval_text(gain(row), percent, True, True) for key, row in rows.iterrows()}
+    less = " (less is better)" if less else ""
+    return text if percent else {model: f"{v} of {name}{less}" for model, v in text.items()}
 
 def _marks(subject, table, score, cut):
     "Model -> why it decides nothing; and what a linear model gains on the joint one, if that is shown."
@@ -395,7 +399,8 @@ def _report(subject, done, notes, curves, cut):
     advice = advise(table, subject.modalities, score, freedom, subject.effects, marks)
     if beaten: said.append(_NOTES["linear"].format(gain=beaten))
     if unfinished: said.append(_NOTES["unfinished"].format(**_longer(subject.budget)))
-    notes = [*notes, *_group_notes(subject, groups, done), *said, *_draw_notes(subject), *_copy_notes(subject), *first.notes]
+    notes = [*notes, *_group_notes(subject, groups, done), *said, *_draw_notes(subject),
+             *_copy_notes(subject), *first.notes]
     return Audit(
         name=subject.data.name, modalities=subject.modalities, score=score, table=table,
         advice=advice, first=first, data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)

@@ -88,7 +88,9 @@ class MultimodalData:
         if self.groups is not None: lengths["groups"] = len(self.groups)
         if len(set(lengths.values())) == 1: return
         found = ", ".join(f"{part} has {n} rows" for part, n in lengths.items())
-        raise ValueError(f"{self.name} has parts of different length: {found}")
+        raise ValueError(f"{self.name} has parts of different length: {found}; each has a row for each sample, in one "
+                         "order. Give None where a sample lacks a modality; tables that name their rows are joined by "
+                         "load_table(folder, index=), files of training and test rows by joined_parts")
 
     @property
     def modalities(self)->list[str]: return list(self.xs)

@@ -25,6 +25,7 @@ class MixedTable:
     "A column of rows of a table: `column[rows]` is a DataFrame. ValueError for a column that is of no known sort."
     frame:pd.DataFrame       # numbers as float64 with NaN, strings with None
     sorts:dict[str, str]     # column -> number, category or text
+    guessed:bool             # by their values: nobody said so
 
     def __init__(self,
         table,                    # DataFrame, dict of columns, or a list of N dicts
@@ -32,7 +33,7 @@ class MixedTable:
         sorts:dict|None=None,     # column -> number, category or text, these columns only; None: all, by their values
         indicator:bool=False,     # shall a column of its own say which numbers were filled?
     ):
-        self.indicator = indicator
+        self.indicator, self.guessed = indicator, sorts is None
         try: table = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table)
         except ValueError as e:
             raise ValueError(f"modality {name!r} is no table: give a DataFrame, a dict of columns, or a list of dicts, "

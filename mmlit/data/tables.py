@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['align_rows', 'first_index', 'align_columns', 'column_names', 'column_order', 'check_positions', 'table_values',
-           'words_among_numbers', 'check_whole', 'read_option']
+           'words_among_numbers', 'near_name', 'check_whole', 'read_option']
 
 # %% ../../nbs/01b_tables.ipynb #76133af8
 import ast
+import difflib
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -211,6 +212,15 @@ def words_among_numbers(
 _CELLS = (list, tuple, np.ndarray, pd.Series, pd.api.extensions.ExtensionArray)
 
 # %% ../../nbs/01b_tables.ipynb #9d05dad2
+def near_name(
+    name,   # that was looked for
+    known,  # names, such as those of columns
+):          # one of them; None: none is near
+    "The name that was probably meant, in whatever case it is written."
+    folded = {str(k).strip().casefold(): k for k in known}
+    near = difflib.get_close_matches(str(name).strip().casefold(), folded, 1, .75)
+    return folded[near[0]] if near else None
+
 def check_whole(
     name:str,    # of the option
     value,       # what was given

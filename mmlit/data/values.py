@@ -119,6 +119,7 @@ _COLUMNS = (PictureFiles, NamedArrays, MixedTable, RaggedArrays)
 
 def _say_words(values, name):
     "Warn of text that is nearly all numbers, once for a modality: it was meant as numbers, or is a category."
+    if isinstance(values, MixedTable): values = values.frame if values.guessed else {}
     if isinstance(values, (pd.DataFrame, Mapping)):
         columns = {f"column {c!r} of modality {name!r}": x for c, x in values.items()}
     else: columns = {f"modality {name!r}": values}
