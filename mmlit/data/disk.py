@@ -151,7 +151,7 @@ def _join(tables, arrays, folder, index):
         tables = _in_one_order(tables, arrays, folder, index)
     frames = [t.reset_index(drop=True).add_prefix(f"{name}.") for name, t in tables.items()]
     sizes = {name: len(rows) for name, rows in (tables | arrays).items()}
-    if len(set(sizes.values())) > 1: 
+    if len(set(sizes.values())) > 1:
         raise ValueError(f"the files of {folder} have different numbers of rows: {sizes}, and an array has no names of "
                          "rows: save it as a table with the column of names, which says where rows belong. Files of "
                          "training and test rows are called train and test, or given as path and test=")

@@ -192,11 +192,14 @@ class Rows(GetAttr):
             raise TypeError(f"items are {type(items).__name__}, expected a MultimodalData, a dict or tuple of "
                             f"{self.modalities}, or a list of such")
         xs = self._columns(items)
-        for m, x in xs.items(): say_gaps(m, x)
+        for m, x in xs.items():
+            say_gaps(m, x)
+            if items.get(m) is not None: self._say_absent(m, x)
         return Rows(self.coding, xs, None, range(len(xs[self.modalities[0]])))
 
     def _columns(self, given, layout=None):
-        "Checked columns in the order and with the shapes of those that were fitted."
+        "Checked columns in the order and with the shapes of those that were fitted; None: no row has the modality."
+        given = {m: x for m, x in given.items() if x is not None}
         lacking = [m for m in self.modalities if m not in given]
         extra = [name for name in given if name not in self.modalities]
         if lacking: self._check_lacking(lacking, given)
@@ -225,10 +228,19 @@ class Rows(GetAttr):
         unknown = [name for name in given if name not in self.modalities]
         if unknown or not known:
             hint = "" if near is None else f" (is it {near!r}?)"
-            raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given)}, expected {self.modalities}")
+            raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given) or 'none'}, expected "
+                             f"{self.modalities}")
         seen = all(m in self.missing for m in lacking)
         warnings.warn(f"{', '.join(map(repr, lacking))} of {self.modalities} is missing in all rows: the model answers "
                       "by the others" + ("" if seen else ", and never saw such a sample in training"), stacklevel=5)
+
+    def _say_absent(self, m, column):
+        "Warn where rows lack a modality that all training rows had."
+        gone = ~present_rows(column)
+        if m in self.missing or not gone.any(): return
+        warnings.warn(f"modality {m!r} is missing in {gone.sum()} of {len(gone)} rows, the first is row "
+                      f"{gone.argmax()}: the model answers them by the others, and never saw such a sample in training",
+                      stacklevel=4)
 
     def _column(self, m, values, layout):
         "A checked column of the modality m, perhaps with gaps."

@@ -191,8 +191,9 @@ def _floats(column, name):
 _NEARLY = .9     # so many cells are numbers: what else is there looks like a sign for nothing, or like a mistake
 
 def words_among_numbers(
-    cells,       # N cells, of a list, an array or a Series
-    what:str,    # what they are called in messages
+    cells,            # N cells, of a list, an array or a Series
+    what:str,         # what they are called in messages
+    taken:str="text", # as what it is taken
 )->str|None:     # None: they are no text, or other text than numbers
     "What is odd about a column of text of which nearly all cells are numbers: the first one that is none, and its row."
     kind = getattr(cells, "dtype", np.dtype(object))
@@ -205,7 +206,7 @@ def words_among_numbers(
     signs = len(held) >= 20 and words.nunique() <= 2 and len(words) <= len(held)/2      # "?" or "n/a", however often
     if len(words) > (1 - _NEARLY)*len(held) and not signs: return None
     odd = f", all but {len(words)}, the first of them {words.iloc[0]!r} in row {words.index[0]}" if len(words) else ""
-    return (f"{what} holds numbers written as text{odd}. It is taken as text: if it is numbers, "
+    return (f"{what} holds numbers written as text{odd}. It is taken as {taken}: if it is numbers, "
             "pd.to_numeric(column, errors='coerce') makes them such, and leaves a cell empty that is none (in a CSV "
             "file, leave such cells empty)")
 
