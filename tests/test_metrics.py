@@ -103,10 +103,10 @@ def test_a_scorer_is_asked_as_scikit_learn_asks_it(name):
     try:
         expected = {
             "f1_macro": metrics.f1_score(Y, OUT.argmax(1), average="macro"),
-            "neg_log_loss": -metrics.log_loss(Y, softmax(OUT)),
+            "neg_log_loss": metrics.log_loss(Y, softmax(OUT)),
             "roc_auc_ovr": metrics.roc_auc_score(Y, softmax(OUT), multi_class="ovr"),
             "balanced_accuracy": metrics.balanced_accuracy_score(Y, OUT.argmax(1)),
-            "neg_brier_score": -metrics.brier_score_loss(Y, softmax(OUT)),
+            "neg_brier_score": metrics.brier_score_loss(Y, softmax(OUT)),
         }[name]
     except ValueError:
         pytest.skip("this version of scikit-learn has it for two classes only")
@@ -331,3 +331,83 @@ def test_draws_with_options_beyond_the_counts_ask_scikit_learn():
         rows = np.random.default_rng(0).integers(120, size=120)
         expected = metrics.f1_score(Y[rows], OUT[rows].argmax(1), **options)
         assert math.isclose(drawn_scores(found, OUT, Y, "classification", draws=1)[1], expected)
+
+
+def ranked_draws(found, expected_of, out, y, task, draws=60):
+    "Draws from ranks are those of scikit-learn, draw by draw, with ties and with draws that lack a class."
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(len(y), size=len(y)) for _ in range(draws)]
+
+    def of(r):
+        try:
+            value = expected_of(y[r], out[r])
+        except ValueError:
+            return math.nan
+        return value if math.isfinite(value) else math.nan
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = np.array([of(r) for r in rows])
+        assert np.allclose(drawn_scores(found, out, y, task, draws=draws)[1:], expected, 1e-12, 1e-12, equal_nan=True)
+    ranked = mmlit.metrics._by_ranks(found, torch.as_tensor(out), torch.as_tensor(y), task, rows)
+    assert np.allclose(ranked, expected, 1e-12, 1e-12, equal_nan=True)  # NaN is where a call finds none either
+    assert np.isfinite(expected).mean() > 0.2
+
+
+def mean_of(score):
+    "The mean over classes, or labels, that some of the rows have and others not, one call for each."
+
+    def of(y, out):
+        p = softmax(out) if y.ndim == 1 else 1 / (1 + np.exp(-out))
+        there = y[:, None] == np.arange(p.shape[1]) if y.ndim == 1 else y > 0
+        values = [score(t, s) for t, s in zip(there.T, p.T) if 0 < t.sum() < len(t)]
+        return np.mean(values) if values else math.nan
+
+    return of
+
+
+AREAS = {"auroc": metrics.roc_auc_score, "average_precision": metrics.average_precision_score}
+TIED = RNG.integers(0, 4, (14, 3)) / 4
+
+
+@pytest.mark.parametrize("name", AREAS)
+def test_draws_of_a_curve_from_ranks_are_those_of_scikit_learn(name):
+    ranked_draws(METRICS[name], mean_of(AREAS[name]), TIED, np.r_[Y[:13] % 2, 2], "classification")
+    ranked_draws(METRICS[name], mean_of(AREAS[name]), TIED[:4, :2], np.array([0, 1, 0, 1]), "classification")
+    ranked_draws(METRICS[name], mean_of(AREAS[name]), TIED[:9], (TIED[::-1][:9] > 0.4).astype(float), "multi-label")
+
+
+@pytest.mark.parametrize("function", AREAS.values())
+def test_draws_of_a_scorer_of_a_curve_are_those_of_scikit_learn(function):
+    found = metric_of(metrics.make_scorer(function, response_method="predict_proba"), "classification", classes="01")
+    ranked_draws(
+        found, lambda y, out: function(y, softmax(out)[:, 1]), TIED[:4, :2], np.array([0, 1, 0, 1]), "classification"
+    )
+    several = dict(multi_class="ovr") if function is metrics.roc_auc_score else {}
+    found = metric_of(metrics.make_scorer(function, response_method="predict_proba", **several), "classification")
+    ranked_draws(
+        found, lambda y, out: function(y, softmax(out), **several), TIED, np.r_[Y[:13] % 2, 2], "classification"
+    )
+    assert mmlit.metrics.draws_of(found, "classification") == 300
+
+
+def test_draws_of_a_scorer_count_the_class_that_is_named():
+    scorer = metrics.make_scorer(metrics.average_precision_score, response_method="predict_proba", pos_label="ill")
+    found, y = metric_of(scorer, "classification", classes=["ill", "well"]), np.array([0, 1, 0, 1, 1])
+    ranked_draws(
+        found,
+        lambda y, out: metrics.average_precision_score(y == 0, softmax(out)[:, 0]),
+        TIED[:5, :2],
+        y,
+        "classification",
+    )
+
+
+def test_draws_of_a_curve_with_other_options_ask_scikit_learn():
+    for options in (dict(max_fpr=0.5), dict(average="micro")):
+        scorer = metrics.make_scorer(metrics.roc_auc_score, response_method="predict_proba", **options)
+        found, rows = metric_of(scorer, "classification"), np.random.default_rng(0).integers(120, size=120)
+        y, out = (Y > 0).astype(int), OUT[:, :2]
+        expected = metrics.roc_auc_score(y[rows], softmax(out[rows])[:, 1], **options)
+        assert math.isclose(drawn_scores(found, out, y, "classification", draws=1)[1], expected)
+        assert mmlit.metrics.draws_of(found, "classification") == 100

@@ -18,6 +18,7 @@ from scipy import stats
 
 from .measure import LEVEL
 from .robustness import permuted_name
+from .sample_scores import plain_score
 from ..core import check_count, check_number, one_of
 from ..scores import Interval
 
@@ -167,14 +168,16 @@ class _Table(NamedTuple):
         score = score or self.score
         if score == "balanced accuracy": return f"{100*v:{sign}.1f} points of {score}"
         if score == "accuracy": return f"{100*v:{sign}.1f} points"
-        return f"{v:{sign}.3f} nats" if score == "log likelihood" else f"{v:{sign}.3f} of {score}"
+        return f"{v:{sign}.3f} nats" if score == "log likelihood" else f"{v:{sign}.3f} of {plain_score(score)[0]}"
 
-    def text(self, i, sign="+", score=None):
-        "An interval in points of accuracy, or in the unit of the score."
+    def text(self, i, sign="+", score=None, lost=False):
+        "An interval in points of accuracy, or in the unit of the score: of a difference of models, or of what is lost."
         score = score or self.score
+        less = plain_score(score)[1]
+        if less and not lost: i = Interval(-i.mean, -i.high, -i.low)
         scale, digits = (100, ".1f") if score in _POINTS else (1, ".3f")
         _, low, high = (f"{scale*v:{sign}{digits}}" for v in i)
-        return f"{self.amount(i.mean, score, sign)} [{low}, {high}]"
+        return f"{self.amount(i.mean, score, sign)} [{low}, {high}]" + " (less is better)"*less
 
     def all_bounds(self): return ", ".join(self.amount(self.bounds[s], s) for s in self.scores)
     def power(self, *intervals):
@@ -191,7 +194,7 @@ def _competition(table):
                                   power=table.power(gap), why=why)
     found, nats = {finding: text}, table.minus("joint", "ensemble", "log likelihood")
     if why or finding == "competition" or nats is None or not nats.high < 0: return found
-    told = _TEXTS["log_loss"].format(gap=table.text(nats, score="log likelihood"), score=table.score)
+    told = _TEXTS["log_loss"].format(gap=table.text(nats, score="log likelihood"), score=plain_score(table.score)[0])
     return found | {"log loss": told}
 
 def _under_trained(table, m, competition):
@@ -204,7 +207,7 @@ def _under_trained(table, m, competition):
 def _ignored(table, m):
     names = {score: permuted_name(score, table.scores[0]) for score in table.scores}
     if not table.alike("robustness", names, m): return {}
-    drops = [table.text(table.get("robustness", names[s], m), "", s) for s in table.scores]
+    drops = [table.text(table.get("robustness", names[s], m), "", s, lost=True) for s in table.scores]
     text = _TEXTS["ignored"].format(m=m, drop=", ".join(drops), bounds=table.all_bounds())
     alone = table.get("models", "accuracy", f"unimodal {m}")
     return {f"ignored {m}": text + ("" if alone is None else _TEXTS["alone"].format(m=m, percent=100*alone.mean)) + "."}

@@ -39,6 +39,7 @@ from mmlit.audits.sample_scores import (
     is_own_score,
     metric_effect,
     metric_score,
+    plain_score,
     shown_score,
     watched_score,
 )
@@ -50,7 +51,7 @@ from ..data.splits import Split, split_hash
 from ..fitting import changes_epochs
 from ..fusion.models import Fusion, SelectModalities, as_fusion
 from ..learner import Budget, joint_run
-from ..metrics import Metric, with_metric
+from ..metrics import DRAWS, Metric, draws_of, with_metric
 from ..monitor import ModalityMonitor
 from ..pages import interval_text
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
@@ -151,6 +152,7 @@ def _effects(smallest, metric, dls):
     "What counts as no difference; for a metric that the library has no number for, it is measured on the targets."
     if not is_own_score(metric): return smallest_effects(smallest)
     score, given = str(metric_score(metric)), isinstance(smallest, Mapping)
+    if given: smallest = {score if name == metric.name else name: bound for name, bound in smallest.items()}
     if smallest is not None and (not given or score in smallest): return smallest_effects(smallest, {score: 1.})
     y = audit_targets(dls.data.y, dls.data.task)
     return smallest_effects(smallest, {score: metric_effect(metric, y, dls.c)})
@@ -206,6 +208,8 @@ _NOTES = dict(
     linear="A linear model of all inputs beats the joint model by {gain}: training fell short, whatever the fusion.",
     unfinished="The joint model of the recipe was still improving in its last epoch ({budget}): with more it may "
                "be another one, and so may its differences to all others (try budget=Budget({more})).",
+    draws="Intervals of {score} are of {n} draws of test rows, since each draw takes a call of it: their own ends are "
+          "uncertain by about a seventh of half their width.",
     copies="{k} of {n} test samples have the same inputs as another one. If they are copies of one thing, say so with "
            "groups=: the intervals take them for independent.",
     leak="{k} of {n} test samples have the same inputs as a training sample. If they are copies of it, every score "
@@ -303,9 +307,11 @@ def _linear_marks(table, score, least):
     rows = table[table.index.get_level_values(1) == f"{score}, linear minus"]
     rows = rows[(rows.low > 0) & (rows.value > least)]
     percent = score in ("accuracy", "balanced accuracy")
-    text = {key[2]: interval_text(Interval(row.value, row.low, row.high), percent, True, True)
-            for key, row in rows.iterrows()}
-    return text if percent else {model: f"{v} of {score}" for model, v in text.items()}
+    name, less = plain_score(score)
+    def gain(row): return Interval(-row.value, -row.high, -row.low) if less else Interval(row.value, row.low, row.high)
+    text = {key[2]: interval_text(gain(row), percent, True, True) for key, row in rows.iterrows()}
+    less = " (less is better)" if less else ""
+    return text if percent else {model: f"{v} of {name}{less}" for model, v in text.items()}
 
 def _marks(subject, table, score, cut):
     "Model -> why it decides nothing; and what a linear model gains on the joint one, if that is shown."
@@ -336,6 +342,14 @@ def _answer_notes(subject, first):
         rarest = int(torch.where(counts > 0, counts, n + 1).argmin())
         notes.append(_NOTES["rare"].format(name=names[rarest], k=int(counts[rarest]), n=n))
     return notes, "AUC" if alike and len(first.y.unique()) > 1 else score
+
+def _draw_notes(subject):
+    "That a metric with a call for each draw has fewer of them; of several splits the intervals are over these."
+    metric, over_samples = subject.metric, len(subject.seeds) == 1 or subject.fixed
+    if metric is None or metric.rows is not None or not is_own_score(metric) or not over_samples: return []
+    n = draws_of(metric, subject.data.task)
+    score = shown_score(str(metric_score(metric)), metric)[0]
+    return [_NOTES["draws"].format(score=score, n=n)] if n < DRAWS else []
 
 def _copy_notes(subject):
     "Rows of the first split's test part that stand twice, or in the training part too."
@@ -385,7 +399,8 @@ def _report(subject, done, notes, curves, cut):
     advice = advise(table, subject.modalities, score, freedom, subject.effects, marks)
     if beaten: said.append(_NOTES["linear"].format(gain=beaten))
     if unfinished: said.append(_NOTES["unfinished"].format(**_longer(subject.budget)))
-    notes = [*notes, *_group_notes(subject, groups, done), *said, *_copy_notes(subject), *first.notes]
+    notes = [*notes, *_group_notes(subject, groups, done), *said, *_draw_notes(subject),
+             *_copy_notes(subject), *first.notes]
     return Audit(
         name=subject.data.name, modalities=subject.modalities, score=score, table=table,
         advice=advice, first=first, data=subject.data, subject=subject.name, facts=facts, notes=notes, curves=curves)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from .advice import Advice, difference, interval_of
 from .measure import Measured
-from .sample_scores import first_score
+from .sample_scores import first_score, plain_score
 from ..data.columns import MultimodalData
 from ..data.show import show_samples
 from ..learner import Budget
@@ -271,6 +271,20 @@ def _text(found, key, row):
     share = first in _SHARES or of_score and score in ("", *_SHARES)
     return interval_text(Interval(row.value, row.low, row.high), share, "minus" in f"{quantity}{of}", unit=True)
 
+_TURNED = "differences", "linear model"     # sections of differences of models: of an error less is better
+
+def _plain(quantity):
+    "A quantity with the names of errors as people say them: mae, and not minus that."
+    return ", ".join(plain_score(part)[0] for part in quantity.split(", "))
+
+def _named_row(key, row):
+    "Name and numbers of a row as people read them: the difference of an error has the sign of that."
+    section, quantity, _ = key
+    if section not in _TURNED or not plain_score(quantity)[1]: return _plain(quantity), row
+    turned = row.copy()
+    turned["value"], turned["low"], turned["high"] = -row.value, -row.high, -row.low
+    return f"{_plain(quantity)} (less is better)", turned
+
 def _seeds(found):
     n = len(found.facts["seeds"])
     return f"{n} seed{'s' if n > 1 else ''}"
@@ -296,7 +310,8 @@ def _section_html(found, section):
     "The table of one section, folded; nothing where the audit has no such rows."
     rows = [(key, row) for key, row in found.table.iterrows() if key[0] == section]
     if not rows: return ""
-    cells = [[key[1], key[2], _text(found, key, row), row.n] for key, row in rows]
+    read = [(key, *_named_row(key, row)) for key, row in rows]
+    cells = [[name, key[2], _text(found, key, row), row.n] for key, name, row in read]
     notes = [_paragraph(note, small=True) for note in dict.fromkeys(row.note for _, row in rows) if note]
     table = table_html(["quantity", "of", "value [95 %]", "n"], cells)
     return f"<details><summary>{_SECTIONS[section]}</summary>{table}{''.join(notes)}</details>"
@@ -317,8 +332,8 @@ def _how(found, command):
         "Seeds": " ".join(map(str, f["seeds"])),
         "Split": " ".join(f["split"]),
         "Training": f"{Budget(**f['budget'])} for everything that the audit trained; {epoch}",
-        "Compared by": f"{f['decides']}; no difference is less than "
-                       + ", ".join(f"{bound:g} of {score}" for score, bound in f["smallest_effect"].items()),
+        "Compared by": f"{_plain(f['decides'])}; no difference is less than "
+                       + ", ".join(f"{bound:g} of {_plain(score)}" for score, bound in f["smallest_effect"].items()),
         "Missing": f"a missing modality is a {f['absent'].replace('_', ' ')}",
         "Rule": _RULE,
         "Software": f"mmlit {f['version']}, torch {f['torch']}, {python}",

@@ -44,6 +44,7 @@ class MultimodalData:
     index:Any = None          # names of the rows, where one of the parts came as a pandas Series or DataFrame
     class_weights:Any = None  # "balanced" or (C,), see `with_class_weights`; None: all count alike
     weights:Any = None        # (N,), see `with_weights`; None: all count alike
+    group_names:Any = None    # of the group ids 0, 1, ..., as they were given, for messages; None: they have none
 
     def __init__(self,
         name:str,                   # what tables call it
@@ -77,7 +78,7 @@ class MultimodalData:
         named = [str(c) for c in y.columns] if isinstance(y, pd.DataFrame) else ()
         self.y, self.classes, self.task = encode_labels(y, classes, task)
         if self.task == "regression" and self.y.ndim == 2: self.targets = named
-        self.groups = None if groups is None else _group_ids(groups, self.xs)
+        self.groups, self.group_names = (None, None) if groups is None else _group_ids(groups, self.xs)
         self.truth = {} if truth is None else truth
         self.row_truth = row_truth
         self._check_lengths()
@@ -90,7 +91,9 @@ class MultimodalData:
         if self.groups is not None: lengths["groups"] = len(self.groups)
         if len(set(lengths.values())) == 1: return
         found = ", ".join(f"{part} has {n} rows" for part, n in lengths.items())
-        raise ValueError(f"{self.name} has parts of different length: {found}")
+        raise ValueError(f"{self.name} has parts of different length: {found}; each has a row for each sample, in one "
+                         "order. Give None where a sample lacks a modality; tables that name their rows are joined by "
+                         "load_table(folder, index=), files of training and test rows by joined_parts")
 
     @property
     def modalities(self)->list[str]: return list(self.xs)
@@ -119,18 +122,17 @@ class MultimodalData:
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
         rows = lambda x: x[index] if isinstance(x, np.ndarray) else x.take(index)
         xs = {m: rows(x) for m, x in self.xs.items()}
-        groups = None if self.groups is None else np.unique(self.groups[index], return_inverse=True)[1]
-        names = None if self.index is None else self.index[index]
+        left, groups = (None, None) if self.groups is None else np.unique(self.groups[index], return_inverse=True)
+        called = None if self.group_names is None or left is None else [self.group_names[g] for g in left]
         row_truth = {k: v[index] for k, v in self.row_truth.items()}
-        parts = None if self.parts is None else self.parts[index]
-        weights = None if self.weights is None else self.weights[index]
-        return self._with(xs=xs, y=self.y[index], groups=groups, parts=parts, row_truth=row_truth, weights=weights,
-                          index=names)
+        names, parts, weights = (None if x is None else x[index] for x in (self.index, self.parts, self.weights))
+        return self._with(xs=xs, y=self.y[index], groups=groups, group_names=called, parts=parts, row_truth=row_truth,
+                          weights=weights, index=names)
 
     def in_order(self,
-        values, # one per row; with an index they belong to rows by name, others by position
+        values,   # one per row; with an index they belong to rows by name, others by position
         what:str, # they are called so in messages
-    ): # the same in the order of these rows
+    ):            # the same in the order of these rows
         "ValueError for names that are not those of the rows."
         if not isinstance(values, (pd.Series, pd.DataFrame)): return values
         if self.index is not None: return align_rows({self.name: self.index.to_series(), what: values})[what]
@@ -276,18 +278,19 @@ def _kind(column, name, given=None):
     raise ValueError(f"modality {name!r} cannot be of kind {given!r}: {found}")
 
 def _group_ids(groups, columns):
-    "Group ids as integers 0, 1, ..."
+    "Group ids as integers 0, 1, ..., and the names that they had, or None."
     if isinstance(groups, str):
         one_of("groups", groups, ["duplicates"])
-        return duplicate_groups(columns)
+        return duplicate_groups(columns), None
     unknown = np.asarray(pd.isna(groups))
     if unknown.any():
         raise ValueError(f"groups are missing in {unknown.sum()} of {unknown.size} rows: give each row a group, "
                          "rows that belong to nobody each one of their own")
     ids = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
     if ids.ndim != 1: raise ValueError(f"groups have shape {ids.shape}, expected one id per row, (N,)")
-    if ids.dtype == object and len({type(v) for v in ids}) > 1: return pd.factorize(ids)[0]
-    return np.unique(ids, return_inverse=True)[1]
+    if ids.dtype == object and len({type(v) for v in ids}) > 1: codes, names = pd.factorize(ids)
+    else: names, codes = np.unique(ids, return_inverse=True)
+    return codes, names.tolist()
 
 def _size(column):
     "Size of a row in words: '', ' 6' or ' 3x24x24'; of several arrays, their names."

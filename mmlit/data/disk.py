@@ -53,7 +53,8 @@ def _read_text(path, separator):
     other = next((s for s in (";", "\t", ",") if s != separator and s in header.iloc[0]), None)
     if len(header) == 1 and other:
         raise ValueError(f"it has one column, {header.iloc[0][:60]!r}, which seems separated by {other!r}: expected "
-                         f"{separator!r}; .csv files have commas, .tsv files tabulators")
+                         f"{separator!r}; .csv files have commas, .tsv files tabulators. Save it so, or read it by "
+                         f"pd.read_csv({path.name!r}, sep={other!r}) and give the table to multimodal_data")
     return pd.read_csv(path, sep=separator, low_memory=False, **_EXACT)
 
 # newer versions of pandas read the last digit without being asked, and warn of the option
@@ -150,7 +151,10 @@ def _join(tables, arrays, folder, index):
         tables = _in_one_order(tables, arrays, folder, index)
     frames = [t.reset_index(drop=True).add_prefix(f"{name}.") for name, t in tables.items()]
     sizes = {name: len(rows) for name, rows in (tables | arrays).items()}
-    if len(set(sizes.values())) > 1: raise ValueError(f"the files of {folder} have different numbers of rows: {sizes}")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"the files of {folder} have different numbers of rows: {sizes}, and an array has no names of "
+                         "rows: save it as a table with the column of names, which says where rows belong. Files of "
+                         "training and test rows are called train and test, or given as path and test=")
     files = {name: list(f) for name, f in zip(tables, frames)}
     rows = () if index is None else tuple(f"{name}.{index}" for name in tables)
     frame = pd.concat(frames, axis=1) if frames else pd.DataFrame()

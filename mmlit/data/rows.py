@@ -6,7 +6,6 @@
 __all__ = ['Coding', 'Rows']
 
 # %% ../../nbs/14c_rows.ipynb #76711c24
-import difflib
 import itertools
 import warnings
 from collections.abc import Mapping
@@ -35,10 +34,11 @@ from mmlit.data.missing import (
     rows_there,
 )
 from .mixed import MixedTable, TableEncoder
+from .own import say_gaps
 from .ragged import RaggedArrays
 from .show import first_of
 from .splits import Split
-from .tables import align_rows, column_names, column_order
+from .tables import align_rows, column_names, column_order, near_name
 from .values import NamedArrays, as_column, empty_rows
 
 # %% ../../nbs/14c_rows.ipynb #757814eb
@@ -192,12 +192,20 @@ class Rows(GetAttr):
             raise TypeError(f"items are {type(items).__name__}, expected a MultimodalData, a dict or tuple of "
                             f"{self.modalities}, or a list of such")
         xs = self._columns(items)
+        for m, x in xs.items():
+            say_gaps(m, x)
+            if items.get(m) is not None: self._say_absent(m, x)
         return Rows(self.coding, xs, None, range(len(xs[self.modalities[0]])))
 
     def _columns(self, given, layout=None):
-        "Checked columns in the order and with the shapes of those that were fitted."
+        "Checked columns in the order and with the shapes of those that were fitted; None: no row has the modality."
+        given = {m: x for m, x in given.items() if x is not None}
         lacking = [m for m in self.modalities if m not in given]
+        extra = [name for name in given if name not in self.modalities]
         if lacking: self._check_lacking(lacking, given)
+        elif extra:
+            warnings.warn(f"{extra} of what is to be predicted are left out: they are none of the modalities "
+                          f"{self.modalities}", stacklevel=4)
         rows = align_rows({m: given[m] for m in self.modalities if m in given})
         for m, x in rows.items():
             if isinstance(x, (list, tuple)) and not x or getattr(x, "shape", (1,))[:1] == (0,):
@@ -208,21 +216,31 @@ class Rows(GetAttr):
         xs = {m: xs[m] if m in xs else PartialColumn(None, np.zeros(n, dtype=bool)) for m in self.modalities}
         if len({len(x) for x in xs.values()}) > 1:
             found = ", ".join(f"{m!r} has {len(x)} rows" for m, x in xs.items())
-            raise ValueError(f"modalities of different length: {found}")
+            raise ValueError(f"modalities of different length: {found}; each has a row for each sample, in one order: "
+                             "give None where a sample lacks a modality")
         check_presence(xs, "what is to be predicted")
         return xs
 
     def _check_lacking(self, lacking, given):
         "ValueError where a name is misspelt or nothing is left; a warning where the model goes by the rest."
         known = [m for m in self.modalities if m in given]
-        near = difflib.get_close_matches(lacking[0], [str(name) for name in given if name not in known], 1, .75)
+        near = near_name(lacking[0], [name for name in given if name not in known])
         unknown = [name for name in given if name not in self.modalities]
-        if near or unknown or not known:
-            hint = f" (is it {near[0]!r}?)" if near else ""
-            raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given)}, expected {self.modalities}")
+        if unknown or not known:
+            hint = "" if near is None else f" (is it {near!r}?)"
+            raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given) or 'none'}, expected "
+                             f"{self.modalities}")
         seen = all(m in self.missing for m in lacking)
         warnings.warn(f"{', '.join(map(repr, lacking))} of {self.modalities} is missing in all rows: the model answers "
                       "by the others" + ("" if seen else ", and never saw such a sample in training"), stacklevel=5)
+
+    def _say_absent(self, m, column):
+        "Warn where rows lack a modality that all training rows had."
+        gone = ~present_rows(column)
+        if m in self.missing or not gone.any(): return
+        warnings.warn(f"modality {m!r} is missing in {gone.sum()} of {len(gone)} rows, the first is row "
+                      f"{gone.argmax()}: the model answers them by the others, and never saw such a sample in training",
+                      stacklevel=4)
 
     def _column(self, m, values, layout):
         "A checked column of the modality m, perhaps with gaps."

@@ -75,6 +75,7 @@ def given_split(
     valid:float=.2, # share of the training rows that is cut off where there is no validation part
     seed:int=0,     # which fold of which shuffle is cut off
     classes=None,   # names of the classes, for messages
+    names=None,     # names of groups 0, 1, ..., for messages; None: their ids
 )->Split:
     "The split that the data came with. ValueError where it tears a group apart, or a class is not in training."
     parts, y, groups = align_columns(parts=parts, y=y, groups=groups)
@@ -91,7 +92,7 @@ def given_split(
         rest, held = _fold(strata, own, folds, seed % folds, seed//folds, classes)
         train, val = train[rest], train[held]
     split = Split(train, val, test)
-    check_split(split, y, groups, classes)
+    check_split(split, y, groups, classes, names)
     return split
 
 def _check_shares(test, valid):
@@ -153,6 +154,7 @@ def check_split(
     y,            # N labels
     groups=None,  # N group ids, or None
     classes=None, # names of the classes, for messages
+    names=None,   # names of groups 0, 1, ..., for messages; None: their ids
 ):
     "ValueError for a part that is empty or out of range, a row or group in two parts, a class not in training."
     if not isinstance(split, (tuple, list)) or len(split) != 3:
@@ -162,7 +164,7 @@ def check_split(
     (y, groups), parts = _rows(y, groups), dict(zip(Split._fields, map(np.asarray, split)))
     for name, part in parts.items(): _check_part(name, part, len(y))
     _check_disjoint("row", np.arange(len(y)), parts)
-    if groups is not None: _check_disjoint("group", np.asarray(groups), parts)
+    if groups is not None: _check_disjoint("group", np.asarray(groups), parts, names)
 
     if y.dtype.kind == "f" or y.ndim == 2: return
     missing = np.setdiff1d(y, y[parts["train"]])
@@ -175,10 +177,11 @@ def _check_part(name, part, n):
     if part.min() < 0 or part.max() >= n:
         raise ValueError(f"the {name} part has rows {part.min()} to {part.max()}, outside 0..{n - 1}")
 
-def _check_disjoint(what, ids, parts):
+def _check_disjoint(what, ids, parts, names=None):
     for a, b in itertools.combinations(parts, 2):
         both = np.intersect1d(ids[parts[a]], ids[parts[b]])
-        if len(both): raise ValueError(f"{what} {both[0]} is in both {a} and {b}, as are {len(both)} {what}s in all")
+        if len(both): raise ValueError(f"{what} {_called(both[0], names)} is in both {a} and {b}, as are {len(both)} "
+                                       f"{what}s in all")
 
 # %% ../../nbs/13_splits.ipynb #311c09ad
 def fewer_rows(
@@ -316,8 +319,9 @@ def split_rows(
             return sized_split(data.y, data.groups, n_test, n_train, seed, data.classes)
         raise ValueError(f"n_test={n_test} is given, and the split says which rows are tested: leave one of them out")
     if rows is not None: parts = rows
-    elif data.parts is not None: parts = given_split(data.parts, data.y, data.groups, valid, seed, data.classes)
+    elif data.parts is not None:
+        parts = given_split(data.parts, data.y, data.groups, valid, seed, data.classes, data.group_names)
     else: parts = grouped_split(data.y, data.groups, test, valid, seed, data.classes)
-    check_split(parts, data.y, data.groups, data.classes)
+    check_split(parts, data.y, data.groups, data.classes, data.group_names)
     if n_train is not None: parts = fewer_rows(parts, data.y, data.groups, n_train, seed)
     return Split(*(np.asarray(part, dtype=np.int64) for part in parts))

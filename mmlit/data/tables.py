@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['align_rows', 'first_index', 'align_columns', 'column_names', 'column_order', 'check_positions', 'table_values',
-           'words_among_numbers', 'check_whole', 'read_option']
+           'words_among_numbers', 'near_name', 'check_whole', 'read_option']
 
 # %% ../../nbs/01b_tables.ipynb #76133af8
 import ast
+import difflib
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -190,8 +191,9 @@ def _floats(column, name):
 _NEARLY = .9     # so many cells are numbers: what else is there looks like a sign for nothing, or like a mistake
 
 def words_among_numbers(
-    cells,       # N cells, of a list, an array or a Series
-    what:str,    # what they are called in messages
+    cells,            # N cells, of a list, an array or a Series
+    what:str,         # what they are called in messages
+    taken:str="text", # as what it is taken
 )->str|None:     # None: they are no text, or other text than numbers
     "What is odd about a column of text of which nearly all cells are numbers: the first one that is none, and its row."
     kind = getattr(cells, "dtype", np.dtype(object))
@@ -204,13 +206,22 @@ def words_among_numbers(
     signs = len(held) >= 20 and words.nunique() <= 2 and len(words) <= len(held)/2      # "?" or "n/a", however often
     if len(words) > (1 - _NEARLY)*len(held) and not signs: return None
     odd = f", all but {len(words)}, the first of them {words.iloc[0]!r} in row {words.index[0]}" if len(words) else ""
-    return (f"{what} holds numbers written as text{odd}. It is taken as text: if it is numbers, "
+    return (f"{what} holds numbers written as text{odd}. It is taken as {taken}: if it is numbers, "
             "pd.to_numeric(column, errors='coerce') makes them such, and leaves a cell empty that is none (in a CSV "
             "file, leave such cells empty)")
 
 _CELLS = (list, tuple, np.ndarray, pd.Series, pd.api.extensions.ExtensionArray)
 
 # %% ../../nbs/01b_tables.ipynb #9d05dad2
+def near_name(
+    name,   # that was looked for
+    known,  # names, such as those of columns
+):          # one of them; None: none is near
+    "The name that was probably meant, in whatever case it is written."
+    folded = {str(k).strip().casefold(): k for k in known}
+    near = difflib.get_close_matches(str(name).strip().casefold(), folded, 1, .75)
+    return folded[near[0]] if near else None
+
 def check_whole(
     name:str,    # of the option
     value,       # what was given

@@ -25,7 +25,7 @@ from mmlit.data.missing import (
     pick_rows,
     rows_as_given,
 )
-from .mixed import MixedTable, is_mixed
+from .mixed import MixedTable, is_category, is_mixed
 from .pictures import PictureFiles
 from .ragged import RaggedArrays, is_ragged, laid_out, say_guess
 from .tables import check_whole, table_values, words_among_numbers
@@ -108,7 +108,7 @@ def as_column(
         return values if present is None else PartialColumn(values.take(np.flatnonzero(there)), there)
     if kind == "tuple" and isinstance(values, tuple): values = NamedArrays(values, name, kind)
     there = _rows_present(values, name, kind, present)
-    if kind in (None, "table"): _say_words(values, name)
+    if kind in (None, "table"): _say_words(values, name, kind)
     if there.all(): return laid_out(_as_column(values, name, kind, size, layout), name, layout)
     if not there.any(): raise ValueError(f"modality {name!r} is missing in all {len(there)} rows: leave it out")
     with rows_as_given(there):
@@ -117,16 +117,21 @@ def as_column(
 
 _COLUMNS = (PictureFiles, NamedArrays, MixedTable, RaggedArrays)
 
-def _say_words(values, name):
+def _say_words(values, name, kind):
     "Warn of text that is nearly all numbers, once for a modality: it was meant as numbers, or is a category."
+    table = kind == "table" or isinstance(values, MixedTable) or is_mixed(values)
+    if isinstance(values, MixedTable): values = values.frame if values.guessed else {}
     if isinstance(values, (pd.DataFrame, Mapping)):
         columns = {f"column {c!r} of modality {name!r}": x for c, x in values.items()}
     else: columns = {f"modality {name!r}": values}
-    found = [said for what, x in columns.items() if (said := words_among_numbers(x, what))]
+    def taken(x): return "a category" if table and is_category(pd.Series(x, dtype=object).dropna()) else "text"
+    found = [(what, x) for what, x in columns.items() if words_among_numbers(x, what)]
     if not found: return
+    sort = taken(found[0][1])
     same = "column.astype('category')" if len(columns) > 1 else f"kinds={{{name!r}: 'tokens'}}"
     more = f". {len(found) - 1} more of its columns are like this" if len(found) > 1 else ""
-    warnings.warn(f"{found[0]}; if it is text, say so, {same}{more}", stacklevel=4)
+    said = words_among_numbers(found[0][1], found[0][0], sort)
+    warnings.warn(f"{said}; if it is {sort}, say so, {same}{more}", stacklevel=4)
 
 def _as_column(values, name, kind, size, layout):
     if kind == "table" and isinstance(values, list): return as_column(pd.DataFrame(values), name, kind)

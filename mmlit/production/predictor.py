@@ -37,7 +37,7 @@ from mmlit.core import (
 )
 from ..data.loaders import MultimodalDataLoaders, MultimodalDL
 from ..data.rows import Coding, Rows
-from ..data.tables import check_whole, first_index
+from ..data.tables import check_whole, first_index, near_name
 from ..fusion.models import Fusion, unwrap
 from .plain import coding_of, coding_state, is_whole, model_of, model_plan
 
@@ -52,6 +52,17 @@ def say_presence(
     if isinstance(gaps, (str, Tensor)): raise TypeError(f"gaps holds names of modalities, got {type(gaps).__name__}")
     def there(x): return torch.ones(n_rows(x), dtype=torch.bool)
     return {m: with_presence(x, there(x)) if m in gaps and not has_presence(x) else x for m, x in xs.items()}
+
+def _check_gone(m, lost, whole, spare, columns):
+    "ValueError for a column that is misspelt, or gone beside others; a warning that names columns that it may be."
+    if not lost: return
+    near = next(((c, near) for c in lost if (near := near_name(c, spare)) is not None), None)
+    if near or not whole:
+        lacking, hint = (lost[0], "") if near is None else (near[0], f" (is it {near[1]!r}?)")
+        raise ValueError(f"the DataFrame has no column {lacking!r} of modality {m!r}{hint}; it has {columns}")
+    if spare:
+        warnings.warn(f"the DataFrame has no column {', '.join(map(repr, lost))} of modality {m!r}, and its columns "
+                      f"{spare} belong to no modality: if {m!r} is among them, rename it", stacklevel=6)
 
 class Predictor:
     "A trained model that answers raw rows, in evaluation mode."
@@ -94,19 +105,17 @@ class Predictor:
         of = {m: list(sort) for m, sort in self.coding.sorts.items()} | self.columns
         unknown = [m for m in self.modalities if m not in of and m not in table]
         if unknown:
-            raise ValueError(f"which columns of the DataFrame are modality {unknown[0]!r} is not known: save the "
+            near = near_name(unknown[0], table)
+            hint = "" if near is None else f" (is it column {near!r}?)"
+            raise ValueError(f"which columns of the DataFrame are modality {unknown[0]!r} is not known{hint}: save the "
                              f"predictor with columns={{{unknown[0]!r}: [...]}}, or give a dict, modality's name -> "
                              "columns")
-        found = {}
-        for m in self.modalities:
-            listed = of.get(m, m)
-            names = [listed] if isinstance(listed, str) else list(listed)
-            gone = [c for c in names if c not in table]
-            if len(gone) == len(names): continue                    # the modality as a whole is missing
-            if gone: raise ValueError(f"the DataFrame has no column {gone[0]!r} of modality {m!r}; it has "
-                                      f"{list(table.columns)}")
-            found[m] = table[listed]
-        return found
+        listed = {m: of.get(m, m) for m in self.modalities}
+        names = {m: [c] if isinstance(c, str) else list(c) for m, c in listed.items()}
+        spare = [c for c in table if not any(c in own for own in names.values())]
+        gone = {m: [c for c in own if c not in table] for m, own in names.items()}
+        for m, lost in gone.items(): _check_gone(m, lost, len(lost) == len(names[m]), spare, list(table.columns))
+        return {m: table[c] for m, c in listed.items() if not gone[m]}
 
     def _loader(self, rows, bs=None):
         items = self._by_modality(rows) if isinstance(rows, pd.DataFrame) else rows

@@ -56,10 +56,37 @@ def test_an_error_of_numbers_decides_too(tmp_path):
     found = audit(data=data, budget=TINY, metric="mae", out=tmp_path, progress=False)
     assert found.facts["decides"] == found.score == found.to_dict()["score"] == "neg_mae" and found.counts == "r2"
     assert found.facts["reported"] == "mae"
-    assert "of neg_mae" in str(found.advice) and "r1" not in str(found)
+    assert "of mae" in str(found.advice) and "r1" not in str(found) and "neg_" not in str(found)
     out, y = found.first.logits["joint"], found.first.y
     assert found.get("models", "mae", "joint").mean == pytest.approx(metrics.mean_absolute_error(y, out), rel=1e-5)
-    found.to_html(tmp_path / "page.html")
+    page = found.to_html(tmp_path / "page.html").read_text()
+    assert "neg_" not in page and "Compared by" in page
+
+    # what a sentence says of the difference has the sign of the error: own numbers, from the answers
+    said = {m: metrics.mean_absolute_error(y, found.first.logits[m]) for m in ("joint", "ensemble", "best unimodal")}
+    apart = f"{said['joint'] - said['best unimodal']:+.3f} of mae ["
+    assert apart in str(found.advice) and "(less is better)" in str(found.advice)
+    i = found.get("differences", "neg_mae", "joint minus best unimodal")
+    assert f"{apart}{-i.high:+.3f}, {-i.low:+.3f}] (less is better)" in str(found.advice)
+    assert f"{said['joint'] - said['ensemble']:+.3f}" in page and "mae (less is better)" in page
+
+
+def test_a_scorer_of_an_error_is_that_error_with_its_own_sign(tmp_path):
+    from mmlit.metrics import metric_of
+
+    scorer = metrics.get_scorer("neg_mean_absolute_error")
+    made, y, out = metric_of(scorer, "regression"), np.arange(4.0), np.array([0.0, 2, 2, 5])[:, None]
+    assert made.name == "mean_absolute_error" and not made.larger
+    assert made(out, y, "regression") == 0.75 and made.goodness(out, y, "regression") == -0.75
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 4)).astype(np.float32)
+    data = MultimodalData("numbers", dict(left=x[:, :2], right=x[:, 2:]), 50 * x.sum(1))
+    effect = dict(mean_absolute_error=2.0)
+    found = audit(data=data, budget=TINY, metric=scorer, smallest_effect=effect, out=tmp_path, progress=False)
+    assert "neg_" not in str(found) and "of mean_absolute_error [" in str(found) and "(less is better)" in str(found)
+    error = metrics.mean_absolute_error(found.first.y, found.first.logits["joint"])
+    assert found.get("models", "mean_absolute_error", "joint").mean == pytest.approx(error, rel=1e-5)
+    assert "2 of mean_absolute_error" in found.to_html(tmp_path / "page.html").read_text()
 
 
 def test_the_best_unimodal_model_is_chosen_by_the_metric():
@@ -172,7 +199,7 @@ def test_an_error_in_the_unit_of_the_target_decides_with_the_sign_of_a_gain(tmp_
     given = audit(
         data=data, budget=TINY, metric="rmse", smallest_effect=dict(neg_rmse=3.0), out=tmp_path, progress=False
     )
-    assert given.facts["smallest_effect"]["neg_rmse"] == 3.0 and "of neg_rmse" in str(given.advice)
+    assert given.facts["smallest_effect"]["neg_rmse"] == 3.0 and "of rmse" in str(given.advice)
 
 
 def test_a_registered_metric_audits_as_it_compares(tmp_path):
@@ -185,3 +212,25 @@ def test_a_registered_metric_audits_as_it_compares(tmp_path):
         ours._METRICS.pop("rate of yes")
     answer = found.first.logits["joint"].argmax(1)
     assert found.get("models", "rate of yes", "joint").mean == rate_of_yes(found.first.y.numpy(), answer.numpy())
+
+
+def test_an_audit_computes_curves_at_once_and_says_where_each_draw_takes_a_call(tmp_path, monkeypatch):
+    called = []
+
+    def curve(y, p):
+        called.append(len(y))
+        return metrics.average_precision_score(y, p[:, 1])
+
+    data, own = uneven(300, seed=2), Metric("curve", ("classification",), function=curve, takes="probabilities")
+    found = audit(data=data, budget=TINY, metric=own, out=tmp_path, progress=False)
+    said = [note for note in found.notes if "100 draws of test rows" in note]
+    assert len(said) == 1 and "Intervals of curve" in said[0] and said[0] in repr(found)
+    assert max(map(called.count, set(called))) < 100 * 45  # about 40 questions, and what chooses epochs
+
+    asked = []
+    inner = METRICS["average_precision"].function
+    call = type(inner).__call__
+    monkeypatch.setattr(type(inner), "__call__", lambda self, *a: asked.append(1) or call(self, *a))
+    found = audit(data=data, budget=TINY, metric="average_precision", out=tmp_path, progress=False)
+    assert not any("draws of test rows" in note for note in found.notes)
+    assert len(asked) < 300  # one call for each model, none for a draw

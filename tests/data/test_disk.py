@@ -13,6 +13,7 @@ from mmlit.data.columns import MultimodalData
 from mmlit.data.disk import load_table, read_split
 from mmlit.data.files import data_digest
 from mmlit.data.loaders import multimodal_dls
+from mmlit.data.own import joined_parts, multimodal_data
 from mmlit.data.pictures import PictureFiles
 
 N = 60
@@ -477,3 +478,34 @@ def test_a_column_name_with_a_space_around_it_is_said(table, tmp_path):
     with pytest.warns(UserWarning, match=f"column ' {table.columns[0]}' of .*spaced.csv begins or ends with a space"):
         with contextlib.suppress(ValueError):  # it may be one that is asked for
             load_table(tmp_path / "spaced.csv", VIEWS, "stage")
+
+
+def test_files_of_training_and_test_rows_may_have_different_length(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = {}
+    for part, n in dict(train=40, test=13, valid=7).items():
+        parts[part] = pd.DataFrame(rng.normal(size=(n, 3)), columns=["a_1", "a_2", "b"]).assign(y=np.arange(n) % 2)
+        parts[part].to_csv(tmp_path / f"{part}.csv", index=False)
+    data = load_table(tmp_path, dict(a="a_*", b="b"), "y")
+    assert [(data.parts == part).sum() for part in ("train", "valid", "test")] == [40, 7, 13]
+    for part, table in parts.items():
+        assert np.allclose(data.xs["a"][data.parts == part], table[["a_1", "a_2"]])
+    split = multimodal_dls(data).split
+    assert [len(rows) for rows in split] == [40, 7, 13]
+    joined = joined_parts(*(multimodal_data(t, "y", dict(a=["a_1", "a_2"], b="b")) for t in parts.values()))
+    assert np.array_equal(np.sort(joined.xs["b"], 0), np.sort(data.xs["b"], 0)) and len(joined) == 60
+
+
+def test_arrays_and_parts_of_different_length_are_refused_with_both_lengths_and_the_remedy(tmp_path):
+    for name, n in dict(left=60, right=50).items():
+        np.save(tmp_path / f"{name}.npy", np.ones((n, 2)))
+    with pytest.raises(ValueError, match=r"of rows: {'left': 60, 'right': 50}, and an array has no names of rows"):
+        load_table(tmp_path, target="y")
+    with pytest.raises(ValueError, match="'left' has 60 rows, modality 'right' has 50 rows, y has 60 rows; each"):
+        multimodal_data(dict(left=np.ones((60, 2)), right=np.ones((50, 2))), np.arange(60) % 2)
+
+
+def test_another_separator_is_said_with_the_remedy(tmp_path):
+    (tmp_path / "a.csv").write_text("x;y\n1;2\n")
+    with pytest.raises(ValueError, match=r"seems separated by ';'.*pd.read_csv\('a.csv', sep=';'\) and give the table"):
+        load_table(tmp_path / "a.csv", dict(x="x"), "y")

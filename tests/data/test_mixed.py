@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -309,3 +310,24 @@ def test_single_empty_cells_are_filled_for_a_transformer_that_takes_none(where):
     )
     rows = torch.arange(120)
     assert torch.allclose(found.train_ds.batch(rows)[0], want.train_ds.batch(rows)[0], atol=1e-6)
+
+
+def test_a_guess_is_said_as_what_it_is_and_of_a_table_that_was_built_directly_too():
+    rng, n = np.random.default_rng(0), 80
+    codes, many = [str(i % 7) for i in range(n)], [str(v) for v in rng.integers(0, 10**6, n)]
+    frame = pd.DataFrame(dict(code=codes, age=rng.normal(size=n), many=many))
+    b, y = rng.normal(size=(n, 2)), [0, 1] * 40
+    own = MixedTable(frame, "t")
+    assert own.sorts == dict(code="category", age="number", many="text")
+    said = "'code' of modality 't' holds numbers written as text. It is taken as a category: .*; if it is a category"
+    for given in (frame, own):
+        with pytest.warns(UserWarning, match=said):
+            multimodal_data(dict(t=given, b=b), y)
+    with pytest.warns(UserWarning, match="'many' of modality 't' .* taken as text: .*; if it is text, say so, col"):
+        multimodal_data(dict(t=MixedTable(frame[["age", "many"]], "t"), b=b), y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen = MixedTable(frame, "t", sorts=dict(code="category", age="number", many="text"))
+        assert not chosen.guessed and own.guessed
+        multimodal_data(dict(t=chosen, b=b), y)
+        multimodal_data(dict(t=frame.astype(dict(code="category", many="category")), b=b), y)

@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from mmlit.data.columns import MultimodalData
 from mmlit.data.encoders import Standardize, TokenIds, Vocabulary, fit_encoder
-from mmlit.data.splits import Split, check_split, fewer_rows, grouped_split, overlap, sized_split, split_hash
+from mmlit.data.splits import (
+    Split,
+    check_split,
+    fewer_rows,
+    grouped_split,
+    overlap,
+    sized_split,
+    split_hash,
+    split_rows,
+)
 from mmlit.data.values import as_column
 
 
@@ -181,3 +191,21 @@ def test_a_size_that_is_not_there_is_refused():
         sized_split(y, n_test=101)
     with pytest.raises(ValueError, match="asks for 80 rows, and 60 are there"):
         sized_split(y, n_test=40, n_train=60)
+
+
+def test_a_group_in_two_parts_is_called_by_the_name_that_was_given():
+    sites = np.repeat(["Bonn", "Aachen", "Ulm", "Kiel"], 10)
+    data = MultimodalData("sites", dict(a=np.ones((40, 2)), b=np.ones((40, 2))), np.arange(40) % 2, groups=sites)
+    assert [data.group_names[g] for g in data.groups] == sites.tolist()
+    part = data.subset(np.arange(10, 40))
+    assert [part.group_names[g] for g in part.groups] == sites[10:].tolist()
+    torn = np.arange(0, 35), np.arange(35, 38), np.arange(38, 40)
+    with pytest.raises(ValueError, match="group 'Kiel' is in both train and valid, as are 1 groups in all"):
+        split_rows(data, rows=torn)
+    words = np.repeat(["train", "valid", "test"], [35, 3, 2])
+    with pytest.raises(ValueError, match="group 'Kiel' is in both train and valid"):
+        split_rows(data.with_split(words))
+    numbers = MultimodalData("n", data.xs, data.y, groups=np.repeat([7, 5, 9, 30], 10))
+    with pytest.raises(ValueError, match="group 30 is in both train and valid"):
+        split_rows(numbers, rows=torn)
+    assert MultimodalData("n", data.xs, data.y, groups="duplicates").group_names is None

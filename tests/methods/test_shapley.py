@@ -992,3 +992,18 @@ def test_the_plan_of_data_with_gaps_judges_and_shows_what_is_there(level):
         expected = [(row, 1) for row in index if presence[row, 1]]
     assert extra_showings(seen.plans[0], len(index)) == sorted(expected)
     assert 0 < len(expected) < 2 * len(index) and not presence[index].all(0).any()
+
+
+def test_the_share_of_extra_showings_by_weight_is_that_of_data_with_copies():
+    "A row of weight w counts as w copies of it, also among the extra rows of a plan."
+    generator = torch.Generator().manual_seed(0)
+    copies = torch.randint(4, (2, 30), generator=generator)
+    weights = torch.randint(1, 5, (30,), generator=generator)
+    rows, keep = resampling_plan(copies)
+    extra = (~keep).any(1)
+    share = weights[rows][extra].sum() / weights[rows].sum()  # what draws by weight show
+    again = torch.arange(30).repeat_interleave(weights)
+    _, kept = resampling_plan(copies[:, again])
+    assert torch.isclose(share, (~kept).any(1).double().mean().float())
+    each = torch.stack([weights[rows][extra & keep[:, m]].sum() / weights[rows].sum() for m in range(2)])
+    assert torch.allclose(each, torch.stack([((~kept).any(1) & kept[:, m]).float().mean() for m in range(2)]))

@@ -4,6 +4,7 @@ import importlib.util
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -391,3 +392,55 @@ def test_names_of_inputs():
     assert input_names(["a", "a b", "1st", "é", "for"]) == ["a", "a_b", "_1st", "é", "for_"]
     with pytest.raises(ValueError, match="'a b' and 'a.b' both become the input 'a_b'"):
         input_names(["a b", "c", "a.b"])
+
+
+@needs_onnx
+@pytest.mark.parametrize("missing", [False, True], ids=["cells", "cells and rows"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_mixed_table_with_gaps_is_answered_as_by_the_predictor(task, missing, tmp_path):
+    "Single empty cells are filled before the graph, whole rows are masked inside of it."
+    rng, n = np.random.default_rng(0), 120
+    ward = pd.DataFrame(
+        dict(
+            age=rng.normal(60, 9, n),
+            dose=rng.exponential(2, n),
+            stage=rng.choice(["I", "II", "III"], n),
+            remark=[f"{a} and {b}" for a, b in rng.choice(["pain", "ache", "fever", "cough"], (n, 2))],
+        )
+    )
+    y = 40 * ward.age + 100 * ward.dose if task == "regression" else np.where(ward.age > 60, "old", "young")
+    scan = rng.normal(size=(n, 4))
+    ward.loc[3:8, "age"], ward.loc[7:12, "dose"] = np.nan, np.nan
+    ward.loc[9, "stage"], ward.loc[20, "remark"] = None, None
+    if missing:
+        scan[1:25:5], ward.loc[30:40, :] = np.nan, None
+    with warnings.catch_warnings(action="ignore"):
+        dls = multimodal_dls(dict(ward=ward, scan=scan), y, device="cpu")
+        learn = multimodal_learner(dls, width=8, learn_absent=missing)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(3, 1e-2)
+        save_predictor(learn, tmp_path / "p.pt")
+        predictor = load_predictor(tmp_path / "p.pt")
+        export_onnx(learn, tmp_path / "m.onnx")
+        program = export_model(predictor, predictor.encode(dict(ward=ward, scan=scan)))
+        new = pd.DataFrame(
+            dict(
+                age=[np.nan, 51, np.nan, 70, np.nan],
+                dose=[1.0, np.nan, np.nan, 3, np.nan],
+                stage=["II", None, "IV", "I", None],
+                remark=["pain and ache", None, "unheard", "", None],
+            )
+        )
+        other = np.where(np.arange(5)[:, None] == 3, np.nan, rng.normal(size=(5, 4))) if missing else scan[:5]
+        rows = dict(ward=new if missing else new[:4], scan=other if missing else other[:4])
+        xs, want = predictor.encode(rows), predictor.answers(rows)
+        filled = new.assign(age=new.age.fillna(ward.age[dls.split.train].median()))  # the median, computed here
+        filled = filled.assign(dose=new.dose.fillna(ward.dose[dls.split.train].median()))
+        again = predictor.answers(dict(ward=filled[:4], scan=rows["scan"][:4]))
+        assert (again - want[:4]).abs().max() <= 1e-5 * want.abs().max()
+    scale = want.abs().max().clamp(min=1)
+    assert (program.module()(**xs) - want).abs().max() <= 1e-5 * scale
+    flat = {}
+    for m, x in xs.items():
+        flat |= {m: x["values"], f"{m}_present": x["present"]} if isinstance(x, dict) else {m: x}
+    assert (onnx_answers(tmp_path / "m.onnx", flat) - want).abs().max() <= 1e-5 * scale

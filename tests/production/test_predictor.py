@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -572,3 +573,87 @@ def test_rows_that_lack_a_modality_are_answered_as_by_the_learner(tmp_path):
     with pytest.warns(UserWarning, match="'note' of .* is missing in all rows"):
         fewer = loaded.predict_proba(dict(walk=walk[1:3], vector=xs["vector"][1:3]))
     assert np.isfinite(fewer.to_numpy()).all()
+
+
+# ---- what rows lack, have beside, or call otherwise is said
+
+
+def answered(predictor, rows):
+    "Answers, and what was warned of."
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        return predictor.answers(rows), [str(w.message) for w in seen]
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory):
+    "A predictor of a table, numbers and a note; rows that it takes, and the same as a DataFrame."
+    folder = tmp_path_factory.mktemp("ward")
+    with warnings.catch_warnings(action="ignore"):
+        learn = trained(epochs=1, path=folder, names=("ward", "note", "ids"))
+        save_predictor(learn, folder / "p.pt", columns=dict(note="text", ids=list("abcde")))
+    rows = {m: x for m, x in columns(seed=4, n=4).items() if m in ("ward", "note", "ids")}
+    rows["ward"] = columns(seed=4)["ward"][20:24].reset_index(drop=True)
+    frame = rows["ward"].assign(text=rows["note"], **dict(zip("abcde", rows["ids"].T)))
+    return load_predictor(folder / "p.pt"), rows, frame
+
+
+@pytest.mark.parametrize("name", ["txet", "Text", " text "])
+def test_a_misspelt_column_of_a_modality_is_refused_with_the_close_match(name, ward):
+    predictor, _, frame = ward
+    with pytest.raises(ValueError, match=rf"no column 'text' of modality 'note' \(is it '{name}'\?\); it has \["):
+        predictor.predict(frame.rename(columns=dict(text=name)))
+
+
+def test_a_column_that_is_near_no_other_is_said_with_those_of_no_modality(ward):
+    predictor, rows, frame = ward
+    said, seen = answered(predictor, frame.rename(columns=dict(text="remarks_of_doctor")).assign(bed=1))
+    assert any("'text' of modality 'note'" in w and "['remarks_of_doctor', 'bed'] belong to no" in w for w in seen)
+    assert torch.equal(said, answered(predictor, {m: x for m, x in rows.items() if m != "note"})[0])
+    said, seen = answered(predictor, frame.assign(bed=1))
+    assert not seen and torch.equal(said, answered(predictor, rows)[0])  # a table may have other columns
+    with pytest.raises(ValueError, match=r"no column 'age' of modality 'ward' \(is it 'Age'\?\)"):
+        predictor.predict(frame.rename(columns=dict(age="Age")))
+
+
+def test_a_modality_whose_columns_are_not_known_has_its_close_match_named(tmp_path):
+    xs = {m: np.random.default_rng(0).normal(size=(90, 1)) for m in ("pressure", "pulse")}
+    learn = multimodal_learner(multimodal_dls(xs, np.arange(90) % 2, device="cpu"), width=4)
+    save_predictor(learn, tmp_path / "p.pt")
+    frame = pd.DataFrame({"Presure": [1.0, 2.0], "pulse": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"modality 'pressure' is not known \(is it column 'Presure'\?\)"):
+        load_predictor(tmp_path / "p.pt").predict(frame)
+
+
+def test_a_name_that_is_no_modality_is_said_where_none_lacks(ward):
+    predictor, rows, _ = ward
+    said, seen = answered(predictor, dict(rows, pulse=[1] * 4, y=[0] * 4))
+    assert len(seen) == 1 and "['pulse', 'y'] of what is to be predicted are left out" in seen[0]
+    assert torch.equal(said, answered(predictor, rows)[0])
+    each = [{m: x.iloc[i] if m == "ward" else x[i] for m, x in rows.items()} for i in range(4)]
+    each[2]["Note"] = each[2].pop("note")
+    _, seen = answered(predictor, each)
+    assert any("['Note']" in w for w in seen) and any(
+        "'note' is missing in 1 of 4 rows, the first is row 2" in w for w in seen
+    )
+
+
+def test_a_modality_of_none_is_one_that_all_rows_lack(ward):
+    predictor, rows, _ = ward
+    said, seen = answered(predictor, dict(rows, note=None))
+    assert any("'note' of" in w and "is missing in all rows" in w for w in seen)
+    assert torch.equal(said, answered(predictor, {m: x for m, x in rows.items() if m != "note"})[0])
+    with pytest.raises(ValueError, match="'ward' is missing; got none, expected"):
+        predictor.predict(dict(ward=None, note=None, ids=None))
+    _, seen = answered(predictor, dict(rows, note=[None] * 4))
+    assert any("'note' is missing in 4 of 4 rows" in w for w in seen)
+
+
+def test_gaps_that_are_filled_are_counted_aloud_by_column(ward):
+    predictor, rows, _ = ward
+    table = rows["ward"].copy()
+    table.loc[[0, 2], "age"], table.loc[3, "stage"] = np.nan, None
+    said, seen = answered(predictor, dict(rows, ward=table))
+    assert len(seen) == 1 and "'ward' has 3 empty cells in 4 rows ('age' 2, 'stage' 1)" in seen[0]
+    assert not torch.equal(said[0], answered(predictor, rows)[0][0])
+    assert answered(predictor, rows)[1] == []
