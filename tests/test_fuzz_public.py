@@ -59,7 +59,7 @@ OBJECTS = (
     "knn_terms suits_neighbours knn cross_fitted_log_likelihood suits_classifier classifier neural put_submodule "
     "takes_mask with_mask check_padding check_metric drawn_scores sent routed_shares modality_shares metric_effect "
     "metric_step metric_score is_own_score answers_in_units corrected over_datasets p_values plot_ranks "
-    "show_over_datasets token_fault draws_of is_category"
+    "show_over_datasets token_fault draws_of is_category say_leaks"
 )
 # what is asked of a value that a library names better: torch lists the devices that it knows
 PLAIN = {"device": lambda draw: draw.choice([None, "cpu"])}

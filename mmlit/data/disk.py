@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..core import one_of
 from .columns import MultimodalData
+from .labels import encode_split
 from .own import multimodal_data
 
 # %% ../../nbs/02d_disk.ipynb #a1ca9c44
@@ -36,7 +37,8 @@ def _read(path):
                           "pip install pyarrow, or save the table as CSV")
     try: table = pd.read_parquet(path) if kind == ".parquet" else _read_text(path, "\t" if kind == ".tsv" else ",")
     except (ValueError, OSError) as e: raise ValueError(f"{path} cannot be read as a table: {e}") from e
-    if not isinstance(table.index, pd.RangeIndex): table = table.reset_index()       # parquet keeps an index
+    if not isinstance(table.index, pd.RangeIndex):       # parquet keeps an index, of row numbers if nobody named it
+        table = (table.rename_axis(_NAMELESS) if table.index.names == [None] else table).reset_index()
     if not len(table): raise ValueError(f"{path} has no rows")
     table.columns = table.columns.map(str)
     return table
@@ -395,9 +397,15 @@ def _are_pictures(cells):
 def read_split(
     path:str|Path, # of a text file with one word in each line, or of an .npy array of words
 )->np.ndarray:     # N words, for `split=`
-    "The part of each row: train, valid, test, or nothing. ValueError for a file that holds no words."
+    "The part of each row: train, valid, test, or nothing. ValueError for a file that holds other words, or none."
     path = Path(path)
-    if path.suffix.lower() != ".npy": return np.array([line.strip() for line in path.read_text("utf8").splitlines()])
-    words = _read_array(path)
-    if words.ndim == 1 and words.dtype.kind == "U": return words
-    raise ValueError(f"{path} holds {words.dtype} of shape {words.shape}, expected words, (N,)")
+    if path.suffix.lower() == ".npy": words = _read_array(path)
+    else: words = np.array([line.strip() for line in path.read_text("utf8").splitlines()])
+    if words.ndim != 1 or words.dtype.kind != "U":
+        raise ValueError(f"{path} holds {words.dtype} of shape {words.shape}, expected words, (N,)")
+    try: encode_split(words, len(words))
+    except ValueError as e:
+        raise ValueError(f"{path} is no file of a split: {e}. Expected one word in each line, in the order of the "
+                         "rows, without a header and without names of rows; a column of the table is given by its name"
+                         ) from None
+    return words

@@ -285,12 +285,16 @@ def encode_split(
     "The part of each row. ValueError for other words, for rows out of range or in two parts, for an empty part."
     words = _by_rows(split, n) if _is_row_numbers(split) else _by_words(split, n)
     for part in ("train", "test"):
-        if part not in words: raise ValueError(f"the split has no {part} rows; expected train, test and perhaps valid")
+        if part not in words:
+            raise ValueError(f"the split has no {part} rows: the {part} part must be row numbers, or words of rows")
     return words
 
 def _is_row_numbers(split):
+    "Is it a dict, or a list of arrays? ValueError where these are not three."
     if isinstance(split, dict): return True
-    return isinstance(split, (tuple, list)) and len(split) == 3 and all(np.ndim(part) == 1 for part in split)
+    if not isinstance(split, (tuple, list)) or not split or not all(np.ndim(part) == 1 for part in split): return False
+    if len(split) != len(PARTS): raise ValueError(f"split has {len(split)} parts, expected train, valid and test")
+    return True
 
 def _by_rows(split, n):
     parts = split if isinstance(split, dict) else dict(zip(PARTS, split))
@@ -298,11 +302,13 @@ def _by_rows(split, n):
     words = np.full(n, "", dtype="<U5")
     for name, rows in parts.items():
         rows = np.asarray(rows) if len(rows) else np.zeros(0, dtype=int)
-        if rows.dtype.kind not in "iu" or rows.ndim != 1 or rows.size and not 0 <= rows.min() <= rows.max() < n:
-            raise ValueError(f"the {name} part holds {rows.dtype} of shape {rows.shape}, expected row numbers, "
-                             f"0 to {n - 1}")
+        if rows.dtype.kind not in "iu" or rows.ndim != 1:
+            raise ValueError(f"the {name} part must be row numbers, got {rows.dtype} of shape {rows.shape}")
+        if rows.size and not 0 <= rows.min() <= rows.max() < n:
+            raise ValueError(f"the {name} part has rows {rows.min()} to {rows.max()}, outside 0..{n - 1}")
         taken = rows[words[rows] != ""]
-        if len(taken): raise ValueError(f"row {taken[0]} is in {words[taken[0]]} and in {name}")
+        if len(taken):
+            raise ValueError(f"row {taken[0]} is in both {words[taken[0]]} and {name}, as are {len(taken)} rows in all")
         words[rows] = _PART_WORDS[one_of("part of the split:", name, _PART_WORDS)]
     return words
 

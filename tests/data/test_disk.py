@@ -66,6 +66,17 @@ def test_an_index_of_a_parquet_file_is_a_column(table, tmp_path):
     assert found.xs["rest"].tolist() == table[["age"]].values.tolist()
 
 
+def test_row_numbers_that_a_parquet_file_keeps_are_no_input(table, tmp_path):
+    "As they are none in a CSV file: rows that are sorted by their label would give it away."
+    moved = table.sample(frac=1, random_state=0)
+    moved.to_parquet(tmp_path / "a.parquet")
+    moved.to_csv(tmp_path / "a.csv")
+    for kind in "parquet", "csv":
+        with pytest.warns(UserWarning, match="'Unnamed: 0'.*left out"):
+            found = load_table(tmp_path / f"a.{kind}", dict(rna=["rna_0", "rna_1"], rest="[!rp]*"), "stage")
+        assert [*found.xs["rest"].frame] == ["age", "sex"]
+
+
 def test_parquet_without_pyarrow_says_what_to_install(table, tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -380,6 +391,10 @@ def test_words_of_a_split_are_read(table, tmp_path):
     np.save(tmp_path / "parts.npy", np.zeros(60))
     with pytest.raises(ValueError, match="holds float64 of shape .60,., expected words"):
         read_split(tmp_path / "parts.npy")
+    for header, line in (("split", "train"), ("patient,split", "P0,train")):
+        (tmp_path / "parts.csv").write_text("\n".join([header, *[line] * 60]))
+        with pytest.raises(ValueError, match=f"parts.csv is no file of a split: .*{header}.* in row 0.*one word"):
+            read_split(tmp_path / "parts.csv")
     folder = files(tmp_path / "study", **by_file(table))
     with pytest.raises(ValueError, match="whose rows are joined by name: give a column"):
         load_table(folder, target="stage", index="patient", split=words)

@@ -96,6 +96,36 @@ def test_test_rows_that_are_also_in_training_are_counted():
         multimodal_data(xs, y, split=["train"] * 80 + ["test"] * 40)
 
 
+def test_equal_rows_are_counted_across_the_split_that_is_used_in_whatever_form_it_comes():
+    half, y = {m: x[:60] for m, x in columns()[0].items()}, np.arange(60) % 3
+    xs, y = {m: np.r_[x, x] for m, x in half.items()}, np.r_[y, y]
+    inside, across = (np.array(words * 2) for words in (["train"] * 40 + ["test"] * 20, ["train"] * 60))
+    across[60:] = ["valid"] * 30 + ["test"] * 30
+    forms = (list, pd.Series, lambda words: {p: np.flatnonzero(words == p) for p in np.unique(words)})
+    for form in (*forms, lambda words: tuple(np.flatnonzero(words == p) for p in ("train", "valid", "test"))):
+        for words in inside, across:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                dls = multimodal_dls(xs, y, split=form(words), device="cpu")
+            assert sorted(dls.split.test) == list(np.flatnonzero(words == "test"))
+            told = [str(w.message) for w in said if "equal in every modality" in str(w.message)]
+            assert len(said) == len(told) == (words is across) and all("30 of 30 test rows" in t for t in told)
+    with pytest.warns(UserWarning, match="30 of 30 test rows"):
+        multimodal_dls(multimodal_data(xs, y, groups=range(120)), split=across, groups=None, device="cpu")
+
+
+def test_equal_rows_of_different_groups_are_counted_unless_each_row_is_a_group():
+    xs, y = columns()
+    for x in xs.values():
+        x[100:103] = x[:3]
+    with pytest.warns(UserWarning, match="6 of 120 rows of data are equal, in every modality, to a row of another"):
+        multimodal_data(xs, y, groups=np.arange(120) // 4)
+    with warnings.catch_warnings(action="error"):
+        multimodal_data(xs, y, groups=np.arange(120) % 100)
+        multimodal_data(xs, y, groups="duplicates")
+        multimodal_data(xs, y, groups=range(120))
+
+
 def test_a_file_keeps_the_split_and_another_split_is_another_data_set(data, tmp_path):
     data.save(tmp_path / "mine.npz")
     back = load_npz(tmp_path / "mine.npz")

@@ -620,8 +620,8 @@ def test_a_modality_whose_columns_are_not_known_has_its_close_match_named(tmp_pa
     xs = {m: np.random.default_rng(0).normal(size=(90, 1)) for m in ("pressure", "pulse")}
     learn = multimodal_learner(multimodal_dls(xs, np.arange(90) % 2, device="cpu"), width=4)
     save_predictor(learn, tmp_path / "p.pt")
-    frame = pd.DataFrame({"Presure": [1.0, 2.0], "pulse": [1.0, 2.0]})
-    with pytest.raises(ValueError, match=r"modality 'pressure' is not known \(is it column 'Presure'\?\)"):
+    frame = pd.DataFrame({"Pressures": [1.0, 2.0], "pulse": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"modality 'pressure' is not known \(is it column 'Pressures'\?\)"):
         load_predictor(tmp_path / "p.pt").predict(frame)
 
 
