@@ -9,6 +9,7 @@ __all__ = ['check_datasets', 'compare']
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from ..data.columns import MultimodalData
 from ..data.splits import overlap, split_rows
 from ..fitting import changes_epochs
 from ..learner import METHODS, Method
+from ..locked import Sealed
 from ..metrics import METRICS, drawn_scores, with_metric
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import best_on_validation, headline
@@ -75,7 +77,8 @@ def _told(store, data, source, seed, method, runs, budget, reasons, tested):
     try:
         # of several numbers of steps, each model has the one that validation prefers
         chosen = [best_on_validation([store.load(path) for path in each], data, finely=True) for each in paths.values()]
-        answers = method.combine([_told_if_cut(answer, budget, data) for answer in chosen], data)
+        told = [replace(_told_if_cut(answer, budget, data), y_test=_NO_LABELS) for answer in chosen]
+        answers = {name: _with_labels(answer, chosen[0]) for name, answer in method.combine(told, data).items()}
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k not in _LISTS},
                      **_scores(answer, data)) for name, answer in answers.items()]
         if tested is None: return rows, None, {}
@@ -83,6 +86,12 @@ def _told(store, data, source, seed, method, runs, budget, reasons, tested):
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}
 
 _LISTS = "curves", "validation"     # of one training
+_NO_LABELS:Any = Sealed("y_test", "the combination of answers")
+
+def _with_labels(answer, first):
+    "An answer of a combination, which does not see the labels of the test part, with those of the answers it is from."
+    return replace(answer, y_test=first.y_test) if isinstance(answer.y_test, Sealed) else answer
+
 _UNFINISHED = "a training was still improving when it ended: more epochs or steps may change its place"
 
 def _told_if_cut(answer, budget, data):
