@@ -38,7 +38,10 @@ class _KeepBest(TrackerCallback):
     def __init__(self,
         monitor:str,          # the column that decides
         larger:bool,          # is more of it better?
-    ): super().__init__(monitor, np.greater if larger else np.less)
+    ):
+        super().__init__(monitor, np.greater if larger else np.less)
+
+        self.seen:list[float] = []
 
     def before_fit(self):
         super().before_fit()
@@ -152,8 +155,9 @@ def train_run(
     with _noted(notes), learn.no_bar(), learn.no_logging():
         keep, monitor = _watch(learn, dls)
         with locked("training"):
-            learn.fit_one_cycle(budget.epochs_of(len(learn.dls.train)), lr, moms=how.momentum, cbs=keep)
-        steps = learn.train_iter
+            if not run.fitted:
+                learn.fit_one_cycle(budget.epochs_of(len(learn.dls.train)), lr, moms=how.momentum, cbs=keep)
+        steps = 0 if run.fitted else learn.train_iter
         if budget.amp: learn.to_fp32()                             # answers are in full precision
         with unlocked("the answers of a finished training, which are stored unread"):
             (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
