@@ -6,11 +6,16 @@
 __all__ = ['changes_epochs', 'train_run']
 
 # %% ../nbs/29b_fitting.ipynb #3657c0ce
+import importlib
+import os
+import platform
+import sys
 import time
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +26,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 
 from .audits.sample_scores import deciding_score
+from .core import device_of
 from .data.splits import split_hash
 from .fusion.models import SelectModalities, unwrap
 from .learner import Run
@@ -107,13 +113,23 @@ def _encoders(model):
     inner = unwrap(model)
     return len(inner.index) if isinstance(inner, SelectModalities) else inner.n_modalities
 
+def _machine(device):
+    "What it was trained on, and the most bytes that were taken: of the device, or of the process so far."
+    if device.type == "cuda":
+        return dict(machine=torch.cuda.get_device_name(device), memory=torch.cuda.max_memory_allocated(device))
+    machine = f"{platform.machine()}, {device.type}, 1 thread of {os.cpu_count()} CPUs"
+    try: resource:Any = importlib.import_module("resource")
+    except ImportError: return dict(machine=machine)                   # not on Windows
+    unit = 1 if sys.platform == "darwin" else 1024
+    return dict(machine=machine, memory=unit*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
 def _info(learn, dls, seed, start, steps):
     "What is stored beside the answers."
     curves = [cb.history for cb in learn.cbs if type(cb).__name__ == "ModalityMonitor"]
     info = dict(seed=seed, split=split_hash(dls.split), n_train=len(dls.split.train), n_test=len(dls.split.test))
     info |= dict(seconds=time.perf_counter() - start, parameters=sum(p.numel() for p in learn.model.parameters()))
     encoders = _encoders(learn.model)
-    info |= dict(steps=steps, encoders=encoders, encoder_steps=steps*encoders)
+    info |= dict(steps=steps, encoders=encoders, encoder_steps=steps*encoders) | _machine(device_of(learn.model))
     there = {part: dls[i].dataset.presence for part, i in (("valid", 1), ("test", 2))}
     gone = {part: [(~p).nonzero()[:, 0].tolist() for p in mask.T] for part, mask in there.items() if mask is not None}
     return info | dict(curves=curves, test_locked=True) | (dict(lacking=gone) if gone else {})
