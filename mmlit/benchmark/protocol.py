@@ -60,9 +60,9 @@ def marks_in_words(
         by = f"{mark.linear} minus {mark.network}: {interval_text(mark.difference, percent, sign=True)}"
         by += " points" if percent else f" {found.score(data)}"
         name = mark.network.removeprefix("unimodal ")
-        told = f"the ensemble's encoder for {name} is below a linear model ({by}): an ensemble of under-trained models is "
-        told += "no opponent."
-        if mark.network == "ensemble": told = f"the ensemble is below the mean of linear models ({by}): it is no opponent."
+        told = f"the ensemble's encoder for {name} is below a linear model ({by}): an ensemble of under-trained models "
+        told += "is no opponent."
+        if mark.network == "ensemble": told = f"the ensemble is below the mean of linear models ({by}): no opponent."
         if mark.side != "above":
             told = f"{mark.network} is worse than {mark.linear} in the mean of these seeds, which is not shown ({by})."
         said.append(f"{data}: {told}")
@@ -152,8 +152,8 @@ def _selection(found):
         yield Check(alike, "yes", f"{min(numbers)} settings of each were tried on validation")
     elif any(numbers): yield Check(alike, "partly", ", ".join(f"{m}: {n} settings" for m, n in trials.items()))
     elif isinstance(steps, tuple):
-        yield Check(alike, "partly", f"validation chose among {len(steps)} numbers of steps for each model; all else is "
-                    "the default")
+        yield Check(alike, "partly", f"validation chose among {len(steps)} numbers of steps for each model, and all "
+                    "else is the default")
     else: yield Check(alike, "no", "every method has its default setting")
 
 def _opponents(found):
@@ -165,7 +165,7 @@ def _opponents(found):
     marks = [m for data in found.datasets for m in linear_marks(found, data) if m.network != "ensemble"]
     fine, linear = sum(not m.below for m in marks), has("linear")
     yield Check("unimodal networks above linear models", _graded(_share(linear)*fine/max(1, len(marks))),
-                f"{sum(linear)} of {len(linear)} modalities have a linear model, {fine} of {len(marks)} networks beat it")
+                f"{sum(linear)} of {len(linear)} linear models are there, {fine} of {len(marks)} networks stand above")
     simple = [name in methods[d] for d in methods for name in ("ensemble", "joint")]
     yield Check("simple multimodal models in the table", _graded(_share(simple)),
                 f"the ensemble and plain joint training: {sum(simple)} of {len(simple)} rows")
