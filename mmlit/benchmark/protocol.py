@@ -83,8 +83,9 @@ def result_card(
               for data, rows in found.runs.groupby("data", sort=False)}
     cost, unknown = list(getattr(found, "cost", {}).values()), "not recorded"
     memory = [c["memory"] for c in cost if c.get("memory")]
+    shared = {data: round(float(share), 3) for data, share in getattr(found, "overlap", {}).items()}
     return dict(
-        splits=splits, seeds=sorted({int(s) for s in found.runs.seed}),
+        splits=splits, overlap=shared, seeds=sorted({int(s) for s in found.runs.seed}),
         optimiser=found.budget.optimiser, budget=dataclasses.asdict(found.budget),
         versions={name: _version(name) for name in _LIBRARIES} | dict(python=platform.python_version()),
         trainings=len(cost) or unknown, seconds=round(sum(c["seconds"] for c in cost), 1) if cost else unknown,
@@ -101,7 +102,9 @@ def card_in_words(
     splits = "; ".join(f"{data}: {told}" for data, told in hashes.items())
     options = listed(f"{name} {value}" for name, value in card["budget"].items() if value is not None)
     memory, machines = card["peak_memory_mb"], card["machines"]
-    return {"Splits (hash)": splits, "Seeds": listed(map(str, card["seeds"])), "Budget": options,
+    shared = listed(f"{100*share:.0f} % of {data}" for data, share in card["overlap"].items())
+    return {"Splits (hash)": splits, "Training rows that two seeds share": shared or "see Splits above",
+            "Seeds": listed(map(str, card["seeds"])), "Budget": options,
             "Versions": listed(f"{name} {version}" for name, version in card["versions"].items()),
             "Trainings": f"{card['trainings']}, {card['seconds']} seconds together",
             "Peak memory of a process": f"{memory} MB" if isinstance(memory, int) else memory,

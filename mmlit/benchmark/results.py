@@ -351,7 +351,7 @@ def _fulfilled(found):
     checks = checklist(found)
     by = {answer: [c.item for c in checks if c.answer == answer] for answer in ("yes", "partly", "no")}
     lacks = "; ".join(f"{answer}: {', '.join(items)}" for answer, items in by.items() if items and answer != "yes")
-    return f"Checklist (see `checklist`): {len(by['yes'])} of {len(checks)} items fulfilled{'; '*bool(lacks)}{lacks}"
+    return f"Checklist: {len(by['yes'])} of {len(checks)} items fulfilled{'; '*bool(lacks)}{lacks}"
 
 def _protocol_html(found):
     "The checklist and the card, at the end of the page."

@@ -178,7 +178,6 @@ def fit_linear(
 
     weight, own = np.ones(len(y)), getattr(dls.data, "weights", None)
     if own is not None: weight = own[train.dataset.index.numpy()][there]
-    if not weight.sum() > 0: raise ValueError(f"no training row that has modality {modality!r} has a weight above 0")
     with threadpool_limits(1): fits = _all_fits(z, y, weight*len(y)/weight.sum(), dls)
     chosen = _chosen(fits, z_valid, y_valid, dls)
     if not chosen.converged: warnings.warn(f"the linear model of {modality} has not converged", stacklevel=2)
