@@ -231,3 +231,14 @@ def test_linear_beside_the_ensemble_brings_each_network(tmp_path):
     assert "the ensemble is below the mean of linear models" in found.to_dict()["notes"]["digits"][2]
     other = compare("digits", ["linear"], 1, untrained, tmp_path, reference="joint", workers=1, progress=False)
     assert "unimodal left" not in set(other.runs.method)  # nobody asked for networks of one modality
+
+
+def test_a_linear_model_is_fitted_once_for_all_numbers_of_steps(tmp_path):
+    budget = Budget(steps=(2, 4))
+    found = compare("digits", ["linear"], 1, budget, tmp_path, reference="joint", workers=1, progress=False)
+    runs = [path.parent.name for path in tmp_path.rglob("*.npz")]
+    assert sorted(runs) == ["joint", "joint", "linear_left", "linear_right"]
+    longer = compare("digits", ["linear"], 1, Budget(epochs=2), tmp_path, reference="joint", workers=1, progress=False)
+    assert len([*tmp_path.rglob("linear_*/*.npz")]) == 2
+    scores = [f.runs.set_index("method").accuracy["linear ensemble"] for f in (found, longer)]
+    assert scores[0] == scores[1] > 0.8
