@@ -13,7 +13,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -333,6 +333,7 @@ class Run:
     lr:float=1.                  # multiple of the budget's learning rate
     member:int=0                 # another one is another initialisation and order of batches, on the same split
     on_top:bool=False            # do the runs that it needs come on top of its budget? Else they share it
+    fitted:bool=False            # does `make` fit the model already, as scikit-learn does? Then it trains no further
 
     @property
     def stages(self)->int:
@@ -343,6 +344,7 @@ class Run:
         budget:Budget,  # of all stages together
     )->tuple[Budget, list[Budget]]:
         "What this run is trained with, and what each of the runs that it needs has for all of its stages."
+        if self.fitted: budget = replace(budget, epochs=1, steps=None)         # one fit, however long others train
         if self.on_top: return budget, [budget for _ in self.needs]
         return budget.share(1, self.stages), [budget.share(needed.stages, self.stages) for needed in self.needs]
 

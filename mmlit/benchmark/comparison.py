@@ -9,6 +9,7 @@ __all__ = ['check_datasets', 'compare']
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import torch
 
 from ..audits.companions import still_improving
 from ..audits.sample_scores import watched_score
+from .protocol import UNFINISHED
 from .results import Comparison
 from ..core import one_of
 from ..data.catalogue import parse_dataset
@@ -23,6 +25,7 @@ from ..data.columns import MultimodalData
 from ..data.splits import overlap, split_rows
 from ..fitting import changes_epochs
 from ..learner import METHODS, Method
+from ..locked import Sealed
 from ..metrics import METRICS, drawn_scores, with_metric
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import best_on_validation, headline
@@ -66,24 +69,37 @@ def _to_train(data, seeds, budget):
     return data if changes else with_metric(data, None)
 
 # %% ../../nbs/40_comparison.ipynb #df01d018
-def _told(store, data, source, seed, method, runs, budget, reasons, tested):
+def _told(store, data, source, seed, method, runs, budget, reasons, tested, cost):
     """The rows of the table that one method makes on one split; or why it makes none; and, where seeds have test rows
-    in common, its scores of each row that is `tested`, or of draws of these."""
+    in common, its scores of each row that is `tested`, or of draws of these. What each training took goes to `cost`."""
     paths = {run.name: [store.path(source, run, seed, one) for one in budget.lengths()] for run in runs}
     lost = {name: reasons[path] for name, each in paths.items() for path in each if path in reasons}
     if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items()), {}
     try:
         # of several numbers of steps, each model has the one that validation prefers
-        chosen = [best_on_validation([store.load(path) for path in each], data, finely=True) for each in paths.values()]
-        answers = method.combine([_told_if_cut(answer, budget, data) for answer in chosen], data)
+        each = [[_noted(store.load(path), path, cost) for path in of] for of in paths.values()]
+        chosen = [best_on_validation(answers, data, finely=True) for answers in each]
+        told = [replace(_told_if_cut(answer, budget, data), y_test=_NO_LABELS) for answer in chosen]
+        answers = {name: _with_labels(answer, chosen[0]) for name, answer in method.combine(told, data).items()}
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k not in _LISTS},
                      **_scores(answer, data)) for name, answer in answers.items()]
         if tested is None: return rows, None, {}
         return rows, None, {name: _by_row(answer, data, tested) for name, answer in answers.items()}
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}
 
-_LISTS = "curves", "validation"     # of one training
-_UNFINISHED = "a training was still improving when it ended: more epochs or steps may change its place"
+_COST = "seconds", "memory", "machine"
+_LISTS = "curves", "validation", "memory", "machine"     # of one training
+_NO_LABELS:Any = Sealed("y_test", "the combination of answers")
+
+def _noted(answer, path, cost):
+    "The answer of one training; what it took goes to `cost`."
+    cost[str(path)] = {k: answer.info[k] for k in _COST if k in answer.info}
+    return answer
+
+def _with_labels(answer, first):
+    "An answer of a combination, which does not see the labels of the test part, with those of the answers it is from."
+    return replace(answer, y_test=first.y_test) if isinstance(answer.y_test, Sealed) else answer
+
 
 def _told_if_cut(answer, budget, data):
     "The answer, with a note where the best epoch is the last, and clearly better than the first four fifths."
@@ -91,7 +107,7 @@ def _told_if_cut(answer, budget, data):
     if not seen or answer.info["steps"] < longest: return answer
     higher, *_ = watched_score(answer.info["monitor"], torch.as_tensor(answer.y_valid), data.metric)
     if not still_improving(seen, higher, .01): return answer
-    return replace(answer, info=answer.info | dict(warnings=[*answer.info.get("warnings", []), _UNFINISHED]))
+    return replace(answer, info=answer.info | dict(warnings=[*answer.info.get("warnings", []), UNFINISHED]))
 
 def _scores(answer, data):
     "All scores, and the metric that was chosen among them."
@@ -142,11 +158,13 @@ def compare(
     engine:str="joblib",                     # who trains: processes of this machine, or "ray", see `train_missing`
 )->Comparison:
     """Train what is not stored yet and compare; interrupted, it goes on where it stopped when called again.
-    A run that fails is a failed cell of the table; where none is left, `RunsFailed`."""
+    A run that fails is a failed cell of the table; where none is left, `RunsFailed`. Beside `linear` and the ensemble
+    stands `unimodal`, whose runs are those of the ensemble: each network is told apart from its linear model."""
     known = METHODS if registry is None else registry
     which, sets = which_seeds(seeds), check_datasets(datasets)
     used = _check_methods(methods, known)
     if reference in known: used.setdefault(reference, known[reference])
+    if {"linear", "ensemble"} <= set(used) and "unimodal" in known: used.setdefault("unimodal", known["unimodal"])
     _check_reference(reference, known, sets)
     check_budget(budget)
 
@@ -158,16 +176,16 @@ def compare(
     jobs = [Job(trained[d], run, seed) for d in sets for seed in which for name in used for run in runs[d, name]]
     splits = {name: {seed: split_rows(data, seed, n_train=budget.n_train, n_test=budget.n_test) for seed in which}
               for name, data in sets.items() if data.parts is not None or budget.n_test is not None}
-    store, reasons, failure = RunStore(out), {}, None
+    store, reasons, failure, cost = RunStore(out), {}, None, {}
     try: train_missing(jobs, store, budget, workers, progress, engine)
     except RunsFailed as error: reasons, failure = error.reasons, error
 
     cells = {(data, seed, name):
              _told(store, sets[data], trained[data], seed, method, runs[data, name], budget, reasons,
-                   splits[data][seed].test if data in splits else None)
+                   splits[data][seed].test if data in splits else None, cost)
              for data in sets for seed in which for name, method in used.items()}
     table, failed = _tables(cells)
     if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")
     shared = {data: overlap([split.train for split in by.values()]) if budget.n_train or budget.n_test else 1.
               for data, by in splits.items()}
-    return Comparison(table, reference, budget, sets, failed, _rows(cells), shared)
+    return Comparison(table, reference, budget, sets, failed, _rows(cells), shared, cost)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from .. import __version__
 from .comparison import check_datasets, compare
+from .protocol import is_unimodal
 from .results import Comparison
 from ..core import check_count, one_of
 from ..data.columns import MultimodalData
@@ -84,7 +85,7 @@ class Curve:
         return [m for m in dict.fromkeys(names) if m != self.reference]
 
     def __repr__(self):
-        lines = [self.verdict(d, m) for d in self.datasets for m in self._methods(d) if not m.startswith("unimodal ")]
+        lines = [self.verdict(d, m) for d in self.datasets for m in self._methods(d) if not is_unimodal(m)]
         return "\n".join([f"Learning curves, differences to the {self.reference}", *lines])
 
     def _cells(self, data):
@@ -127,7 +128,7 @@ class Curve:
         import matplotlib.pyplot as plt
         data = self.datasets[0] if data is None else one_of("data set", data, self.datasets)
         sizes = self.sizes(data)
-        shown = methods or [self.reference, *(m for m in self._methods(data) if not m.startswith("unimodal "))]
+        shown = methods or [self.reference, *(m for m in self._methods(data) if not is_unimodal(m))]
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
         score = self.comparisons[data, sizes[0]].score(data)
         scale = 100 if score == "accuracy" else 1

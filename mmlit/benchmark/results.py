@@ -6,6 +6,7 @@
 __all__ = ['Comparison']
 
 # %% ../../nbs/39_results.ipynb #ab428aa8
+import copy
 import html
 import math
 import platform
@@ -20,6 +21,7 @@ import torch
 from rich.console import Console
 
 from .. import __version__
+from .protocol import card_in_words, checklist, is_unimodal, marks_in_words, result_card
 from ..core import one_of
 from ..crossed import crossed_intervals
 from ..data.columns import MultimodalData
@@ -61,7 +63,9 @@ class Comparison:
         failed:pd.DataFrame|None=None,         # data, method, seed, reason of what was not trained; None: nothing
         rows:Mapping[str, Mapping]|None=None,  # of data with common test rows: method -> seed -> score by row, (N,)
         overlap:Mapping[str, float]|None=None, # of these: the share of training rows that two seeds have in common
+        cost:Mapping[str, Mapping]|None=None,  # of each training: seconds, memory in bytes, machine
     ):
+        self.cost = dict(cost or {})
         self.overlap = dict(overlap or {})
         self.rows = dict(rows or {})
         self.runs, self.reference, self.budget, self.datasets = runs, reference, budget, datasets
@@ -78,6 +82,15 @@ class Comparison:
         "Is more of the score that decides better?"
         metric = self._metric(data)
         return metric is None or metric.larger
+
+    def against(self,
+        reference:str, # a row of the table
+    )->"Comparison":
+        "The same runs, with differences to another row."
+        other = copy.copy(self)
+        other.reference = one_of("reference", reference, dict.fromkeys(self.runs.method))
+        other.__dict__.pop("table", None)         # that of the other reference
+        return other
 
     def cells(self, data:str)->pd.DataFrame:
         "The runs of a data set, failed ones among them: these have a reason, and NaN for every score."
@@ -173,16 +186,16 @@ class Comparison:
 
     def _notes(self, data):
         "A line for each warning of a training, with the methods that it is of: a stored run warns of nothing any more."
-        rows, said = self.runs[self.runs.data == data], {}
-        if "warnings" not in rows: return []
+        rows, said, marks = self.runs[self.runs.data == data], {}, marks_in_words(self, data)
+        if "warnings" not in rows: return marks
         for method, texts in zip(rows.method, rows.warnings):
             for text in texts if isinstance(texts, list) else []: said.setdefault(text, {})[method] = True
-        return [f"{data}: note: {', '.join(methods)}: {text}" for text, methods in said.items()]
+        return [*marks, *(f"{data}: note: {', '.join(methods)}: {text}" for text, methods in said.items())]
 
     def _judged(self, data):
         "The methods that are neither the reference nor one of its parts."
-        parts = ("unimodal ", "best unimodal", "ensemble")
-        return [m for m in dict.fromkeys(self.cells(data).method) if m != self.reference and not m.startswith(parts)]
+        others = [m for m in dict.fromkeys(self.cells(data).method) if m != self.reference and not is_unimodal(m)]
+        return [m for m in others if not m.startswith(("best unimodal", "ensemble"))]
 
     def _verdicts(self, data): return [self.verdict(data, m) for m in self._judged(data)]
 
@@ -217,7 +230,7 @@ class Comparison:
         "Write the comparison as one self-contained HTML page."
         title = "Does the joint model beat the ensemble of its unimodal parts?"
         body = "".join(_section_html(self, data) for data in self.datasets)
-        return save_page(path, title, body + facts_html(_how(self, command)))
+        return save_page(path, title, body + facts_html(_how(self, command)) + _protocol_html(self))
 
     def to_dict(self)->dict:
         "Table, sentences and how they were measured, as plain Python objects."
@@ -225,6 +238,7 @@ class Comparison:
         return dict(reference=self.reference, seeds=self._seeds(), datasets=sets, facts=_how(self),
                     verdicts={data: self._verdicts(data) for data in self.datasets},
                     notes={data: self._notes(data) for data in self.datasets},
+                    card=result_card(self), checklist=[check._asdict() for check in checklist(self)],
                     table=plain_rows(self.table), failed=plain_rows(self.failed))
 
     def to_json(self,
@@ -244,6 +258,7 @@ class Comparison:
             terminal_table(title, *_cells(self, data), strong=self.reference, console=console)
             for line in self._lines(data): console.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print()
+        console.print(_fulfilled(self), markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/39_results.ipynb #21bd3816
 def _span(difference, score):
@@ -330,6 +345,21 @@ def _section_html(found, data):
     parts.append(figure_html(found.plot(data), f"{alt}; the numbers are in the table above."))
     parts.append(f"<details><summary>Every seed</summary>{_seeds_html(found, data)}</details>")
     return "".join(parts)
+
+def _fulfilled(found):
+    "The checklist in one line."
+    checks = checklist(found)
+    by = {answer: [c.item for c in checks if c.answer == answer] for answer in ("yes", "partly", "no")}
+    lacks = "; ".join(f"{answer}: {', '.join(items)}" for answer, items in by.items() if items and answer != "yes")
+    return f"Checklist: {len(by['yes'])} of {len(checks)} items fulfilled{'; '*bool(lacks)}{lacks}"
+
+def _protocol_html(found):
+    "The checklist and the card, at the end of the page."
+    card = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in card_in_words(found).items())
+    intro = ("After Rheude, Eils and Wild (2025, arXiv 2512.22991), in our reading of it; each answer is computed from "
+             "the runs of this page.")
+    return (f"<h2>Checklist</h2><p>{intro}</p>{table_html(['item', 'fulfilled', 'found'], checklist(found))}"
+            f"<h2>Result card</h2><dl>{card}</dl>")
 
 def _budget(budget):
     "The budget in words."

@@ -16,6 +16,7 @@ import pandas as pd
 from rich.console import Console
 from scipy import stats
 
+from .protocol import is_unimodal
 from .results import Comparison
 from ..core import check_number, one_of
 from ..pages import terminal_table
@@ -58,7 +59,7 @@ def corrected(
     check_number("level", level, "(0, 1)")
     rows = []
     for data in found.datasets:
-        p = {m: v for m, v in p_values(found, data).items() if not m.startswith("unimodal ")}    # parts, no rivals
+        p = {m: v for m, v in p_values(found, data).items() if not is_unimodal(m)}    # parts, no rivals
         intervals:dict[str, Any] = found.intervals(data)
         for (method, value), adjusted in zip(p.items(), holm(list(p.values()))):
             difference = intervals[method][1]
@@ -76,7 +77,7 @@ def _signed_rank(gains):
 def _better(found, methods):
     "The mean scores of methods by data set, with a sign by which more is better."
     means = found.table.pivot(index="data", columns="method", values="mean").loc[list(found.datasets)]
-    known = [m for m in dict.fromkeys(found.table.method) if not m.startswith("unimodal ") and means[m].notna().all()]
+    known = [m for m in dict.fromkeys(found.table.method) if not is_unimodal(m) and means[m].notna().all()]
     asked = [one_of("method", m, known) for m in (known if methods is None else [*methods, found.reference])]
     one_of("reference", found.reference, asked)
     return means[list(dict.fromkeys(asked))].mul([1. if found.larger(d) else -1. for d in means.index], axis=0)

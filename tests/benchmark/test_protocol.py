@@ -10,7 +10,7 @@ from fastai.optimizer import SGD
 from scipy.optimize import minimize
 from sklearn.metrics import zero_one_loss
 
-from mmlit.benchmark.comparison import _UNFINISHED, _told_if_cut, compare
+from mmlit.benchmark.comparison import UNFINISHED, _told_if_cut, compare
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.fitting import train_run
@@ -130,16 +130,16 @@ def test_a_training_that_was_still_improving_is_said(data, tmp_path):
         return Answer(*[np.zeros((1, 2))] * 4, dict(validation=values, steps=steps, monitor=monitor))
 
     rising, flat = [k / 20 for k in range(20)], [0.9] * 20
-    assert _told_if_cut(seen(rising), Budget(), data).info["warnings"] == [_UNFINISHED]
+    assert _told_if_cut(seen(rising), Budget(), data).info["warnings"] == [UNFINISHED]
     assert "warnings" not in _told_if_cut(seen(flat), Budget(), data).info
     assert "warnings" not in _told_if_cut(seen(rising, monitor="valid_loss"), Budget(), data).info
-    assert _told_if_cut(seen(rising[::-1], monitor="valid_loss"), Budget(), data).info["warnings"] == [_UNFINISHED]
+    assert _told_if_cut(seen(rising[::-1], monitor="valid_loss"), Budget(), data).info["warnings"] == [UNFINISHED]
     several = Budget(steps=(50, 200))  # a longer training was tried, and was not better
     assert "warnings" not in _told_if_cut(seen(rising, 56), several, data).info
     assert "warnings" in _told_if_cut(seen(rising, 203), several, data).info
     mine = with_metric(data, Metric("cost", ("classification",), larger=False, function=zero_one_loss))
     falling = seen(rising[::-1], monitor="cost")  # of a metric of one's own less may be better
-    assert _told_if_cut(falling, Budget(), mine).info["warnings"] == [_UNFINISHED]
+    assert _told_if_cut(falling, Budget(), mine).info["warnings"] == [UNFINISHED]
     assert "warnings" not in _told_if_cut(seen(rising, monitor="cost"), Budget(), mine).info
 
 

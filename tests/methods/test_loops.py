@@ -225,7 +225,7 @@ def test_a_library_that_is_missing_is_a_failure_of_the_whole_suite(monkeypatch):
 def test_every_callback_of_the_package_has_a_loop():
     "One that is only another option, start or learning rate of a method here needs no lines of its own."
     variants = {"agm_lr", "resampling_modality", "mcr_pretrained", "pretrained", "frozen", "scaled_sum", "lr_control"}
-    separate = {"unimodal", "ensemble", "ensemble_prob", "ensemble_calibrated", "deep_ensemble"}
+    separate = {"unimodal", "ensemble", "ensemble_prob", "ensemble_calibrated", "deep_ensemble", "linear"}
     assert set(REGISTERED) - variants - separate == set(METHODS) == set(LOSSES)
 
 

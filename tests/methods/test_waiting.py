@@ -67,6 +67,7 @@ PLAIN = {"unimodal", "ensemble", "ensemble_prob", "joint", "lr_control", "pretra
     "mcr_pretrained",
     "ensemble_calibrated",
     "deep_ensemble",
+    "linear",
 }
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
