@@ -133,8 +133,8 @@ def _tables(cells):
     names = {}
     for (data, _, method), (rows, *_) in cells.items():
         names.setdefault((data, method), {}).update(dict.fromkeys(row["method"] for row in rows))
-    failed = [dict(data=data, method=name, seed=seed, reason=why) for (data, seed, method), (_, why, *_) in cells.items()
-              if why for name in names[data, method] or [method]]
+    failed = [dict(data=data, method=name, seed=seed, reason=why)
+              for (data, seed, method), (_, why, *_) in cells.items() if why for name in names[data, method] or [method]]
     return pd.DataFrame([row for rows, *_ in cells.values() for row in rows]), pd.DataFrame(failed) if failed else None
 
 def _trials(cells):

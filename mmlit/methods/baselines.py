@@ -381,7 +381,10 @@ def pretrained(
 )->Method:
     "A method that is one joint run from the encoders of all unimodal runs."
     def runs(modalities, **own):
-        made, tag = (method(**own), repr(sorted(own.items()))) if own else (method, "")
+        made, tag = method, ""
+        if own:
+            if not isinstance(method, type): raise TypeError(f"no class takes {', '.join(own)}, got method={method!r}")
+            made, tag = method(**own), repr(sorted(own.items()))
         return [pretrained_run(name, _unimodal_runs(modalities), freeze, made, tag=tag)]
     return Method(title, runs, lambda answers, data: {name: answers[0]}, space)
 
