@@ -24,6 +24,7 @@ from .audits.sample_scores import deciding_score
 from .data.splits import split_hash
 from .fusion.models import SelectModalities, unwrap
 from .learner import Run
+from .locked import locked, unlocked
 from .metrics import METRICS, Metric, check_metric
 from .scores import Answer
 from .store import Source, data_of, loaders, seed_of
@@ -37,7 +38,10 @@ class _KeepBest(TrackerCallback):
     def __init__(self,
         monitor:str,          # the column that decides
         larger:bool,          # is more of it better?
-    ): super().__init__(monitor, np.greater if larger else np.less)
+    ):
+        super().__init__(monitor, np.greater if larger else np.less)
+
+        self.seen:list[float] = []
 
     def before_fit(self):
         super().before_fit()
@@ -112,7 +116,7 @@ def _info(learn, dls, seed, start, steps):
     info |= dict(steps=steps, encoders=encoders, encoder_steps=steps*encoders)
     there = {part: dls[i].dataset.presence for part, i in (("valid", 1), ("test", 2))}
     gone = {part: [(~p).nonzero()[:, 0].tolist() for p in mask.T] for part, mask in there.items() if mask is not None}
-    return info | dict(curves=curves) | (dict(lacking=gone) if gone else {})
+    return info | dict(curves=curves, test_locked=True) | (dict(lacking=gone) if gone else {})
 
 @contextmanager
 def _noted(notes):
@@ -143,22 +147,25 @@ def train_run(
     set_seed(seed_of(run.member, seed), reproducible=True)
     start, lr = time.perf_counter(), budget.rate*run.lr
     dls, notes = loaders(source, seed, budget, run.member), []
-    with _noted(notes): learn = run.make(dls, budget, models or {})
+    with _noted(notes), locked("training"): learn = run.make(dls, budget, models or {})
     how = OPTIMISERS[budget.optimiser]
     if learn.opt_func is Adam: learn.opt_func = how.make               # a run may have one of its own
     if budget.amp: learn.to_fp16()
 
     with _noted(notes), learn.no_bar(), learn.no_logging():
         keep, monitor = _watch(learn, dls)
-        learn.fit_one_cycle(budget.epochs_of(len(learn.dls.train)), lr, moms=how.momentum, cbs=keep)
-        steps = learn.train_iter
+        with locked("training"):
+            if not run.fitted:
+                learn.fit_one_cycle(budget.epochs_of(len(learn.dls.train)), lr, moms=how.momentum, cbs=keep)
+        steps = 0 if run.fitted else learn.train_iter
         if budget.amp: learn.to_fp32()                             # answers are in full precision
-        (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
+        with unlocked("the answers of a finished training, which are stored unread"):
+            (valid, y_valid), (test, y_test) = (learn.get_preds(ds_idx=i, act=nn.Identity()) for i in (1, 2))
+            info = _info(learn, dls, seed, start, steps) | {"monitor": monitor, "validation": keep.seen}
 
     if not (torch.isfinite(valid).all() and torch.isfinite(test).all()):
         raise FloatingPointError(f"{run.name} on {data_of(source).name}, seed {seed}: the answers are not finite; "
                                  f"try a smaller learning rate than {lr}")
-    info = _info(learn, dls, seed, start, steps) | {"monitor": monitor, "validation": keep.seen}
     if notes: info["warnings"] = notes
     def array(t): return t.float().cpu().numpy()
     learn.remove_cbs(list(learn.cbs))       # they know the learner and it knows them: without, it would stay for long

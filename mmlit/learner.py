@@ -333,6 +333,7 @@ class Run:
     lr:float=1.                  # multiple of the budget's learning rate
     member:int=0                 # another one is another initialisation and order of batches, on the same split
     on_top:bool=False            # do the runs that it needs come on top of its budget? Else they share it
+    fitted:bool=False            # does `make` fit the model already, as scikit-learn does? Then it trains no further
 
     @property
     def stages(self)->int:

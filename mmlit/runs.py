@@ -35,6 +35,7 @@ from .core import check_seed, one_of
 from .fitting import train_run
 from .fusion.heads import HEADS
 from .learner import Run
+from .locked import unlocked
 from .store import RunStore, Source, data_of
 from .training import Budget, on_device
 
@@ -135,7 +136,9 @@ def _train_and_store(missing, store):
     finally:
         torch.set_num_threads(threads)
         set_random_states(**random_states)
-    try: store.save(missing.path, answer, model)
+    try:
+        with unlocked("the answers of a finished training, which are stored unread"):
+            store.save(missing.path, answer, model)
     except ValueError as error: return _reason(error)                   # no room is no matter of this run: it ends all
     return None
 

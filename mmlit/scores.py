@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .core import check_level, group_ids, log_likelihood, one_of, task_name
 from .data.tables import align_columns
+from .locked import check_unlocked, locked
 
 # %% ../nbs/12_scores.ipynb #a24d195f
 def _array(x): return np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) and x.is_floating_point() else x)
@@ -172,6 +173,10 @@ class Answer:
     y_test:np.ndarray
     info:dict                # seed, split, sizes, seconds, parameters, and which samples lack which modality
 
+    def __getattribute__(self, name):
+        if name in ("test", "y_test"): check_unlocked(f"{name} of an Answer")
+        return super().__getattribute__(name)
+
     def scores(self, part, task):
         "Scores on `part`, \"valid\" or \"test\", of a `task` as `headline` takes it."
         part = one_of("part", part, ("valid", "test"))
@@ -211,9 +216,11 @@ def best_on_validation(
 ):
     "The answer with the best validation score, of the metric that was chosen for the data; of equals, the first."
     task, metric = getattr(data, "task", data.classes), getattr(data, "metric", None)
-    if metric is not None: return max(answers, key=lambda a: metric.goodness(a.valid, a.y_valid, task))
-    if finely and headline(task) == "accuracy": return min(answers, key=lambda a: a.scores("valid", task)["log_loss"])
-    return max(answers, key=lambda a: a.scores("valid", task)[headline(task)])
+    with locked("choosing by the validation part"):
+        if metric is not None: return max(answers, key=lambda a: metric.goodness(a.valid, a.y_valid, task))
+        finely = finely and headline(task) == "accuracy"
+        if finely: return min(answers, key=lambda a: a.scores("valid", task)["log_loss"])
+        return max(answers, key=lambda a: a.scores("valid", task)[headline(task)])
 
 # %% ../nbs/12_scores.ipynb #2866b87c
 class Interval(NamedTuple):

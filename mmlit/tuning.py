@@ -14,6 +14,7 @@ from scipy.stats import loguniform
 
 from .core import check_count
 from .learner import Method, Run
+from .locked import locked
 from .scores import Answer, best_on_validation, headline
 
 # %% ../nbs/29c_tuning.ipynb #435264d2
@@ -79,18 +80,20 @@ def chosen_trial(
     "The best trial on the validation part. ValueError where all of them failed."
     there = [a for a in answers if not isinstance(a, str)]
     if not there: raise ValueError(f"all {len(answers)} trials failed; the first: {answers[0]}")
-    best = best_on_validation(there, data, finely=True)
+    with locked("tuning"): best = best_on_validation(there, data, finely=True)
     which = next(k for k, a in enumerate(answers) if a is best)
     if len(answers) == 1: return best, which
 
     whole = len(answers)/len(there)
     own = sum(a.info["steps"]*a.info["encoders"] for a in there)
     before = there[0].info["encoder_steps"] - there[0].info["steps"]*there[0].info["encoders"]
-    info = best.info | dict(seconds=whole*sum(a.info["seconds"] for a in there), encoder_steps=before + whole*own)
+    info = best.info | dict(seconds=whole*sum(a.info["seconds"] for a in there), encoder_steps=round(before + whole*own))
     if len(there) < len(answers):
         lost = f"{len(answers) - len(there)} of {len(answers)} trials failed, and the best of the others stands here"
         info["warnings"] = [*info.get("warnings", []), lost]
     return replace(best, info=info), which
+
+_FAILED = "failed", float("nan")
 
 def trial_rows(
     trials:Sequence[Mapping],      # of `trials_of`
@@ -101,7 +104,7 @@ def trial_rows(
     "A row for each trial of a model: what was tried, and what the validation part said of it."
     rows = []
     for k, (trial, answer) in enumerate(zip(trials, answers)):
-        said = ("failed", float("nan")) if isinstance(answer, str) else _validation(answer, data)
+        with locked("tuning"): said = _validation(answer, data) if isinstance(answer, Answer) else _FAILED
         own = ", ".join(f"{option}={value}" for option, value in trial.items() if option != "lr")
         row = dict(trial=k, lr=trial.get("lr", 1.), options=own, score=said[0], validation=said[1])
         rows.append(row | dict(chosen=k == which))

@@ -9,6 +9,7 @@ __all__ = ['check_datasets', 'compare']
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from ..data.columns import MultimodalData
 from ..data.splits import overlap, split_rows
 from ..fitting import changes_epochs
 from ..learner import METHODS, Method
+from ..locked import Sealed
 from ..metrics import METRICS, drawn_scores, with_metric
 from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import best_on_validation, headline
@@ -85,7 +87,8 @@ def _told(store, data, source, seed, plan, models, budget, reasons, tested):
         chosen = [chosen_trial(each, data) for each in said]
         tried = [dict(run=model[0].name, **row) for model, each, (_, which) in zip(models, said, chosen)
                  for row in trial_rows(trials, each, which, data) if len(trials) > 1]
-        answers = method.combine([answer for answer, _ in chosen], data)
+        told = [replace(answer, y_test=_NO_LABELS) for answer, _ in chosen]
+        answers = {n: _with_labels(answer, chosen[0][0]) for n, answer in method.combine(told, data).items()}
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k not in _LISTS},
                      **_scores(answer, data)) for name, answer in answers.items()]
         if len(trials) > 1: rows = [row | dict(method=f"{row['method']} tuned") for row in rows]
@@ -95,6 +98,12 @@ def _told(store, data, source, seed, plan, models, budget, reasons, tested):
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}, []
 
 _LISTS = "curves", "validation"     # of one training
+_NO_LABELS:Any = Sealed("y_test", "the combination of answers")
+
+def _with_labels(answer, first):
+    "An answer of a combination, which does not see the labels of the test part, with those of the answers it is from."
+    return replace(answer, y_test=first.y_test) if isinstance(answer.y_test, Sealed) else answer
+
 _UNFINISHED = "a training was still improving when it ended: more epochs or steps may change its place"
 
 def _told_if_cut(answer, budget, data):
@@ -134,7 +143,8 @@ def _tables(cells):
     for (data, _, method), (rows, *_) in cells.items():
         names.setdefault((data, method), {}).update(dict.fromkeys(row["method"] for row in rows))
     failed = [dict(data=data, method=name, seed=seed, reason=why)
-              for (data, seed, method), (_, why, *_) in cells.items() if why for name in names[data, method] or [method]]
+              for (data, seed, method), (_, why, *_) in cells.items() if why
+              for name in names[data, method] or [method]]
     return pd.DataFrame([row for rows, *_ in cells.values() for row in rows]), pd.DataFrame(failed) if failed else None
 
 def _trials(cells):

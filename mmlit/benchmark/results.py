@@ -330,6 +330,13 @@ def _seeds_html(found, data):
     cells = [[seed, *split(seed), *map(text, scores.loc[seed])] for seed in scores.index]
     return table_html(["seed", "split", "train", "test", *scores.columns], cells)
 
+def _trials_html(found, data):
+    "What was tried of each tuned model, and what was chosen."
+    tried = found.trials[found.trials.data == data].drop(columns="data")
+    tried = tried.assign(lr=tried.lr.map("{:g} times the budget's".format), chosen=np.where(tried.chosen, "yes", ""),
+                         validation=tried.validation.map("{:.4f}".format))
+    return table_html(list(tried.columns), tried.astype(str).values.tolist())
+
 def _section_html(found, data):
     "What there is to say about one data set."
     d = found.datasets[data]
@@ -350,6 +357,8 @@ def _section_html(found, data):
     parts += [f"<p>{html.escape(line)}</p>" for line in found._notes(data)]
     parts.append(figure_html(found.plot(data), f"{alt}; the numbers are in the table above."))
     parts.append(f"<details><summary>Every seed</summary>{_seeds_html(found, data)}</details>")
+    if found.trials is not None:
+        parts.append(f"<details><summary>Every trial of what is tuned</summary>{_trials_html(found, data)}</details>")
     return "".join(parts)
 
 def _budget(budget):

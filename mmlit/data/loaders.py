@@ -26,6 +26,7 @@ from .rows import Coding, Rows
 from .show import draw_samples
 from .splits import Split, split_rows
 from .tables import check_whole
+from ..locked import check_unlocked
 
 # %% ../../nbs/15_loaders.ipynb #16112770
 @delegates()
@@ -156,6 +157,10 @@ class MultimodalDataLoaders(DataLoaders):
     split:Split                         # row numbers of the three parts
     data:MultimodalData|None            # all rows; None after `learn.export`
     loss_func:BaseLoss                  # cross-entropy, that of each label, or `RelativeSquaredError`
+
+    def __getitem__(self, i):
+        if i in (2, -1): check_unlocked("the test loader, dls[2],")
+        return super().__getitem__(i)
 
     @property
     def vocab(self)->dict[str, list[str]]:
