@@ -87,7 +87,8 @@ def chosen_trial(
     whole = len(answers)/len(there)
     own = sum(a.info["steps"]*a.info["encoders"] for a in there)
     before = there[0].info["encoder_steps"] - there[0].info["steps"]*there[0].info["encoders"]
-    info = best.info | dict(seconds=whole*sum(a.info["seconds"] for a in there), encoder_steps=round(before + whole*own))
+    seconds = whole*sum(a.info["seconds"] for a in there)
+    info = best.info | dict(seconds=seconds, encoder_steps=round(before + whole*own))
     if len(there) < len(answers):
         lost = f"{len(answers) - len(there)} of {len(answers)} trials failed, and the best of the others stands here"
         info["warnings"] = [*info.get("warnings", []), lost]
