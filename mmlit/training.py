@@ -114,6 +114,7 @@ def check_head(
     task:str, # one of `TASKS`
 ):
     "ValueError for a head that is not for this task."
+    if isinstance(head, partial): head = head.func             # options of a head do not change what it is for
     tasks = getattr(head, "tasks", (task,))
     if task in tasks: return
     name = getattr(head, "__name__", type(head).__name__)

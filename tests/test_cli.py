@@ -168,6 +168,10 @@ def test_a_word_among_the_numbers_of_a_file_is_said(said, tmp_path):
         (["audit", "--data", "digits", "--n-train", "5"], "5 training rows hold none of class"),
         (["audit", "--data", "digits", "--n-train", "50,100"], "--n-train is one number of rows here"),
         (["compare", "--data", "digits", "--n-train", "50,9000"], "asks for 12000 rows"),
+        (
+            ["compare", "--data", "digits", "--tune", "1"],
+            "the published default among them, must be a whole number, at",
+        ),
         (["audit", "--data", "digits", "--target", "y"], "--target tells how a table is read, and digits is none"),
         (["audit", "--data", "digits", "--index", "y"], "--index tells how a table is read"),
         (["audit", "--data", "digits", "--groups", "y"], "--groups tells how a table is read"),
@@ -344,6 +348,18 @@ def test_several_numbers_of_training_rows_are_a_learning_curve(said, tmp_path):
     ]
     assert set(runs.n_test) == {600} and "against the ensemble, joint is shown" in " ".join(told.split())
     assert "--n-train 40,80" in (tmp_path / "curve.html").read_text(encoding="utf8")
+
+
+def test_each_model_is_tuned_where_that_is_asked_for(said, tmp_path):
+    code, told, err = said("compare", "--data", "digits", *SMALL, "--tune", "2", "--out", tmp_path)
+    assert not code, err
+    rows = pd.read_csv(tmp_path / "scores.csv").set_index(["method", "seed"])
+    assert set(rows.index.levels[0]) == {"joint", "joint tuned", "ensemble", "ensemble tuned"}
+    assert (rows.loc["joint tuned"].encoder_steps == 2 * rows.loc["joint"].encoder_steps).all()
+    trials = pd.DataFrame(json.loads((tmp_path / "compare.json").read_text(encoding="utf8"))["trials"])
+    best = trials.groupby(["method", "seed", "run"]).validation.transform("min")
+    assert len(trials) == 2 * 2 * 3 and (trials.chosen == (trials.validation == best)).all()
+    assert "joint tuned model" in told and "--tune 2" in (tmp_path / "compare.html").read_text(encoding="utf8")
 
 
 def test_the_command_on_the_page_repeats_every_option(said, cells, tmp_path):

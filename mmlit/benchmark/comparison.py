@@ -31,6 +31,7 @@ from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
 from ..scores import best_on_validation, headline
 from ..store import RunStore, loaders
 from ..training import Budget
+from ..tuning import chosen_trial, trial_rows, trial_runs, tuned_rows
 
 # %% ../../nbs/40_comparison.ipynb #8765616a
 def _check_methods(
@@ -69,23 +70,36 @@ def _to_train(data, seeds, budget):
     return data if changes else with_metric(data, None)
 
 # %% ../../nbs/40_comparison.ipynb #df01d018
-def _told(store, data, source, seed, method, runs, budget, reasons, tested, cost):
+def _said(store, data, source, seed, run, budget, reasons, cost):
+    "What a run answered, with the number of steps that validation prefers; or why it failed."
+    paths = [store.path(source, run, seed, one) for one in budget.lengths()]
+    lost = next((reasons[path] for path in paths if path in reasons), None)
+    if lost: return f"run {run.name!r}: {lost}"
+    answers = [_noted(store.load(path), path, cost) for path in paths]
+    return _told_if_cut(best_on_validation(answers, data, finely=True), budget, data)
+
+def _told(store, data, source, seed, plan, models, budget, reasons, tested, cost):
     """The rows of the table that one method makes on one split; or why it makes none; and, where seeds have test rows
-    in common, its scores of each row that is `tested`, or of draws of these. What each training took goes to `cost`."""
-    paths = {run.name: [store.path(source, run, seed, one) for one in budget.lengths()] for run in runs}
-    lost = {name: reasons[path] for name, each in paths.items() for path in each if path in reasons}
-    if lost: return [], "; ".join(f"run {name!r}: {reason}" for name, reason in lost.items()), {}
+    in common, its scores of each row that is `tested`, or of draws of these; and what was tried of each model. What
+    each training took goes to `cost`."""
+    method, trials = plan
     try:
-        # of several numbers of steps, each model has the one that validation prefers
-        each = [[_noted(store.load(path), path, cost) for path in of] for of in paths.values()]
-        chosen = [best_on_validation(answers, data, finely=True) for answers in each]
-        told = [replace(_told_if_cut(answer, budget, data), y_test=_NO_LABELS) for answer in chosen]
-        answers = {name: _with_labels(answer, chosen[0]) for name, answer in method.combine(told, data).items()}
+        said = [[_said(store, data, source, seed, run, budget, reasons, cost) for run in each] for each in models]
+        lost = [each[0] for each in said if all(isinstance(answer, str) for answer in each)]
+        if lost: return [], "; ".join(lost), {}, []
+        chosen = [chosen_trial(each, data) for each in said]
+        tried = [dict(run=model[0].name, **row) for model, each, (_, which) in zip(models, said, chosen)
+                 for row in trial_rows(trials, each, which, data) if len(trials) > 1]
+        told = [replace(answer, y_test=_NO_LABELS) for answer, _ in chosen]
+        answers = {n: _with_labels(answer, chosen[0][0]) for n, answer in method.combine(told, data).items()}
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k not in _LISTS},
                      **_scores(answer, data)) for name, answer in answers.items()]
-        if tested is None: return rows, None, {}
-        return rows, None, {name: _by_row(answer, data, tested) for name, answer in answers.items()}
-    except Exception as error: return [], f"{type(error).__name__}: {error}", {}
+        if len(trials) > 1:
+            rows = [row | dict(method=f"{row['method']} tuned", trials=len(trials)) for row in rows]
+        by_row = {} if tested is None else {row["method"]: _by_row(answer, data, tested)
+                                            for row, answer in zip(rows, answers.values())}
+        return rows, None, by_row, tried
+    except Exception as error: return [], f"{type(error).__name__}: {error}", {}, []
 
 _COST = "seconds", "memory", "machine"
 _LISTS = "curves", "validation", "memory", "machine"     # of one training
@@ -99,7 +113,6 @@ def _noted(answer, path, cost):
 def _with_labels(answer, first):
     "An answer of a combination, which does not see the labels of the test part, with those of the answers it is from."
     return replace(answer, y_test=first.y_test) if isinstance(answer.y_test, Sealed) else answer
-
 
 def _told_if_cut(answer, budget, data):
     "The answer, with a note where the best epoch is the last, and clearly better than the first four fifths."
@@ -128,7 +141,7 @@ def _by_row(answer, data, tested):
 def _rows(cells):
     "Of data whose seeds have test rows in common: method -> seed -> score of each row."
     found = {}
-    for (data, seed, _), (_, _, by_row) in cells.items():
+    for (data, seed, _), (_, _, by_row, _) in cells.items():
         for method, values in by_row.items(): found.setdefault(data, {}).setdefault(method, {})[seed] = values
     return found
 
@@ -137,9 +150,16 @@ def _tables(cells):
     names = {}
     for (data, _, method), (rows, *_) in cells.items():
         names.setdefault((data, method), {}).update(dict.fromkeys(row["method"] for row in rows))
-    failed = [dict(data=data, method=name, seed=seed, reason=why) for (data, seed, method), (_, why, _) in cells.items()
-              if why for name in names[data, method] or [method]]
+    failed = [dict(data=data, method=name, seed=seed, reason=why)
+              for (data, seed, method), (_, why, *_) in cells.items() if why
+              for name in names[data, method] or [method]]
     return pd.DataFrame([row for rows, *_ in cells.values() for row in rows]), pd.DataFrame(failed) if failed else None
+
+def _trials(cells):
+    "What tuning tried, as a table; None where nothing was tuned."
+    rows = [dict(data=data, method=method, seed=seed, **row)
+            for (data, seed, method), (*_, tried) in cells.items() for row in tried]
+    return pd.DataFrame(rows) if rows else None
 
 # %% ../../nbs/40_comparison.ipynb #e4c8adba
 _BUDGET = Budget()
@@ -153,6 +173,7 @@ def compare(
     registry:Mapping[str, Method]|None=None, # default: `METHODS`
     reference:str="ensemble",                # differences are taken to this row
     metric=None,                             # what decides, see `metric_of`; None: accuracy, or R2
+    tune:int|None=None,                      # rows for tuned methods, too: trials of each model, see `tuned_rows`
     workers:int|None=None,                   # runs at a time; None: the number of cores, 1 with a GPU
     progress:bool=True,                      # a progress bar on stderr
     engine:str="joblib",                     # who trains: processes of this machine, or "ray", see `train_missing`
@@ -172,20 +193,24 @@ def compare(
     trained = {name: _to_train(data, which, budget) for name, data in sets.items()}
 
     # a method's runs are made once: what is stored is found again by what they are made of, as it was before training
-    runs = {(data, name): list(method.runs(sets[data].modalities)) for data in sets for name, method in used.items()}
-    jobs = [Job(trained[d], run, seed) for d in sets for seed in which for name in used for run in runs[d, name]]
+    rows = tuned_rows(used, tune)
+    runs = {(data, row): trial_runs(row, method, sets[data].modalities, trials)
+            for data in sets for row, (method, trials) in rows.items()}
+    jobs = [Job(trained[d], run, seed)
+            for d in sets for seed in which for row in rows for model in runs[d, row] for run in model]
     splits = {name: {seed: split_rows(data, seed, n_train=budget.n_train, n_test=budget.n_test) for seed in which}
               for name, data in sets.items() if data.parts is not None or budget.n_test is not None}
     store, reasons, failure, cost = RunStore(out), {}, None, {}
     try: train_missing(jobs, store, budget, workers, progress, engine)
     except RunsFailed as error: reasons, failure = error.reasons, error
 
-    cells = {(data, seed, name):
-             _told(store, sets[data], trained[data], seed, method, runs[data, name], budget, reasons,
+    cells = {(data, seed, row):
+             _told(store, sets[data], trained[data], seed, plan, runs[data, row], budget, reasons,
                    splits[data][seed].test if data in splits else None, cost)
-             for data in sets for seed in which for name, method in used.items()}
+             for data in sets for seed in which for row, plan in rows.items()}
     table, failed = _tables(cells)
     if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")
     shared = {data: overlap([split.train for split in by.values()]) if budget.n_train or budget.n_test else 1.
               for data, by in splits.items()}
-    return Comparison(table, reference, budget, sets, failed, _rows(cells), shared, cost)
+    return Comparison(table, reference, budget, sets, failed, _rows(cells), shared, cost, _trials(cells))
+

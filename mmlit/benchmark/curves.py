@@ -78,7 +78,8 @@ class Curve:
         words = dict(neither="no difference", unknown="nothing")
         told = [f"{words.get(side, side)} at {', '.join(map(str, sizes))} training rows"
                 for side, sizes in found.items() if sizes]
-        return f"{data}: against the {self.reference}, {method} is shown {'; '.join(told)}."
+        other = self.comparisons[data, self.sizes(data)[0]].opponent(method)
+        return f"{data}: against the {other}, {method} is shown {'; '.join(told)}."
 
     def _methods(self, data):
         names = [m for n in self.sizes(data) for m in self.comparisons[data, n].intervals(data)]
@@ -93,7 +94,9 @@ class Curve:
         sizes = self.sizes(data)
         by = [self.comparisons[data, n].intervals(data) for n in sizes]
         percent = self.comparisons[data, sizes[0]].score(data) == "accuracy"
-        def text(pair): return "" if pair is None or pair[1] is None else interval_text(pair[1], percent, sign=True)
+        def text(pair):
+            if pair is None: return ""
+            return interval_text(pair[0] if pair[1] is None else pair[1], percent, sign=pair[1] is not None)
         rows = [[self.reference, *(interval_text(one[self.reference][0], percent) for one in by)]]
         rows += [[m, *(text(one.get(m)) for one in by)] for m in self._methods(data)]
         return ["method", *map(str, sizes)], rows

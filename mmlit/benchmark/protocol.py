@@ -149,7 +149,8 @@ def _selection(found):
     yield Check("the test part is not used to choose", _graded(_share(locked)),
                 f"{sum(locked)} of {len(rows)} rows come from runs with a locked test part")
     tried = rows[[not m.startswith("linear ") for m in rows.method]]
-    trials = tried.groupby("method").trials.max().fillna(0).astype(int).to_dict() if "trials" in rows else {}
+    known = tried.trials.fillna(0).astype(int) if "trials" in rows else pd.Series(0, tried.index)
+    trials = known.groupby(tried.method.str.removesuffix(" tuned")).max().to_dict()
     numbers, steps = set(trials.values()), found.budget.steps
     if len(numbers) == 1 and min(numbers) > 0:
         yield Check(alike, "yes", f"{min(numbers)} settings of each were tried on validation")

@@ -64,8 +64,9 @@ class Comparison:
         rows:Mapping[str, Mapping]|None=None,  # of data with common test rows: method -> seed -> score by row, (N,)
         overlap:Mapping[str, float]|None=None, # of these: the share of training rows that two seeds have in common
         cost:Mapping[str, Mapping]|None=None,  # of each training: seconds, memory in bytes, machine
+        trials:pd.DataFrame|None=None,         # what was tuned: data, method, seed, run and `trial_rows`; None: nothing
     ):
-        self.cost = dict(cost or {})
+        self.cost, self.trials = dict(cost or {}), trials
         self.overlap = dict(overlap or {})
         self.rows = dict(rows or {})
         self.runs, self.reference, self.budget, self.datasets = runs, reference, budget, datasets
@@ -99,26 +100,33 @@ class Comparison:
         return pd.DataFrame(pd.concat([part for part in parts if len(part)], ignore_index=True))
 
     def intervals(self, data:str, score:str|None=None, level:float=.95)->dict[str, tuple[Interval, Interval|None]]:
-        "Of each method: the interval of its score, and of its paired difference to the reference (which has none)."
-        cells, score = self.cells(data), score or self.score(data)
-        if not (self.runs.data == data).any(): return self._in_order(cells, {})
+        "Of each method: the interval of its score, and of its paired difference to its `opponent` (which has none)."
+        score, cells = score or self.score(data), self.cells(data)
+        sides = {m: self.opponent(m) for m in dict.fromkeys(cells.method)}
+        found = {side: self._against(side, cells, data, score, level) for side in {self.reference, *sides.values()}}
+        return {m: pair if sides[m] == self.reference else found[sides[m]][m]
+                for m, pair in found[self.reference].items()}
+
+    def opponent(self, method:str)->str:
+        "What a method is compared with: the reference; a tuned method with the tuned reference, where there is one."
+        tuned = f"{self.reference} tuned"
+        there = self.trials is not None and any((t.method == tuned).any() for t in (self.runs, self.failed))
+        return tuned if there and method.endswith(" tuned") else self.reference
+
+    def _against(self, reference, cells, data, score, level):
+        "Intervals of scores and of paired differences to this reference."
+        if not (self.runs.data == data).any(): return _in_order(cells, {}, reference)
         if data in self.rows and score == self.score(data):
             found, metric = self.datasets[data], self._metric(data)
             if metric is not None and metric.rows is None:
-                return self._in_order(cells, drawn_intervals(self.rows[data], self.reference, score, level))
+                return _in_order(cells, drawn_intervals(self.rows[data], reference, score, level), reference)
             # training parts that are the same say nothing of others: then the seeds are initialisations
             shared = self.overlap.get(data, 1.)
             over = found.groups, shared if shared < 1 else 0., level
-            return self._in_order(cells, crossed_intervals(self.rows[data], self.reference, score, *over))
+            return _in_order(cells, crossed_intervals(self.rows[data], reference, score, *over), reference)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="of .* some runs are missing")      # the table says it itself
-            return paired_intervals(cells, data, score, self.reference, data in self.rows, level)
-
-    def _in_order(self, cells, found):
-        "Intervals by method as in the table; NaN where a method has no run."
-        nothing = Interval(*[math.nan]*3)
-        lost = {m: (nothing, None if m == self.reference else nothing) for m in dict.fromkeys(cells.method)}
-        return {m: found.get(m, pair) for m, pair in lost.items()}
+            return paired_intervals(cells, data, score, reference, data in self.rows, level)
 
     @cached_property
     def table(self)->pd.DataFrame:
@@ -142,6 +150,7 @@ class Comparison:
         rows = list(self.intervals(data))
         if method is not None: return one_of("method", method, rows)
         judged = self._judged(data) or [m for m in rows if m != self.reference]
+        judged = [m for m in judged if self.opponent(m) == self.reference] or judged      # as published, before tuned
         if len(judged) == 1: return judged[0]
         if "joint" in judged: return "joint"
         there = f"{', '.join(judged)} beside the {self.reference}" if judged else f"nothing beside the {self.reference}"
@@ -159,24 +168,24 @@ class Comparison:
     def verdict(self, data:str, method:str|None=None)->str:
         "Does `method`, see `meant`, beat the reference on this data set? One sentence, with the interval that decides."
         method = self.meant(data, method)
-        value, difference = self.intervals(data)[method]
-        if difference is None: return f"{data}: {method} was not compared with the {self.reference}."
+        (_, difference), other = self.intervals(data)[method], self.opponent(method)
+        if difference is None: return f"{data}: {method} was not compared with the {other}."
         pairs, asked = self._pairs(data, method)
-        if not pairs: return f"{data}: the {method} model and the {self.reference} were trained together on no seed."
+        if not pairs: return f"{data}: the {method} model and the {other} were trained together on no seed."
         span = _span(difference, self.score(data)) + ", of which less is better"*(not self.larger(data))
         span += f"; {pairs} of {asked} seeds"*(pairs < asked)
         if math.isnan(difference.low):
             who = "one seed" if pairs == 1 else "seeds with one and the same difference"
-            return f"{data}: {who} cannot tell whether the {method} model beats the {self.reference} ({span})."
+            return f"{data}: {who} cannot tell whether the {method} model beats the {other} ({span})."
         shown = self.shown(data, difference)
-        if shown == "above": return f"{data}: yes, the {method} model beats the {self.reference} ({span})."
-        if shown == "below": return f"{data}: no, the {self.reference} beats the {method} model ({span})."
-        return f"{data}: no difference between the {method} model and the {self.reference} is shown ({span})."
+        if shown == "above": return f"{data}: yes, the {method} model beats the {other} ({span})."
+        if shown == "below": return f"{data}: no, the {other} beats the {method} model ({span})."
+        return f"{data}: no difference between the {method} model and the {other} is shown ({span})."
 
     def _pairs(self, data, method):
         "Seeds that have both the method and the reference, and all seeds."
         rows = self.runs[self.runs.data == data]
-        both = set(rows.seed[rows.method == method]) & set(rows.seed[rows.method == self.reference])
+        both = set(rows.seed[rows.method == method]) & set(rows.seed[rows.method == self.opponent(method)])
         return len(both), self.cells(data).seed.nunique()
 
     def _failures(self, data):
@@ -239,7 +248,8 @@ class Comparison:
                     verdicts={data: self._verdicts(data) for data in self.datasets},
                     notes={data: self._notes(data) for data in self.datasets},
                     card=result_card(self), checklist=[check._asdict() for check in checklist(self)],
-                    table=plain_rows(self.table), failed=plain_rows(self.failed))
+                    table=plain_rows(self.table), failed=plain_rows(self.failed),
+                    trials=[] if self.trials is None else plain_rows(self.trials))
 
     def to_json(self,
         path:str|Path, # where the file goes
@@ -269,6 +279,16 @@ def _span(difference, score):
     if math.isnan(difference.low): return mean
     return f"{mean}, 95 % interval {number(difference.low)} to {number(difference.high)}"
 
+def _in_order(cells, found, reference):
+    "Intervals by method as in the table; NaN where a method has no run."
+    nothing = Interval(*[math.nan]*3)
+    lost = {m: (nothing, None if m == reference else nothing) for m in dict.fromkeys(cells.method)}
+    return {m: found.get(m, pair) for m, pair in lost.items()}
+
+def _minus(found):
+    "What differences are taken to, as the title of their column."
+    return f"minus {found.reference}" + " (tuned)"*(found.opponent(f"{found.reference} tuned") != found.reference)
+
 def _less(found, data): return "" if found.larger(data) else " (less is better)"
 
 def _draw(found, data, left, right):
@@ -288,7 +308,7 @@ def _draw(found, data, left, right):
     left.invert_yaxis()
     left.set_title(data, loc="left", parse_math=False)
     left.set_xlabel(f"test {found.score(data)}" + (" (%)" if percent else "") + _less(found, data))
-    right.set_xlabel(f"minus {found.reference}" + (" (points)" if percent else ""), parse_math=False)
+    right.set_xlabel(_minus(found) + (" (points)" if percent else ""), parse_math=False)
     right.axvline(0, color=_BLUE, lw=1)
     for ax in (left, right): ax.grid(axis="x", alpha=.3)
 
@@ -310,7 +330,7 @@ def _cells(found, data):
         return [method, said, interval_text(difference, percent, sign=True), *more]
 
     titles = [_FURTHER[c][0] for c in further] + ["failed seeds"]*bool(table.failed.any())
-    header = ["method", score + (" (%)" if percent else "") + _less(found, data), f"minus {found.reference}", *titles]
+    header = ["method", score + (" (%)" if percent else "") + _less(found, data), _minus(found), *titles]
     return header, [row(method) for method in intervals]
 
 def _seeds_html(found, data):
@@ -323,6 +343,13 @@ def _seeds_html(found, data):
     def text(v): return "failed" if math.isnan(v) else f"{v:.4f}"
     cells = [[seed, *split(seed), *map(text, scores.loc[seed])] for seed in scores.index]
     return table_html(["seed", "split", "train", "test", *scores.columns], cells)
+
+def _trials_html(found, data):
+    "What was tried of each tuned model, and what was chosen."
+    tried = found.trials[found.trials.data == data].drop(columns="data")
+    tried = tried.assign(lr=tried.lr.map("{:g} times the budget's".format), chosen=np.where(tried.chosen, "yes", ""),
+                         validation=tried.validation.map("{:.4f}".format))
+    return table_html(list(tried.columns), tried.astype(str).values.tolist())
 
 def _section_html(found, data):
     "What there is to say about one data set."
@@ -344,6 +371,8 @@ def _section_html(found, data):
     parts += [f"<p>{html.escape(line)}</p>" for line in found._notes(data)]
     parts.append(figure_html(found.plot(data), f"{alt}; the numbers are in the table above."))
     parts.append(f"<details><summary>Every seed</summary>{_seeds_html(found, data)}</details>")
+    if found.trials is not None:
+        parts.append(f"<details><summary>Every trial of what is tuned</summary>{_trials_html(found, data)}</details>")
     return "".join(parts)
 
 def _fulfilled(found):
@@ -366,6 +395,13 @@ def _budget(budget):
     said = f"{budget}: the same for every method"
     if not isinstance(budget.steps, tuple): return said
     return f"{said}; each model is trained with each number of steps, and the log loss of validation chooses"
+
+def _tuning(found):
+    "How the tuned rows came about."
+    return (f"Of a row called tuned, each model has {found.trials.trial.nunique()} trials, and each training part "
+            "chooses among them by its own validation part (log loss, R2 of numbers, or the metric that was chosen). "
+            "The first trial is the published default, the others draw the learning rate and the method's own "
+            "options. Cost and s are those of all trials. Tuned rows are compared with the tuned reference.")
 
 def _how(found, command=""):
     "How it was measured."
@@ -391,6 +427,7 @@ def _how(found, command=""):
     how |= dict(
         Budget=f"{_budget(found.budget)}. One cycle; the epoch with the best validation score is kept. A method that "
                "starts from trained models shares the budget with their training.",
+        **(dict(Tuning=_tuning(found)) if found.trials is not None else {}),
         Columns="bal.: balanced accuracy; log loss in nats; cost: steps of training times the modalities that are "
                 "encoded, over all models of the method; encoders: how many a prediction needs; s: seconds a run.",
         Splits=f"{splits}Nothing is fitted or selected on the test part.",

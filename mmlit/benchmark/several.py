@@ -78,7 +78,8 @@ def _better(found, methods):
     "The mean scores of methods by data set, with a sign by which more is better."
     means = found.table.pivot(index="data", columns="method", values="mean").loc[list(found.datasets)]
     known = [m for m in dict.fromkeys(found.table.method) if not is_unimodal(m) and means[m].notna().all()]
-    asked = [one_of("method", m, known) for m in (known if methods is None else [*methods, found.reference])]
+    chosen = known if methods is None else [*methods, *map(found.opponent, methods), found.reference]
+    asked = [one_of("method", m, known) for m in chosen]
     one_of("reference", found.reference, asked)
     return means[list(dict.fromkeys(asked))].mul([1. if found.larger(d) else -1. for d in means.index], axis=0)
 
@@ -91,7 +92,8 @@ def over_datasets(
     """What holds over the data sets: mean rank, mean difference to the reference (of better to worse), on how many sets
     it is shown above and below (Holm within the set), Wilcoxon's p-value over the sets and Holm's over the methods."""
     better = _better(found, methods)
-    gains = better.sub(better[found.reference], axis=0).drop(columns=found.reference)
+    others = {m: found.opponent(m) for m in better}
+    gains = pd.DataFrame({m: better[m] - better[other] for m, other in others.items() if m != other})
     p = {m: _signed_rank(g) for m, g in gains.items()}
     adjusted, shown = dict(zip(p, holm(list(p.values())))), corrected(found)
     rows = dict(rank=_ranks(better), difference=gains.mean(), p=pd.Series(p), p_holm=pd.Series(adjusted))

@@ -277,7 +277,7 @@ def _lr_runs(modalities): return [joint_run(), joint_run("joint lr/3", lr=1/3), 
 def _lr_control(answers, data): return {"lr_control": _chosen(answers, data)}
 
 register_method("lr_control", Method("joint training, the best of lr/3, lr and 3 lr on validation data",
-                                     _lr_runs, _lr_control))
+                                     _lr_runs, _lr_control, tunes=False))
 
 # %% ../../nbs/17_baselines.ipynb #93189173
 class MultiLoss(FusionMethod):
@@ -313,7 +313,8 @@ class MultiLoss(FusionMethod):
         self.record(unimodal_loss=term)
         self.add_loss(self.weight*term)
 
-register_method("multi_loss", joint("joint training plus a loss for each modality", "multi_loss", MultiLoss))
+register_method("multi_loss", joint("joint training plus a loss for each modality", "multi_loss", MultiLoss,
+                                    space=dict(weight=(.1, 10.))))
 
 # %% ../../nbs/17_baselines.ipynb #3b2059d6
 class ModalityDropout(FusionMethod):
@@ -335,7 +336,7 @@ class ModalityDropout(FusionMethod):
         return mask_features(zs, keep, None if absent is None else [a[None] for a in absent])
 
 register_method("modality_dropout", joint("joint training with modalities dropped at random",
-                                          "modality_dropout", ModalityDropout))
+                                          "modality_dropout", ModalityDropout, space=dict(p=(.1, .6))))
 
 # %% ../../nbs/17_baselines.ipynb #2f2756f5
 def _encoder_of(model): return model.model.get_submodule("encoders.0") if isinstance(model, SelectModalities) else model
@@ -376,10 +377,16 @@ def pretrained(
     name:str,                              # of the row
     freeze:bool=False,                     # train the head only?
     method:FusionMethod|type|None=None,    # as in `multimodal_learner`
+    space:Mapping|None=None,               # what tuning draws of the options of `method`, a class, see `Method`
 )->Method:
     "A method that is one joint run from the encoders of all unimodal runs."
-    def runs(modalities): return [pretrained_run(name, _unimodal_runs(modalities), freeze, method)]
-    return Method(title, runs, lambda answers, data: {name: answers[0]})
+    def runs(modalities, **own):
+        made, tag = method, ""
+        if own:
+            if not isinstance(method, type): raise TypeError(f"no class takes {', '.join(own)}, got method={method!r}")
+            made, tag = method(**own), repr(sorted(own.items()))
+        return [pretrained_run(name, _unimodal_runs(modalities), freeze, made, tag=tag)]
+    return Method(title, runs, lambda answers, data: {name: answers[0]}, space)
 
 register_method("pretrained", pretrained("unimodal encoders, then joint finetuning", "pretrained"))
 register_method("frozen", pretrained("unimodal encoders frozen, head trained on top", "frozen", freeze=True))

@@ -215,4 +215,4 @@ def _linear_rows(answers, data):
     return {f"linear {m}": a for m, a in zip(data.modalities, answers)} | {"linear ensemble": mean}
 
 register_method("linear", Method("a linear model per modality (scikit-learn), and their mean",
-                                 _linear_runs, _linear_rows))
+                                 _linear_runs, _linear_rows, tunes=False))

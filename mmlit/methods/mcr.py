@@ -364,5 +364,8 @@ class MCR(FusionMethod):
             warnings.warn("MCR's game did nothing in this epoch: no answer moved when a modality was exchanged. Does "
                           "the head read its features, and has a batch more than one sample?", stacklevel=2)
 
-register_method("mcr", joint("MCR: competition regulariser, published weights", "mcr", MCR))
-register_method("mcr_pretrained", pretrained("MCR from unimodal encoders, as published", "mcr_pretrained", method=MCR))
+_SPACE = dict(mipd_weight=(.01, 1.), unimodal_weight=(.001, 1.), contrastive_weight=(.1, 10.))
+
+register_method("mcr", joint("MCR: competition regulariser, published weights", "mcr", MCR, space=_SPACE))
+register_method("mcr_pretrained", pretrained("MCR from unimodal encoders, as published", "mcr_pretrained", method=MCR,
+                                             space=_SPACE))

@@ -420,9 +420,9 @@ class GradientModulation(FusionMethod):
 
 # %% ../../nbs/22_modulation.ipynb #74fd6aee
 register_method("agm", joint(
-    "AGM: gradient modulation as published (made for SGD)", "agm", GradientModulation))
+    "AGM: gradient modulation as published (made for SGD)", "agm", GradientModulation, space=dict(alpha=(.1, 10.))))
 register_method("agm_lr", joint(
-    "AGM on each encoder's step, for Adam", "agm_lr", GradientModulation, mode="lr"))
+    "AGM on each encoder's step, for Adam", "agm_lr", GradientModulation, space=dict(alpha=(.1, 10.)), mode="lr"))
 
 # %% ../../nbs/22_modulation.ipynb #3b320f1b
 class ConditionalClip(Callback):

@@ -10,6 +10,7 @@ __all__ = ['unit_proxies', 'MultiProxyTerms', 'multi_proxy_terms', 'multi_proxy_
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -284,12 +285,14 @@ class MultiModal(FusionMethod):
             raise ValueError(f"the model has a MultiProxyHead with {has} already, and MultiModal was given "
                              f"{self.options}: build the model anew")
 
-register_method("multimodal", joint("MultiModal loss: multi-proxy head (Moon & Lee 2025)", "multimodal", MultiModal))
+register_method("multimodal", joint("MultiModal loss: multi-proxy head (Moon & Lee 2025)", "multimodal", MultiModal,
+                                    space=dict(k=[5, 10, 20, 40], gamma=(.03, .3))))
 
 # %% ../../nbs/18_multimodal_loss.ipynb #1da072ab
-def _scaled_sum(dls, budget, models): return multimodal_learner(dls, head=ScaledSumHead, width=budget.width)
+def _scaled_sum(dls, budget, models, **own):
+    return multimodal_learner(dls, head=partial(ScaledSumHead, **own) if own else ScaledSumHead, width=budget.width)
 
 register_method("scaled_sum", Method(
     "control of the MultiModal loss: 20 times the sum of unimodal probabilities",
-    lambda modalities: [Run("scaled_sum", _scaled_sum)],
-    lambda answers, data: {"scaled_sum": answers[0]}))
+    lambda modalities, **own: [Run("scaled_sum", partial(_scaled_sum, **own) if own else _scaled_sum)],
+    lambda answers, data: {"scaled_sum": answers[0]}, space=dict(scale=(1., 100.))))

@@ -442,8 +442,8 @@ class ModalityResampling(FusionMethod):
         if self.plan is not None: self.dls.train.rng, self.plan = self.learn.dl.rng, None
 
 # %% ../../nbs/21_shapley.ipynb #ff849378
-register_method("resampling", joint(
-    "sample-level valuation and resampling (Wei et al. 2024)", "resampling", ModalityResampling))
+register_method("resampling", joint("sample-level valuation and resampling (Wei et al. 2024)", "resampling",
+                                    ModalityResampling, space=dict(alpha=(.5, 8.))))
 register_method("resampling_modality", joint(
     "modality-level valuation and resampling (Wei et al. 2024)", "resampling_modality", ModalityResampling,
-    level="modality"))
+    space=dict(alpha=(.25, 4.)), level="modality"))

@@ -433,4 +433,4 @@ class TCMax(FusionMethod):
         return _likelihood_of_belief(_row_log_sums(_wide(logits), index, batch), y)
 
 # %% ../../nbs/19_tcmax.ipynb #ffe3c862
-register_method("tcmax", joint("TCMax: total correlation as the loss", "tcmax", TCMax))
+register_method("tcmax", joint("TCMax: total correlation as the loss", "tcmax", TCMax, space=dict(alignment=(.1, 10.))))
