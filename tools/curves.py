@@ -31,6 +31,8 @@ SIZES = {  # training rows; a third as many more are for validation
     "digits": [150, 600],
     "brca": [150],
     "watch": [450],
+    "hanzi": [450],
+    "babynames": [450],
 }
 BUDGET = Budget(steps=(200, 800))
 FILES = {name: ROOT / "results" / f"{name}.csv" for name in ("curves", "curves_differences", "linear_marks")}
