@@ -25,7 +25,7 @@ from .data.splits import split_hash
 from .fusion.models import SelectModalities, unwrap
 from .learner import Run
 from .metrics import METRICS, Metric, check_metric
-from .scores import Answer
+from .scores import Answer, headline
 from .store import Source, data_of, loaders, seed_of
 from .training import OPTIMISERS, Budget, task_of
 
@@ -90,10 +90,12 @@ def changes_epochs(
     dls,                # of `multimodal_dls`
 )->bool:
     """Does the metric choose epochs by another score than the default does? Then the runs are other runs. ValueError
-    where it cannot be measured on the validation or the test part."""
+    where it cannot be measured on the validation or the test part, and for such a default, which tables show, too."""
+    default = METRICS[headline(task_of(dls))]
+    chosen = default if metric is None else metric
+    for part, rows, measured in zip(("validation", "test"), dls.split[1:], ([chosen], [chosen, default])):
+        for each in measured: check_metric(each, dls.data.y[rows], task_of(dls), dls.c, part)
     if metric is None: return False
-    for part, rows in zip(("validation", "test"), dls.split[1:]):
-        check_metric(metric, dls.data.y[rows], task_of(dls), dls.c, part)
     own = dls.loss_func is not dls.train.loss_func or getattr(dls, "class_weights", None) is not None
     several = task_of(dls) == "regression" and dls.c > 1     # the loss weighs targets by other variances than R2 does
     return own or several or metric is not METRICS.get(metric.name) or _ALIKE.get(metric.name) != _default_monitor(dls)
