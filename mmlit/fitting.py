@@ -85,12 +85,20 @@ def _watch(learn, dls):
 
 _ALIKE = dict(accuracy="accuracy", log_loss="valid_loss", r2="valid_loss", rmse="valid_loss")
 
+def _check_order(metric, data):
+    "ValueError for a metric that counts how far apart two classes are, where nobody said in which order they are."
+    if data.ordered or not metric.ordinal: return
+    raise ValueError(f"{metric.name} counts how far apart two classes are, and those of {data.name} are words in no "
+                     f"order: they would be taken in that of the alphabet, {', '.join(data.classes)}. Give "
+                     "classes=[...] in their order, the labels as an ordered categorical, or whole numbers")
+
 def changes_epochs(
     metric:Metric|None, # None: the default
     dls,                # of `multimodal_dls`
 )->bool:
     """Does the metric choose epochs by another score than the default does? Then the runs are other runs. ValueError
     where it cannot be measured on the validation or the test part, and for such a default, which tables show, too."""
+    if metric is not None: _check_order(metric, dls.data)
     default = METRICS[headline(task_of(dls))]
     chosen = default if metric is None else metric
     for part, rows, measured in zip(("validation", "test"), dls.split[1:], ([chosen], [chosen, default])):

@@ -142,7 +142,7 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     _say_leaks(made)
-    kept = dict(layout=train.layout | made.layout, names=train.names, targets=train.targets)
+    kept = dict(layout=train.layout | made.layout, names=train.names, targets=train.targets, ordered=train.ordered)
     return made._with(**kept).with_transform(train.transform)
 
 def _in_one_form(parts):
