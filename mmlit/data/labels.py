@@ -9,7 +9,8 @@ __all__ = ['PARTS', 'Labels', 'encode_labels', 'name_of', 'known_order', 'encode
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from datetime import date
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -159,7 +160,14 @@ def _array(y)->np.ndarray:
             raise ValueError(f"y has {what} {found}: drop these rows first")
     if y.dtype == object: y = _from_objects(y)
     if y.dtype.kind in "biufU": return y
-    raise ValueError(f"y holds {y.dtype}, expected strings, whole numbers or floats")
+    _refuse(y.dtype, next(iter(y.flat), None))
+
+def _refuse(sort, first)->NoReturn:
+    "ValueError for labels of a type that is neither text nor number, such as dates."
+    if not isinstance(first, (date, np.datetime64, pd.Period)):
+        raise ValueError(f"y holds {sort}, {first} in row 0; expected strings, whole numbers or floats")
+    raise ValueError(f"y holds dates, {first} in row 0: give classes of them, such as the month, or numbers, such as "
+                     "days since the first")
 
 def _from_objects(y):
     "Labels out of an array of objects: all strings, or all numbers."
@@ -170,7 +178,8 @@ def _from_objects(y):
         except OverflowError as e: raise ValueError(f"y holds whole numbers that 64 bits do not hold: {e}") from e
 
     first = cells[0]
-    at = next((i for i, v in enumerate(cells) if not isinstance(v, type(first))), 0)
+    at = next((i for i, v in enumerate(cells) if not isinstance(v, type(first))), None)
+    if at is None: _refuse(type(first).__name__, first)
     types = f"{type(first).__name__} and {type(cells[at]).__name__} ({cells[at]!r} in row {at})"
     raise ValueError(f"y mixes types, {types}; expected all strings, all whole numbers or all floats")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmlit.benchmark.comparison import _check_methods, compare
+from mmlit.benchmark.curves import learning_curve
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
@@ -218,3 +219,10 @@ def test_a_default_that_is_not_defined_is_refused_before_training(tmp_path, part
     with pytest.raises(ValueError, match=f"r2 cannot be measured on the {name} part: all 30 targets are equal"):
         compare(data, ["joint"], 1, Budget(epochs=1), tmp_path, metric=metric, workers=1, progress=False)
     assert not any(tmp_path.rglob("*.*"))  # nothing was trained
+
+
+@pytest.mark.parametrize("door, options", [(compare, {}), (learning_curve, dict(n_train=[150]))])
+@pytest.mark.parametrize("out", [None, 3])
+def test_a_folder_that_is_none_is_refused_by_name(door, options, out):
+    with pytest.raises(TypeError, match=f"^out is {out}, expected the folder where runs are kept"):
+        door(load_dataset("digits"), ["joint"], budget=Budget(epochs=1), out=out, **options)
