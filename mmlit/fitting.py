@@ -32,7 +32,7 @@ from .fusion.models import SelectModalities, unwrap
 from .learner import Run
 from .locked import locked, unlocked
 from .metrics import METRICS, Metric, check_metric
-from .scores import Answer
+from .scores import Answer, headline
 from .store import Source, data_of, loaders, seed_of
 from .training import OPTIMISERS, Budget, task_of
 
@@ -95,15 +95,25 @@ def _watch(learn, dls):
 
 _ALIKE = dict(accuracy="accuracy", log_loss="valid_loss", r2="valid_loss", rmse="valid_loss")
 
+def _check_order(metric, data):
+    "ValueError for a metric that counts how far apart two classes are, where nobody said in which order they are."
+    if data.ordered or not metric.ordinal: return
+    raise ValueError(f"{metric.name} counts how far apart two classes are, and those of {data.name} are words in no "
+                     f"order: they would be taken in that of the alphabet, {', '.join(data.classes)}. Give "
+                     "classes=[...] in their order, the labels as an ordered categorical, or whole numbers")
+
 def changes_epochs(
     metric:Metric|None, # None: the default
     dls,                # of `multimodal_dls`
 )->bool:
     """Does the metric choose epochs by another score than the default does? Then the runs are other runs. ValueError
-    where it cannot be measured on the validation or the test part."""
+    where it cannot be measured on the validation or the test part, and for such a default, which tables show, too."""
+    if metric is not None: _check_order(metric, dls.data)
+    default = METRICS[headline(task_of(dls))]
+    chosen = default if metric is None else metric
+    for part, rows, measured in zip(("validation", "test"), dls.split[1:], ([chosen], [chosen, default])):
+        for each in measured: check_metric(each, dls.data.y[rows], task_of(dls), dls.c, part)
     if metric is None: return False
-    for part, rows in zip(("validation", "test"), dls.split[1:]):
-        check_metric(metric, dls.data.y[rows], task_of(dls), dls.c, part)
     own = dls.loss_func is not dls.train.loss_func or getattr(dls, "class_weights", None) is not None
     several = task_of(dls) == "regression" and dls.c > 1     # the loss weighs targets by other variances than R2 does
     return own or several or metric is not METRICS.get(metric.name) or _ALIKE.get(metric.name) != _default_monitor(dls)

@@ -56,6 +56,13 @@ class Metric:
             raise ValueError(f"{self.name} of {len(y)} rows is {value}, expected a number")
         return float(value)
 
+    @property
+    def ordinal(self)->bool:
+        "Does the distance of two classes count, and so their order?"
+        function, options = _computed(self)
+        function, options = getattr(function, "func", function), options | getattr(function, "keywords", {})
+        return function is _kappa or function is metrics.cohen_kappa_score and options.get("weights") is not None
+
     def goodness(self, out, y, task:str)->float:
         "The score, or minus it, so that more is better."
         return self(out, y, task) if self.larger else -self(out, y, task)
@@ -253,8 +260,7 @@ def with_metric(
     metric,    # as `metric_of` takes it, or None: accuracy or R2, see `headline`
 )->Any:        # the same rows
     "Data, or loaders, for which the metric chooses. ValueError where it does not fit their task."
-    chosen = copy.copy(data)
-    of = getattr(data, "name", "the data")
+    of, chosen = getattr(data, "name", "the data"), copy.copy(data)
     chosen.metric = None if metric is None else metric_of(metric, data.task, of, data.classes)
     return chosen
 

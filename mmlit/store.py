@@ -16,6 +16,7 @@ import pickle
 import platform
 import re
 import warnings
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,8 @@ class RunStore:
     def __init__(self,
         out:str|Path, # the folder; it is made when the first run is stored
     ):
+        if not isinstance(out, (str, PathLike)):
+            raise TypeError(f"out is {out!r}, expected the folder where runs are kept, such as out='runs'")
         self.out = Path(out).absolute()         # a worker may stand in another folder
         try: self.out.exists()
         except OSError as error:

@@ -6,14 +6,17 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn import metrics
 
 import mmlit.metrics
+from mmlit.audits.audit import audit
 from mmlit.benchmark.comparison import compare
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
+from mmlit.data.own import joined_parts, multimodal_data
 from mmlit.fingerprint import fingerprint
 from mmlit.metrics import METRICS, Metric, check_metric, drawn_scores, metric_of, register_metric, with_metric
 from mmlit.scores import drawn_interval, multilabel_scores, regression_scores
@@ -411,3 +414,72 @@ def test_draws_of_a_curve_with_other_options_ask_scikit_learn():
         expected = metrics.roc_auc_score(y[rows], softmax(out[rows])[:, 1], **options)
         assert math.isclose(drawn_scores(found, out, y, "classification", draws=1)[1], expected)
         assert mmlit.metrics.draws_of(found, "classification") == 100
+
+
+GRADES = np.array(["low", "mid", "high"])
+
+
+def graded(y, **options):
+    "A data set whose answers are off by one grade at most."
+    x = RNG.normal(size=(2, len(y), 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return multimodal_data(dict(a=x[0], b=x[1]), y, **options)
+
+
+def kappa_of(data, guess):
+    "Of answers that name a class each."
+    out = torch.eye(3)[[data.classes.index(str(v)) for v in guess]] * 9
+    return metric_of("quadratic_kappa", "classification")(out, data.y, "classification")
+
+
+LINEAR = metrics.make_scorer(metrics.cohen_kappa_score, weights="linear")
+ORDINAL = [
+    "quadratic_kappa",
+    LINEAR,
+    Metric("own", ("classification",), function=functools.partial(metrics.cohen_kappa_score, weights="quadratic")),
+]
+
+
+@pytest.mark.parametrize("metric", ORDINAL)
+@pytest.mark.parametrize("names, taken", [(GRADES, "high, low, mid"), (np.array(["9", "10", "11"]), "10, 11, 9")])
+def test_classes_in_no_known_order_are_refused_where_distance_counts(tmp_path, metric, names, taken):
+    grade = RNG.integers(0, 3, 120)
+    for y in (names[grade], list(names[grade]), pd.Series(names[grade], dtype="category")):
+        data = graded(y)
+        for refused in (
+            compare,
+            lambda d, *args, **options: audit(
+                data=d, budget=args[2], metric=options["metric"], out=tmp_path, workers=1, progress=False
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"that of the alphabet, {taken}. Give classes="):
+                refused(data, ["joint"], 1, Budget(epochs=1), tmp_path, metric=metric, workers=1, progress=False)
+    assert not any(tmp_path.rglob("*.*"))  # nothing was trained
+
+
+def test_a_known_order_is_honoured(tmp_path):
+    grade = RNG.integers(0, 3, 120)
+    guess = np.clip(grade + RNG.integers(-1, 2, 120), 0, 2)
+    expected = metrics.cohen_kappa_score(grade, guess, weights="quadratic")
+    ordered = pd.Series(pd.Categorical(GRADES[grade], GRADES, ordered=True))
+    known = [graded(GRADES[grade], classes=list(GRADES)), graded(ordered), graded(ordered.to_frame("grade"))]
+    for data in known:
+        assert data.ordered and data.classes == list(GRADES)
+        assert kappa_of(data, GRADES[guess]) == pytest.approx(expected)
+    numbers = graded(grade + 9)
+    assert numbers.ordered and kappa_of(numbers, guess + 9) == pytest.approx(expected)
+    found = compare(
+        known[0], ["joint"], 1, Budget(epochs=1), tmp_path, metric="quadratic_kappa", workers=1, progress=False
+    )
+    assert found.score("data") == "quadratic_kappa"
+
+
+def test_where_distance_does_not_count_words_need_no_order():
+    assert [m.name for m in METRICS.values() if m.ordinal] == ["quadratic_kappa"]
+    assert not metric_of(metrics.make_scorer(metrics.cohen_kappa_score), "classification").ordinal
+    assert metric_of(LINEAR, "classification").ordinal
+    assert graded(GRADES[:2][RNG.integers(0, 2, 120)]).ordered  # of two, either order has the same distances
+    y = GRADES[RNG.integers(0, 3, 120)]
+    joined = joined_parts(graded(y), graded(y))
+    assert not (graded(y).ordered or joined.ordered or graded(y).subset(np.arange(60)).ordered)

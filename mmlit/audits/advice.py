@@ -150,7 +150,8 @@ class _Table(NamedTuple):
     @property
     def few(self)->bool:
         "Are there too few independent samples to call anything alike?"
-        return "units" in self.rows and bool(self.rows.units.min() < _FEW)
+        decide = self.rows.index.get_level_values(0) == "differences"      # others may be of a part of the samples
+        return "units" in self.rows and bool(self.rows.units[decide].min() < _FEW)
 
     def get(self, section, quantity, of): return interval_of(self.rows, section, quantity, of)
     def minus(self, a, b, score=None): return difference(self.rows, a, b, score or self.score)

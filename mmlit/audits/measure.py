@@ -380,7 +380,10 @@ def tabulate(
     else: intervals = _over_splits(splits, test_to_train)
 
     keys = ["section", "quantity", "of"]
-    def independent(q): return len(q.values) if groups is None else len(np.unique(groups))
-    rows = [dict(zip(keys, q[:3])) | dict(value=i.mean, low=i.low, high=i.high, n=len(q.values), units=independent(q))
+    def n(q): return len(q.values) if q.rows is None else int(q.rows.sum())
+    def independent(q):
+        if q.units is not None: return q.units
+        return n(q) if groups is None else len(np.unique(groups if q.rows is None else groups[q.rows]))
+    rows = [dict(zip(keys, q[:3])) | dict(value=i.mean, low=i.low, high=i.high, n=n(q), units=independent(q))
             | dict(note=q.note) for q, i in zip(splits[0], intervals)]
     return pd.DataFrame(rows).set_index(keys)

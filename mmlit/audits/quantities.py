@@ -54,6 +54,8 @@ class Quantity(NamedTuple):
     note:str=""                    # why not to trust it
     step:float=0.                  # of a difference of counts: the most by which one sample's answer changes its value
     biased:bool=False              # is the statistic biased upwards, as a sum of absolute values is?
+    rows:np.ndarray|None=None      # bool (N,): the samples that are measured; None: all
+    units:int|None=None            # groups of samples of other parts, too; None: those of the test part
 
 # %% ../../nbs/34_quantities.ipynb #a40a54e8
 _COMPARED = ("joint", "ensemble"), ("joint", "best unimodal"), ("ensemble", "best unimodal")
@@ -197,7 +199,7 @@ def missing_quantities(
         for of, which in rows.items():
             if which.sum() < _LACKING or statistic is _own_r2 and (targets[which].std(0) == 0).any(): continue
             of_these = (torch.stack(columns, 1)*which[:, None]).double().numpy()
-            out.append(Quantity("missing", f"{score}, {model}", of, of_these, statistic))
+            out.append(Quantity("missing", f"{score}, {model}", of, of_these, statistic, rows=which.numpy()))
     return out
 
 def _coalition_name(present, modalities): return " + ".join(m for m, p in zip(modalities, present) if p) or "nobody"
@@ -380,8 +382,8 @@ def feature_information(
     def rows(labels, suffix=""):
         intervals, cells = _jackknifed(codes, labels, (k,)*M + (classes,), fold)
         note = "" if suffix or N >= 5*cells else f"{cells} cells are occupied by {N} samples: see shuffled labels"
-        return [Quantity("information", f"of the features, {name}{suffix}", of, np.full(N, i.mean), given=i, note=note)
-                for (name, of), i in zip(names, intervals)]
+        return [Quantity("information", f"of the features, {name}{suffix}", of, np.full(N, i.mean), given=i, note=note,
+                         units=len(np.unique(ids))) for (name, of), i in zip(names, intervals)]
     return rows(y) + rows(np.random.default_rng(seed).permutation(y), ", shuffled labels")
 
 # %% ../../nbs/34_quantities.ipynb #4ff80e0e

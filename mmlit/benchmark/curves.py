@@ -107,9 +107,9 @@ class Curve:
         "Print a table for each data set: differences to the reference by method and number of training rows."
         console = console or terminal(120)
         for data in self.datasets:
-            title = f"{data}: minus {self.reference}, by training rows; mean and 95 % interval"
-            terminal_table(title, *self._cells(data), strong=self.reference, console=console)
             each = [self.comparisons[data, n] for n in self.sizes(data)]
+            title = f"{data}: minus {self.reference}, by training rows; mean and 95 % interval {each[0].over(data)}"
+            terminal_table(title, *self._cells(data), strong=self.reference, console=console)
             notes = dict.fromkeys(note for one in each for note in one._notes(data))
             for line in (*(self.verdict(data, m) for m in self._methods(data)), *notes):
                 console.print(line, markup=False, highlight=False)

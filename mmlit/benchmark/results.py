@@ -165,6 +165,12 @@ class Comparison:
         low, high = difference[1:] if self.larger(data) else (-difference.high, -difference.low)
         return "above" if low > 0 else "below" if high < 0 else "neither"
 
+    def over(self, data:str)->str:
+        "What the intervals are over, in words, where test rows are common to the seeds; else nothing: over splits."
+        if data not in self.rows: return ""
+        varied = "training parts" if self.overlap.get(data, 1.) < 1 else "initialisations"
+        return f"over {varied} and test {'rows' if self.datasets[data].groups is None else 'groups'}"
+
     def verdict(self, data:str, method:str|None=None)->str:
         "Does `method`, see `meant`, beat the reference on this data set? One sentence, with the interval that decides."
         method = self.meant(data, method)
@@ -172,7 +178,8 @@ class Comparison:
         if difference is None: return f"{data}: {method} was not compared with the {other}."
         pairs, asked = self._pairs(data, method)
         if not pairs: return f"{data}: the {method} model and the {other} were trained together on no seed."
-        span = _span(difference, self.score(data)) + ", of which less is better"*(not self.larger(data))
+        span = _span(difference, self.score(data), self.over(data))
+        span += ", of which less is better"*(not self.larger(data))
         span += f"; {pairs} of {asked} seeds"*(pairs < asked)
         if math.isnan(difference.low):
             who = "one seed" if pairs == 1 else "seeds with one and the same difference"
@@ -264,20 +271,20 @@ class Comparison:
         console = console or terminal(120)
         seeds = len(self._seeds())
         for data in self.datasets:
-            title = f"{data}: {seeds} seed{'s'*(seeds > 1)}, mean and 95 % interval"
+            title = f"{data}: {seeds} seed{'s'*(seeds > 1)}, mean and 95 % interval {self.over(data)}".rstrip()
             terminal_table(title, *_cells(self, data), strong=self.reference, console=console)
             for line in self._lines(data): console.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print()
         console.print(_fulfilled(self), markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/39_results.ipynb #21bd3816
-def _span(difference, score):
+def _span(difference, score, over):
     "A difference with its interval, in words."
     percent = score == "accuracy"
     def number(v): return f"{100*v:+.1f}" if percent else f"{v:+.3f}"
     mean = f"{number(difference.mean)} {'points of accuracy' if percent else score}"
     if math.isnan(difference.low): return mean
-    return f"{mean}, 95 % interval {number(difference.low)} to {number(difference.high)}"
+    return f"{mean}, 95 % interval {number(difference.low)} to {number(difference.high)} {over}".rstrip()
 
 def _in_order(cells, found, reference):
     "Intervals by method as in the table; NaN where a method has no run."
@@ -403,6 +410,12 @@ def _tuning(found):
             "The first trial is the published default, the others draw the learning rate and the method's own "
             "options. Cost and s are those of all trials. Tuned rows are compared with the tuned reference.")
 
+def _by_words(found, datasets):
+    "The data sets whose intervals are over the same, and what these are over."
+    words = {}
+    for data in datasets: words.setdefault(found.over(data), []).append(data)
+    return [(", ".join(sets), over) for over, sets in words.items()]
+
 def _how(found, command=""):
     "How it was measured."
     common = [data for data in found.datasets if data in found.rows]
@@ -414,13 +427,13 @@ def _how(found, command=""):
                      "an accuracy at least as wide as the sampling of test rows makes them. ")
     if own:
         splits += f"{', '.join(own)}: the split that came with the data; seeds are initialisations. "
-        intervals += (f"{', '.join(own)}: 95 %, over initialisations and test rows; other splits might give other "
-                      "answers. ")
+        intervals += "".join(f"{sets}: 95 %, {over}; other splits might give other answers. "
+                             for sets, over in _by_words(found, own))
     if sized:
         shared = ", ".join(f"{100*found.overlap[data]:.0f} % of {data}" for data in sized)
         splits += ("Test rows are common to the seeds, with few groups in parts that rotate; of their training rows "
                    f"two seeds share {shared}. ")
-        intervals += f"{', '.join(sized)}: 95 %, over training parts and test rows (or groups) together. "
+        intervals += "".join(f"{sets}: 95 %, {over} together. " for sets, over in _by_words(found, sized))
     chosen = {data: found.score(data) for data in found.datasets if found._metric(data) is not None}
     score = f"{', '.join(dict.fromkeys(chosen.values()))}: chosen before training; it also chose epochs and models"
     how = dict(Score=score) if chosen else {}

@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..core import one_of
-from .labels import PARTS, encode_labels, encode_split, name_of
+from .labels import PARTS, encode_labels, encode_split, known_order, name_of
 from .missing import PartialColumn, check_presence, presence_columns, present_rows, rows_there, whole_column
 from .mixed import MixedTable
 from .pictures import PictureFiles
@@ -45,6 +45,7 @@ class MultimodalData:
     class_weights:Any = None  # "balanced" or (C,), see `with_class_weights`; None: all count alike
     weights:Any = None        # (N,), see `with_weights`; None: all count alike
     group_names:Any = None    # of the group ids 0, 1, ..., as they were given, for messages; None: they have none
+    ordered:bool = True       # is the order of the classes known, see `known_order`?
 
     def __init__(self,
         name:str,                   # what tables call it
@@ -77,6 +78,7 @@ class MultimodalData:
         self.kinds = {m: _kind(x, m, given[m]) for m, x in self.xs.items()}
         named = [str(c) for c in y.columns] if isinstance(y, pd.DataFrame) else ()
         self.y, self.classes, self.task = encode_labels(y, classes, task)
+        self.ordered = known_order(y, classes, self.classes)
         if self.task == "regression" and self.y.ndim == 2: self.targets = named
         self.groups, self.group_names = (None, None) if groups is None else _group_ids(groups, self.xs)
         self.truth = {} if truth is None else truth

@@ -96,15 +96,17 @@ def _say_missing(data):
 def say_gaps(
     m:str,   # a modality
     column,  # its rows, of training or new ones
+    transformed:bool|None=None, # has it a transformer of the user's own? None: that is not known yet
 ):
-    "Warn of empty cells of a table, which are filled: how many, and in which columns."
+    "Warn of empty cells of a table, which are filled: how many, in which columns, and with what."
     inside, n = rows_there(column), len(column)
     gaps = inside.gaps() if isinstance(inside, MixedTable) else {}
     if not gaps: return
     shown = ", ".join(f"{c!r} {n}" for c, n in sorted(gaps.items(), key=lambda g: -g[1])[:5])
-    warnings.warn(f"modality {m!r} has {sum(gaps.values())} empty cells in {n} rows ({shown}): numbers are "
-                  "filled with the median of the training rows, an empty category is a category of its own",
-                  stacklevel=3)
+    how = ("numbers are filled with the median of the training rows, an empty category is a category of its own" +
+           ", unless a transform of the modality takes them as they are"*(transformed is None))
+    if transformed: how = "its transform takes them as they are, or where it cannot, the median of the training rows"
+    warnings.warn(f"modality {m!r} has {sum(gaps.values())} empty cells in {n} rows ({shown}): {how}", stacklevel=3)
 
 def _say_layout(data):
     "Warn of sequences of one length, whose shape does not tell which axis is time."
@@ -156,7 +158,7 @@ def joined_parts(
         groups=None if all(data.groups is None for data in parts.values()) else np.concatenate(groups),
         split=[part for part, data in parts.items() for _ in range(len(data))])
     say_leaks(made)
-    kept = dict(layout=train.layout | made.layout, names=train.names, targets=train.targets)
+    kept = dict(layout=train.layout | made.layout, names=train.names, targets=train.targets, ordered=train.ordered)
     return made._with(**kept).with_transform(train.transform)
 
 def _in_one_form(parts):

@@ -180,7 +180,9 @@ class Rows(GetAttr):
                 given, expected = f"{items.task} of {items.classes}", f"{self.task} of {self.classes}"
                 raise ValueError(f"the new data have classes for {given}, expected {expected}")
             xs = {m: self._in_order(x, m, items.names.get(m)) for m, x in items.xs.items()}
-            return Rows(self.coding, self._columns(xs, {}), torch.as_tensor(items.y), range(len(items)), items)
+            xs = self._columns(xs, {})
+            self._say_absent(xs)
+            return Rows(self.coding, xs, torch.as_tensor(items.y), range(len(items)), items)
 
         if isinstance(items, list) and not items: raise ValueError("there are no rows to predict, the list is empty")
         if isinstance(items, list) and isinstance(items[0], (tuple, list, dict)): items = _transpose(items)
@@ -192,9 +194,8 @@ class Rows(GetAttr):
             raise TypeError(f"items are {type(items).__name__}, expected a MultimodalData, a dict or tuple of "
                             f"{self.modalities}, or a list of such")
         xs = self._columns(items)
-        for m, x in xs.items():
-            say_gaps(m, x)
-            if items.get(m) is not None: self._say_absent(m, x)
+        for m, x in xs.items(): say_gaps(m, x, isinstance(self.encoders[m], FittedTransform))
+        self._say_absent(xs)
         return Rows(self.coding, xs, None, range(len(xs[self.modalities[0]])))
 
     def _columns(self, given, layout=None):
@@ -222,7 +223,7 @@ class Rows(GetAttr):
         return xs
 
     def _check_lacking(self, lacking, given):
-        "ValueError where a name is misspelt or nothing is left; a warning where the model goes by the rest."
+        "ValueError where a name is misspelt or nothing is left."
         known = [m for m in self.modalities if m in given]
         near = near_name(lacking[0], [name for name in given if name not in known])
         unknown = [name for name in given if name not in self.modalities]
@@ -230,17 +231,20 @@ class Rows(GetAttr):
             hint = "" if near is None else f" (is it {near!r}?)"
             raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given) or 'none'}, expected "
                              f"{self.modalities}")
-        seen = all(m in self.missing for m in lacking)
-        warnings.warn(f"{', '.join(map(repr, lacking))} of {self.modalities} is missing in all rows: the model answers "
-                      "by the others" + ("" if seen else ", and never saw such a sample in training"), stacklevel=5)
 
-    def _say_absent(self, m, column):
-        "Warn where rows lack a modality that all training rows had."
-        gone = ~present_rows(column)
-        if m in self.missing or not gone.any(): return
-        warnings.warn(f"modality {m!r} is missing in {gone.sum()} of {len(gone)} rows, the first is row "
-                      f"{gone.argmax()}: the model answers them by the others, and never saw such a sample in training",
-                      stacklevel=4)
+    def _say_absent(self, columns):
+        "Warn where all rows lack a modality, however that is said, and where some do that no training row lacked."
+        gone = {m: ~present_rows(x) for m, x in columns.items()}
+        if lacking := [m for m, rows in gone.items() if rows.all()]:
+            seen = all(m in self.missing for m in lacking)
+            warnings.warn(f"{', '.join(map(repr, lacking))} of {self.modalities} is missing in all rows: the model "
+                          "answers by the others" + ("" if seen else ", and never saw such a sample in training"),
+                          stacklevel=4)
+        for m, rows in gone.items():
+            if m in self.missing or rows.all() or not rows.any(): continue
+            warnings.warn(f"modality {m!r} is missing in {rows.sum()} of {len(rows)} rows, the first is row "
+                          f"{rows.argmax()}: the model answers them by the others, and never saw such a sample in "
+                          "training", stacklevel=4)
 
     def _column(self, m, values, layout):
         "A checked column of the modality m, perhaps with gaps."
@@ -254,7 +258,8 @@ class Rows(GetAttr):
         if m in self.sorts: values = self._table(m, values)
         elif m in self.names:
             if isinstance(values, MixedTable): values = values.frame.rename(columns={str(c): c for c in self.names[m]})
-            if isinstance(values, list) and all(isinstance(v, pd.Series) for v in values): values = pd.DataFrame(values)
+            if isinstance(values, list) and all(isinstance(v, (pd.Series, Mapping)) for v in values):
+                values = _frame_of(values, m)
             values = self._in_order(values, m, column_names(values))
             _check_gaps(values, m)
         if m in self.ragged and not isinstance(values, RaggedArrays):
@@ -283,6 +288,15 @@ class Rows(GetAttr):
     def _table(self, m, values):
         "Rows of a table with the columns that were fitted, each of its sort."
         return MixedTable(values.frame if isinstance(values, MixedTable) else values, m, self.sorts[m])
+
+def _frame_of(rows, m):
+    "A table of rows that are dicts or Series by the names of its columns. ValueError for a row without a value."
+    names = dict.fromkeys(itertools.chain(*(row.keys() for row in rows)))
+    for i, row in enumerate(rows):
+        if odd := [name for name in names if name not in row]:
+            raise ValueError(f"row {i} of modality {m!r} has no {odd[0]!r}, and others do: give each row the same "
+                             "columns")
+    return pd.DataFrame(rows)
 
 def _check_gaps(values, m):
     "ValueError for the first empty cell of a table of which the training rows had none, so that nothing fills it."

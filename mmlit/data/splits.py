@@ -114,7 +114,10 @@ def _called(label, classes): return repr(classes[int(label)]) if classes else la
 def _fold(strata, groups, folds, which, seed, classes=None):
     "Rows outside and inside fold `which` of a stratified (grouped) shuffle."
     units, unit = (len(strata), "rows") if groups is None else (len(np.unique(groups)), "groups")
-    if units < folds: raise ValueError(f"{units} {unit} cannot be dealt into {folds} folds")
+    if units < folds:
+        remedy = "no groups if the rows are independent" if groups is not None else "more rows"
+        raise ValueError(f"{units} {unit[:-1] if units == 1 else unit} cannot be dealt into {folds} folds: give at "
+                         f"least {folds} {unit}, {remedy}, larger parts, or a split of your own")
     if groups is not None or strata.ndim == 2:
         fold = _deal(strata, np.arange(units) if groups is None else groups, folds, seed)
         return np.flatnonzero(fold != which), np.flatnonzero(fold == which)

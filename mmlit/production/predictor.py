@@ -305,6 +305,8 @@ def _read(path):
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         warnings.warn(f"torch {torch.__version__} can be made to run code even by weights_only (CVE-2025-32434, mended "
                       "in 2.6): take a newer one, or load files from people you trust only", stacklevel=3)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: a file of save_predictor(learn, path) is expected")
     held = _plain_data(path, path.read_bytes())
     if not isinstance(held, dict) or held.get("format") != _FORMAT:
         raise ValueError(f"{path} is no file of save_predictor: it holds {type(held).__name__} of other things")

@@ -143,3 +143,10 @@ def test_what_has_no_interval_is_not_shown():
     none = (0.5, math.nan, math.nan)
     found = advise(table(pretrained_minus_joint=none, interacting_minus_joint=none), "ab")
     assert found.use == "joint" and list(found.findings) == ["none", "gain"]
+
+
+def test_few_samples_that_lack_a_modality_do_not_make_a_test_part_small():
+    whole = table().assign(n=400, units=400)
+    part = frame({("missing", "accuracy, joint", "without a"): LEVEL}).assign(n=9, units=9)
+    assert str(advise(pd.concat([whole, part]), "ab")) == str(advise(whole, "ab"))
+    assert str(advise(whole.assign(units=9), "ab")) != str(advise(whole, "ab"))

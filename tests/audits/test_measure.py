@@ -139,3 +139,27 @@ def test_order_notes_and_intervals_of_their_own_are_kept():
     assert [k[1] for k in table.index] == ["a", "b", "c"] and list(table.note) == ["careful", "", ""]
     assert tuple(table.iloc[0][["value", "low", "high"]]) == given and table.loc[("s", "c", ""), "value"] == 2.0
     assert tabulate([[rows[0], rows[2]]]).n.tolist() == [4, 4]  # no plain mean among them
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_scores_of_samples_that_lack_a_modality_count_these_samples(grouped):
+    rng, (joint, alone, plain) = np.random.default_rng(2), many(2, n=300)
+    there = rng.random((300, 2)) > 0.3
+    there[~there.any(1), 0] = True
+    groups = rng.integers(0, 150, 300) if grouped else None
+    data = MultimodalData("gaps", plain.data.xs, plain.data.y, ["p", "q"], presence=there, groups=groups)
+    dls = multimodal_dls(data)
+    table = tabulate([measure(joint, alone, dls).quantities], None if groups is None else groups[dls.split.test])
+    held_out, test = np.concatenate(dls.split[1:]), dls.split.test
+
+    def units(rows):
+        return len(rows) if groups is None else len(np.unique(groups[rows]))
+
+    of = {"complete": there.all(1)} | {f"without x{m}": ~there[:, m] for m in (0, 1)}
+    for name, rows in of.items():
+        row, these = table.loc[("missing", "accuracy, joint", name)], test[rows[test]]
+        assert (row.n, row.units) == (len(these), units(these)) and len(these) < len(test)
+    row = table.loc[("models", "accuracy", "joint")]
+    assert (row.n, row.units) == (len(test), units(test))
+    row = table.loc[("information", "of the features, redundant", "all")]
+    assert (row.n, row.units) == (len(held_out), units(held_out))  # counted on the validation part, too

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmlit.benchmark.comparison import _check_methods, compare
+from mmlit.benchmark.curves import learning_curve
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
@@ -204,3 +205,24 @@ def test_a_method_that_cannot_act_is_noted_whether_its_run_is_new_or_stored(tmp_
     note, other = sorted(stored._notes(data.name), key=lambda line: "still improving" in line)
     assert "joint" in other and "still improving" in other  # after one epoch nobody can tell
     assert note.startswith(f"{data.name}: note: resampling: ModalityResampling acts from epoch 5 on")
+
+
+@pytest.mark.parametrize("part, metric", [("test", None), ("test", "mae"), ("valid", None)])
+def test_a_default_that_is_not_defined_is_refused_before_training(tmp_path, part, metric):
+    "R2 stands in the table whatever decides, and of equal targets there is none."
+    rng = np.random.default_rng(0)
+    split = np.repeat(["train", "valid", "test"], [100, 30, 30])
+    y = np.where(split == part, 1.0, rng.normal(size=160))
+    xs = dict(a=rng.normal(size=(160, 2)), b=rng.normal(size=(160, 2)))
+    data = MultimodalData("constant", xs, y, task="regression", split=split)
+    name = dict(test="test", valid="validation")[part]
+    with pytest.raises(ValueError, match=f"r2 cannot be measured on the {name} part: all 30 targets are equal"):
+        compare(data, ["joint"], 1, Budget(epochs=1), tmp_path, metric=metric, workers=1, progress=False)
+    assert not any(tmp_path.rglob("*.*"))  # nothing was trained
+
+
+@pytest.mark.parametrize("door, options", [(compare, {}), (learning_curve, dict(n_train=[150]))])
+@pytest.mark.parametrize("out", [None, 3])
+def test_a_folder_that_is_none_is_refused_by_name(door, options, out):
+    with pytest.raises(TypeError, match=f"^out is {out}, expected the folder where runs are kept"):
+        door(load_dataset("digits"), ["joint"], budget=Budget(epochs=1), out=out, **options)

@@ -1,12 +1,14 @@
 "What follows from a table of scores: intervals, sentences, pictures, pages; whatever the names hold."
 
 import html
+import io
 import json
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from mmlit.benchmark.comparison import compare
 from mmlit.benchmark.results import Comparison
@@ -138,3 +140,30 @@ def test_the_method_that_is_meant_is_the_only_one_else_joint_else_it_has_to_be_s
     with pytest.raises(ValueError, match="nothing beside the ensemble"):
         comparison(ensemble=[0.7, 0.8]).verdict("a")
     assert comparison("joint", ensemble=[0.7, 0.8], joint=[0.6, 0.9]).meant("a") == "ensemble"
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_intervals_are_over_is_said_in_the_same_words_everywhere(tmp_path, grouped):
+    rng = np.random.default_rng(0)
+    y, groups = rng.integers(0, 2, 160), np.arange(160) // 2 if grouped else None
+    xs = dict(left=rng.normal(size=(160, 2)) + y[:, None], right=rng.normal(size=(160, 2)))
+    given = MultimodalData("set", xs, y, groups=groups, split=np.repeat(["train", "valid", "test"], [100, 30, 30]))
+    drawn, units = MultimodalData("set", xs, y, groups=groups), "groups" if grouped else "rows"
+    sized = Budget(epochs=1, n_train=40, n_test=60)
+    cases = [
+        (given, Budget(epochs=1), f"over initialisations and test {units}"),
+        (drawn, sized, f"over training parts and test {units}"),
+        (drawn, Budget(epochs=1), ""),
+    ]
+    for source, budget, words in cases:
+        found = compare(source, ["joint"], 2, budget, tmp_path, workers=1, progress=False)
+        assert found.over("set") == words
+        console = Console(file=io.StringIO(), record=True, width=200)
+        found.show(console)
+        page = html.unescape(found.to_html(tmp_path / "page.html").read_text(encoding="utf8"))
+        said = [repr(found), found.verdict("set"), console.export_text(), page, json.dumps(found.to_dict()["verdicts"])]
+        title = said[2].strip().splitlines()[0].strip()
+        assert title == f"set: 2 seeds, mean and 95 % interval {words}".strip()
+        assert f"set: 95 %, {words}" in page if words else "95 %, over seeds" in page
+        for text in said:
+            assert words in text if words else "initialisations and" not in text and "training parts and" not in text

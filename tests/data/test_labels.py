@@ -1,6 +1,7 @@
 "What is to be predicted is what the user says, or what the values leave no doubt about; a doubtful guess is said."
 
 import warnings
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -174,3 +175,25 @@ def test_a_time_and_an_event_without_names_are_refused(order, kind):
     with pytest.raises(ValueError, match="survival targets, an event and its time.*task='regression' if they are two"):
         encode_labels(y)
     assert encode_labels(y, task="regression").y.tolist() == y.tolist()
+
+
+DAYS = pd.date_range("2020-01-01", periods=3)
+
+
+@pytest.mark.parametrize("y", [DAYS, DAYS.to_numpy(), list(DAYS.date), DAYS.to_series(), DAYS.to_period("D")])
+def test_dates_are_called_dates(y):
+    with pytest.raises(ValueError, match="y holds dates, 2020-01-01.* in row 0: give classes of them"):
+        encode_labels(y)
+
+
+@pytest.mark.parametrize("y, sort", [([Decimal(3), Decimal(4)], "Decimal, 3"), (np.array([1j, 2]), "complex128, 1j")])
+def test_labels_of_one_unknown_type_are_not_called_a_mixture(y, sort):
+    with pytest.raises(ValueError, match=f"y holds {sort} in row 0; expected strings, whole numbers or floats"):
+        encode_labels(y)
+
+
+@pytest.mark.parametrize("groups, many", [(["a"] * 100, "1 group"), (list("abcd") * 25, "4 groups")])
+def test_too_few_groups_are_refused_with_a_remedy(groups, many):
+    xs = dict(a=np.random.default_rng(0).normal(size=(100, 2)), b=np.random.default_rng(1).normal(size=(100, 2)))
+    with pytest.raises(ValueError, match=f"^{many} cannot be dealt into 5 folds: give at least 5 groups, no groups if"):
+        multimodal_dls(xs, np.arange(100) % 2, groups=groups)

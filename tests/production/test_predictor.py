@@ -18,6 +18,7 @@ from fasttransform import Transform
 from PIL import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import SelectKBest
+from sklearn.impute import SimpleImputer
 from torch import nn
 
 from mmlit.data.loaders import multimodal_dls
@@ -645,8 +646,6 @@ def test_a_modality_of_none_is_one_that_all_rows_lack(ward):
     assert torch.equal(said, answered(predictor, {m: x for m, x in rows.items() if m != "note"})[0])
     with pytest.raises(ValueError, match="'ward' is missing; got none, expected"):
         predictor.predict(dict(ward=None, note=None, ids=None))
-    _, seen = answered(predictor, dict(rows, note=[None] * 4))
-    assert any("'note' is missing in 4 of 4 rows" in w for w in seen)
 
 
 def test_gaps_that_are_filled_are_counted_aloud_by_column(ward):
@@ -657,3 +656,82 @@ def test_gaps_that_are_filled_are_counted_aloud_by_column(ward):
     assert len(seen) == 1 and "'ward' has 3 empty cells in 4 rows ('age' 2, 'stage' 1)" in seen[0]
     assert not torch.equal(said[0], answered(predictor, rows)[0][0])
     assert answered(predictor, rows)[1] == []
+
+
+def test_a_modality_that_no_row_has_is_said_the_same_however_it_is_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b, y = rng.normal(size=(120, 2)), rng.normal(size=(120, 3)), np.arange(120) % 2
+    learn = multimodal_learner(multimodal_dls(dict(a=a, b=b), y, device="cpu"), width=4)
+    save_predictor(learn, tmp_path / "p.pt")
+    predictor, gone = load_predictor(tmp_path / "p.pt"), np.full((2, 3), np.nan)
+    with warnings.catch_warnings(action="ignore"):
+        data = multimodal_data(dict(a=a[:3], b=[None, None, b[2]]), y[:3], classes=["0", "1"]).subset([0, 1])
+    ways = [
+        dict(a=a[:2]),
+        dict(a=a[:2], b=None),
+        dict(a=a[:2], b=[None, None]),
+        dict(a=a[:2], b=gone),
+        [dict(a=row) for row in a[:2]],
+        [dict(a=row, b=None) for row in a[:2]],
+        data,
+    ]
+    (first, words), *others = [answered(predictor, rows) for rows in ways]
+    assert len(words) == 1 and words[0].startswith("'b' of ['a', 'b'] is missing in all rows")
+    assert words[0].endswith("and never saw such a sample in training")
+    assert all(torch.equal(said, first) and seen == words for said, seen in others)
+    _, seen = answered(predictor, dict(a=a[:2], b=[None, b[0]]))
+    assert len(seen) == 1 and seen[0].startswith("modality 'b' is missing in 1 of 2 rows, the first is row 0")
+
+
+def test_rows_of_a_table_of_numbers_are_dicts_by_the_names_of_its_columns(tmp_path):
+    rng = np.random.default_rng(0)
+    table, b, y = (
+        pd.DataFrame(rng.normal(size=(120, 2)), columns=["u", "v"]),
+        rng.normal(size=(120, 3)),
+        np.arange(120) % 2,
+    )
+    learn = multimodal_learner(multimodal_dls(dict(num=table, b=b), y, device="cpu"), width=4)
+    save_predictor(learn, tmp_path / "p.pt")
+    predictor = load_predictor(tmp_path / "p.pt")
+    expected = predictor.answers(dict(num=table[:3], b=b[:3]))
+    each = [dict(num=dict(v=v, u=u), b=row) for u, v, row in zip(table.u[:3], table.v[:3], b)]  # in another order
+    assert torch.equal(predictor.answers(each), expected)
+    assert torch.equal(predictor.answers(dict(num=[row["num"] for row in each], b=b[:3])), expected)
+    said, seen = answered(predictor, [each[0], dict(num=None, b=b[1]), each[2]])
+    assert torch.equal(said[::2], expected[::2]) and "'num' is missing in 1 of 3 rows" in seen[0]
+    with pytest.raises(ValueError, match="row 1 of modality 'num' has no 'u', and others do"):
+        predictor.answers([each[0], dict(num=dict(v=0.0), b=b[1])])
+    with pytest.raises(ValueError, match=r"'num' are \['u', 'w'\], expected \['u', 'v'\]"):
+        predictor.answers([dict(num=dict(u=0.0, w=1.0), b=b[1])])
+
+
+def test_a_file_that_is_not_there_is_named_with_what_is_expected(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file .*nope.pt: a file of save_predictor\(learn, path\) is expected"
+    ):
+        load_predictor(tmp_path / "nope.pt")
+
+
+def test_what_fills_the_gaps_of_a_transformed_table_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(120, 3)), columns=list("uvw"))
+    table.loc[::4, "v"] = np.nan
+    own = dict(a=SimpleImputer(strategy="constant", fill_value=-9.0))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        dls = multimodal_dls(
+            dict(a=table, b=rng.normal(size=(120, 2))),
+            np.arange(120) % 2,
+            standardize=False,
+            transform=own,
+            device="cpu",
+        )
+    (words,) = [str(w.message) for w in seen if "empty cells" in str(w.message)]
+    assert "('v' 30)" in words and words.endswith("unless a transform of the modality takes them as they are")
+    x = dls.train.dataset.batch(torch.arange(120))[0]
+    assert (x[::4, 1] == -9).all() and torch.equal(x[1, :], torch.tensor(table.iloc[1].to_numpy(), dtype=torch.float32))
+    save_predictor(multimodal_learner(dls, width=4), tmp_path / "p.pt", transforms="given")
+    fitted = dict(a=dls.train.dataset.encoders["a"].transform)
+    predictor = load_predictor(tmp_path / "p.pt", transforms=fitted)
+    _, seen = answered(predictor, dict(a=table[:4], b=np.zeros((4, 2))))
+    assert len(seen) == 1 and "its transform takes them as they are, or where it cannot, the median" in seen[0]
