@@ -150,7 +150,8 @@ def _selection(found):
                 f"{sum(locked)} of {len(rows)} rows come from runs with a locked test part")
     tried = rows[[not m.startswith("linear ") for m in rows.method]]
     known = tried.trials.fillna(0).astype(int) if "trials" in rows else pd.Series(0, tried.index)
-    trials = known.groupby(tried.method.str.removesuffix(" tuned")).max().to_dict()
+    by_method = known.groupby(tried.method.str.removesuffix(" tuned"))
+    trials = {str(m): int(n.max()) for m, n in by_method}
     numbers, steps = set(trials.values()), found.budget.steps
     if len(numbers) == 1 and min(numbers) > 0:
         yield Check(alike, "yes", f"{min(numbers)} settings of each were tried on validation")

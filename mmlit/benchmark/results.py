@@ -281,7 +281,7 @@ class Comparison:
 def _span(difference, score, over):
     "A difference with its interval, in words."
     percent = score == "accuracy"
-    def number(v): return f"{100*v:+.1f}" if percent else f"{v:+.3f}"
+    number = lambda v: f"{100*v:+.1f}" if percent else f"{v:+.3f}"
     mean = f"{number(difference.mean)} {'points of accuracy' if percent else score}"
     if math.isnan(difference.low): return mean
     return f"{mean}, 95 % interval {number(difference.low)} to {number(difference.high)} {over}".rstrip()
@@ -309,9 +309,7 @@ def _draw(found, data, left, right):
             if value is None: continue
             if not math.isnan(value.low): ax.plot([scale*value.low, scale*value.high], [row, row], color=colour, lw=2)
             ax.plot(scale*value.mean, row, "o", color=colour)
-
-    # parse_math: a dollar sign in a name starts no formula
-    left.set_yticks(range(len(intervals)), list(intervals), parse_math=False)
+    left.set_yticks(range(len(intervals)), list(intervals), parse_math=False)      # a dollar sign starts no formula
     left.invert_yaxis()
     left.set_title(data, loc="left", parse_math=False)
     left.set_xlabel(f"test {found.score(data)}" + (" (%)" if percent else "") + _less(found, data))
