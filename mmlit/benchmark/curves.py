@@ -75,7 +75,7 @@ class Curve:
             difference = intervals[one_of("method", method, intervals)][1]
             if difference is None: return f"{data}: {method} is what the others are compared with."
             found[comparison.shown(data, difference)].append(n)
-        words = dict(neither="no difference", unknown="nothing")
+        words = dict(neither="neither above nor below", unknown="nowhere, for want of runs,")
         told = [f"{words.get(side, side)} at {', '.join(map(str, sizes))} training rows"
                 for side, sizes in found.items() if sizes]
         other = self.comparisons[data, self.sizes(data)[0]].opponent(method)
