@@ -79,7 +79,7 @@ def chosen_trial(
 )->tuple[Answer, int]:             # with the cost of all; which one it is
     "The best trial on the validation part. ValueError where all of them failed."
     there = [a for a in answers if not isinstance(a, str)]
-    if not there: raise ValueError(f"all {len(answers)} trials failed; the first: {answers[0]}")
+    if not there: raise ValueError(f"all {len(answers)} trials failed, the first for this: {next(iter(answers), '')}")
     with locked("tuning"): best = best_on_validation(there, data, finely=True)
     which = next(k for k, a in enumerate(answers) if a is best)
     if len(answers) == 1: return best, which

@@ -40,7 +40,8 @@ LEFT_OUT = {
         "coalition_logits unimodal_logits pairing_logits absent_features coalition_outcomes hold model_plan model_of "
         "is_whole coding_state coding_of export_model export_onnx save_predictor load_predictor device_of eval_mode "
         "with_metric best_on_validation shapley_values_sampled check_reduction split_rows encode_some fit_encoder "
-        "classifier_log_likelihood in_parts".split(),
+        "classifier_log_likelihood in_parts chosen_trial trial_rows tuned_rows linear_marks marks_in_words result_card "
+        "checklist".split(),
         OBJECT,
     ),
     **dict.fromkeys(
@@ -59,7 +60,8 @@ OBJECTS = (
     "knn_terms suits_neighbours knn cross_fitted_log_likelihood suits_classifier classifier neural put_submodule "
     "takes_mask with_mask check_padding check_metric drawn_scores sent routed_shares modality_shares metric_effect "
     "metric_step metric_score is_own_score answers_in_units corrected over_datasets p_values plot_ranks "
-    "show_over_datasets token_fault draws_of is_category say_leaks"
+    "show_over_datasets token_fault draws_of is_category say_leaks "
+    "fit_linear trial_runs trials_of"
 )
 # what is asked of a value that a library names better: torch lists the devices that it knows
 PLAIN = {"device": lambda draw: draw.choice([None, "cpu"])}

@@ -647,7 +647,7 @@ def test_a_run_makes_encoders_and_callbacks_anew():
 
 ORDER = (
     "unimodal ensemble ensemble_prob ensemble_calibrated deep_ensemble joint lr_control multi_loss modality_dropout "
-    "pretrained frozen mcr mcr_pretrained resampling resampling_modality agm agm_lr multimodal scaled_sum tcmax"
+    "pretrained frozen linear mcr mcr_pretrained resampling resampling_modality agm agm_lr multimodal scaled_sum tcmax"
 ).split()
 
 

@@ -29,18 +29,22 @@ def align_rows(
 def _align_inside(parts, several):
     "Parts in one order, and those inside of dicts and of the kinds that are `several`."
     flat = {}
-    def names(name, x):
-        if isinstance(x, Mapping) and x: return {k: names(f"{name}[{k!r}]", v) for k, v in x.items()}
-        if _hold_index(x, several): return [names(f"{name}[{i}]", v) for i, v in enumerate(x)]
-        flat[name] = x
-        return name
-    trees = {name: names(name, x) for name, x in parts.items()}
+    trees = {name: _names(name, x, several, flat) for name, x in parts.items()}
     rows = _align(flat)
-    def put(tree, x):
-        if isinstance(tree, dict): return {k: put(tree[k], v) for k, v in x.items()}
-        if isinstance(tree, list): return type(x)(put(t, v) for t, v in zip(tree, x))
-        return rows[tree]
-    return {name: put(trees[name], x) for name, x in parts.items()}
+    return {name: _put(trees[name], x, rows) for name, x in parts.items()}
+
+def _names(name, x, several, flat):
+    "A name for each column inside; the columns go to `flat`."
+    if isinstance(x, Mapping) and x: return {k: _names(f"{name}[{k!r}]", v, several, flat) for k, v in x.items()}
+    if _hold_index(x, several): return [_names(f"{name}[{i}]", v, several, flat) for i, v in enumerate(x)]
+    flat[name] = x
+    return name
+
+def _put(tree, x, rows):
+    "The form of `x` with the columns of these names in their places."
+    if isinstance(tree, dict): return {k: _put(tree[k], v, rows) for k, v in x.items()}
+    if isinstance(tree, list): return type(x)(_put(t, v, rows) for t, v in zip(tree, x))
+    return rows[tree]
 
 def _hold_index(x, several):
     "Is it a plain list or tuple with a pandas column among its parts?"
