@@ -46,7 +46,6 @@ class _KeepBest(TrackerCallback):
         larger:bool,          # is more of it better?
     ):
         super().__init__(monitor, np.greater if larger else np.less)
-
         self.seen:list[float] = []
 
     def before_fit(self):

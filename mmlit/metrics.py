@@ -427,7 +427,7 @@ def drawn_scores(
     y,                # labels
     task:str,         # one of `TASKS`
     groups=None,      # group id of each row, (N,): whole groups are drawn
-    draws:int=DRAWS, # how often
+    draws:int=DRAWS,  # how often
     seed:int=0,       # the same rows are drawn for the same seed
 )->np.ndarray:        # (1 + draws,): the score, and that of each draw; NaN where it is not defined
     "The score of rows drawn with replacement."

@@ -229,6 +229,8 @@ class Interval(NamedTuple):
     low:float
     high:float
 
+    def __neg__(self): return Interval(-self.mean, -self.high, -self.low)
+
     def __format__(self, format_spec):
         spec = format_spec or ".3f"
         ends = "" if math.isnan(self.low) else f" [{self.low:{spec}}, {self.high:{spec}}]"

@@ -80,10 +80,9 @@ def chosen_trial(
     "The best trial on the validation part. ValueError where all of them failed."
     there = [a for a in answers if not isinstance(a, str)]
     if not there: raise ValueError(f"all {len(answers)} trials failed, the first for this: {next(iter(answers), '')}")
+    if len(answers) == 1: return there[0], 0
     with locked("tuning"): best = best_on_validation(there, data, finely=True)
     which = next(k for k, a in enumerate(answers) if a is best)
-    if len(answers) == 1: return best, which
-
     whole = len(answers)/len(there)
     own = sum(a.info["steps"]*a.info["encoders"] for a in there)
     before = there[0].info["encoder_steps"] - there[0].info["steps"]*there[0].info["encoders"]

@@ -35,25 +35,24 @@ SIZES = {  # training rows; a third as many more are for validation
     "babynames": [450],
 }
 BUDGET = Budget(steps=(200, 800))
-FILES = {name: ROOT / "results" / f"{name}.csv" for name in ("curves", "curves_differences", "linear_marks")}
+RESULTS = ROOT / "results"
+NOT_KEPT = ["lacking", "temperatures", "warnings", "test_locked"]  # columns of runs
 
 
-def store(name, table, key="method"):
-    "Rows of other data sets, and of other methods, stay as they are."
-    file = FILES[name]
+def store(file, table, key="method", sets=tuple(SIZES)):
+    "Rows of other data sets, and of other methods, stay as they are; data sets are in the order of `sets`."
     if file.exists():
         kept = pd.read_csv(file)
         made = set(zip(table.data, table[key]))
         others = [pair not in made for pair in zip(kept.data, kept[key])]
         table = pd.concat([kept[others], table], ignore_index=True)
-    order = list(SIZES)
-    table = table.sort_values(["data", "n_asked"], key=rank(order), kind="stable")
+    table = table.sort_values(["data", "n_asked"], key=rank(sets), kind="stable")
     table.round(6).to_csv(file, index=False)
 
 
-def rank(order):
-    "Data sets in the order of this file, sizes by number."
-    return lambda column: column.map(order.index) if column.name == "data" else column
+def rank(sets):
+    "Data sets in this order, sizes by number."
+    return lambda column: column.map(sets.index) if column.name == "data" else column
 
 
 def marks(curve):
@@ -78,11 +77,10 @@ def main():
         options = dict(seeds=args.seeds, out=ROOT / "runs", workers=args.workers)
         curve = learning_curve(name, args.methods.split(","), SIZES[name], budget=BUDGET, **options)
         curve.show()
-        further = ["lacking", "temperatures", "warnings", "test_locked"]
-        store("curves", curve.runs.drop(columns=further, errors="ignore"))
-        store("curves_differences", curve.table)
+        store(RESULTS / "curves.csv", curve.runs.drop(columns=NOT_KEPT, errors="ignore"))
+        store(RESULTS / "curves_differences.csv", curve.table)
         if not (found := marks(curve)).empty:
-            store("linear_marks", found, "network")
+            store(RESULTS / "linear_marks.csv", found, "network")
         curve.to_html(ROOT / "runs" / f"curve_{name}.html", "make curves")
 
 

@@ -2,7 +2,7 @@
 results/tuned_trials.csv (what was tried): does what is shown of the methods as published stay when each model is tuned?
 
 python tools/tuned.py                                  # 8 trials, 5 training parts, 3 sets at 300 training rows
-python tools/tuned.py --sets emoji --methods tcmax     # these rows anew; those of other sets stay as they are
+python tools/tuned.py --sets emoji --methods tcmax     # these rows anew; the others stay as they are
 
 The controls and the six methods that stood best in results/curves_differences.csv, by mean rank. Rows and budget are
 those of tools/curves.py, so that what that has trained is not trained again. Finished runs are kept in `runs`, so it
@@ -15,24 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from curves import BUDGET, ROOT
+from curves import BUDGET, NOT_KEPT, ROOT, store
 
 from mmlit.benchmark.curves import learning_curve
 
 CONTROLS = "unimodal ensemble ensemble_calibrated deep_ensemble joint".split()
 BEST = "tcmax multi_loss resampling frozen agm pretrained".split()
 SIZES = {"emoji": 300, "avdigits": 300, "mfeat": 300}  # training rows
-
-
-def store(folder, name, table):
-    "Rows of other data sets stay as they are."
-    file = folder / f"{name}.csv"
-    if file.exists():
-        kept = pd.read_csv(file)
-        table = pd.concat([kept[~kept.data.isin(table.data)], table], ignore_index=True)
-    order = list(SIZES)
-    table = table.sort_values("data", key=lambda names: names.map(order.index), kind="stable")
-    table.round(6).to_csv(file, index=False)
 
 
 def main():
@@ -52,10 +41,10 @@ def main():
         budget = replace(BUDGET, steps=tuple(args.steps))
         curve = learning_curve(name, args.methods.split(","), SIZES[name], budget=budget, **options)
         curve.show()
-        store(args.results, "tuned", curve.runs.drop(columns=["lacking", "temperatures", "warnings"], errors="ignore"))
-        store(args.results, "tuned_differences", curve.table)
         trials = [found.trials.assign(n_asked=n) for (_, n), found in curve.comparisons.items()]
-        store(args.results, "tuned_trials", pd.concat(trials))
+        runs = curve.runs.drop(columns=NOT_KEPT, errors="ignore")
+        for kind, table in {"": runs, "_differences": curve.table, "_trials": pd.concat(trials)}.items():
+            store(args.results / f"tuned{kind}.csv", table, sets=tuple(SIZES))
         curve.to_html(args.out / f"tuned_{name}.html", "make tuned")
 
 

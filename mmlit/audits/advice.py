@@ -106,7 +106,7 @@ def difference(
     "The score of `a` minus that of `b`, whichever of them comes first in the table."
     if (i := interval_of(table, "differences", score, f"{a} minus {b}")) is not None: return i
     if (i := interval_of(table, "differences", score, f"{b} minus {a}")) is None: return None
-    return Interval(-i.mean, -i.high, -i.low)
+    return -i
 
 def _freedom(freedom): return check_number("freedom", freedom, "(0, inf]")
 
@@ -175,7 +175,7 @@ class _Table(NamedTuple):
         "An interval in points of accuracy, or in the unit of the score: of a difference of models, or of what is lost."
         score = score or self.score
         less = plain_score(score)[1]
-        if less and not lost: i = Interval(-i.mean, -i.high, -i.low)
+        if less and not lost: i = -i
         scale, digits = (100, ".1f") if score in _POINTS else (1, ".3f")
         _, low, high = (f"{scale*v:{sign}{digits}}" for v in i)
         return f"{self.amount(i.mean, score, sign)} [{low}, {high}]" + " (less is better)"*less

@@ -307,11 +307,10 @@ def _linear_marks(table, score, least):
     rows = table[table.index.get_level_values(1) == f"{score}, linear minus"]
     rows = rows[(rows.low > 0) & (rows.value > least)]
     percent = score in ("accuracy", "balanced accuracy")
+    gains = {key[2]: Interval(row.value, row.low, row.high) for key, row in rows.iterrows()}
     name, less = plain_score(score)
-    def gain(row): return Interval(-row.value, -row.high, -row.low) if less else Interval(row.value, row.low, row.high)
-    text = {key[2]: interval_text(gain(row), percent, True, True) for key, row in rows.iterrows()}
-    less = " (less is better)" if less else ""
-    return text if percent else {model: f"{v} of {name}{less}" for model, v in text.items()}
+    text = {model: interval_text(-gain if less else gain, percent, True, True) for model, gain in gains.items()}
+    return text if percent else {model: f"{v} of {name}{' (less is better)'*less}" for model, v in text.items()}
 
 def _marks(subject, table, score, cut):
     "Model -> why it decides nothing; and what a linear model gains on the joint one, if that is shown."

@@ -282,7 +282,7 @@ def _named_row(key, row):
     section, quantity, _ = key
     if section not in _TURNED or not plain_score(quantity)[1]: return _plain(quantity), row
     turned = row.copy()
-    turned["value"], turned["low"], turned["high"] = -row.value, -row.high, -row.low
+    turned[["value", "low", "high"]] = -Interval(row.value, row.low, row.high)
     return f"{_plain(quantity)} (less is better)", turned
 
 def _seeds(found):

@@ -89,7 +89,7 @@ def _told(store, data, source, seed, plan, models, budget, reasons, tested, cost
         if lost: return [], "; ".join(lost), {}, []
         chosen = [chosen_trial(each, data) for each in said]
         tried = [dict(run=model[0].name, **row) for model, each, (_, which) in zip(models, said, chosen)
-                 for row in trial_rows(trials, each, which, data) if len(trials) > 1]
+                 for row in trial_rows(trials, each, which, data)] if len(trials) > 1 else []
         told = [replace(answer, y_test=_NO_LABELS) for answer, _ in chosen]
         answers = {n: _with_labels(answer, chosen[0][0]) for n, answer in method.combine(told, data).items()}
         rows = [dict(data=data.name, method=name, **{k: v for k, v in answer.info.items() if k not in _LISTS},
@@ -213,4 +213,3 @@ def compare(
     shared = {data: overlap([split.train for split in by.values()]) if budget.n_train or budget.n_test else 1.
               for data, by in splits.items()}
     return Comparison(table, reference, budget, sets, failed, _rows(cells), shared, cost, _trials(cells))
-

@@ -162,7 +162,7 @@ class Comparison:
     )->str:                  # above, below, neither; unknown where there is no interval
         "On which side of the reference is a method, better or worse?"
         if math.isnan(difference.low): return "unknown"
-        low, high = difference[1:] if self.larger(data) else (-difference.high, -difference.low)
+        _, low, high = difference if self.larger(data) else -difference
         return "above" if low > 0 else "below" if high < 0 else "neither"
 
     def over(self, data:str)->str:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from torch import Tensor
 
 from ..core import one_of, task_name
-from .tables import check_positions, words_among_numbers
+from .tables import check_part, check_positions, words_among_numbers
 
 # %% ../../nbs/01c_labels.ipynb #f0723ef4
 class Labels(NamedTuple):
@@ -326,10 +326,7 @@ def _by_rows(split, n):
     words = np.full(n, "", dtype="<U5")
     for name, rows in parts.items():
         rows = np.asarray(rows) if len(rows) else np.zeros(0, dtype=int)
-        if rows.dtype.kind not in "iu" or rows.ndim != 1:
-            raise ValueError(f"the {name} part must be row numbers, got {rows.dtype} of shape {rows.shape}")
-        if rows.size and not 0 <= rows.min() <= rows.max() < n:
-            raise ValueError(f"the {name} part has rows {rows.min()} to {rows.max()}, outside 0..{n - 1}")
+        if rows.size: check_part(name, rows, n)
         taken = rows[words[rows] != ""]
         if len(taken):
             raise ValueError(f"row {taken[0]} is in both {words[taken[0]]} and {name}, as are {len(taken)} rows in all")

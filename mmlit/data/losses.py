@@ -52,7 +52,7 @@ def with_weights(
     data:MultimodalData,
     weights,            # N numbers, 0 or more, one per row, those of a Series by its index; or None
 )->MultimodalData:      # the same rows
-    "Data whose rows are drawn by weight in training. ValueError for what is no weight, and for names of rows."
+    "Data whose rows are drawn by weight in training. ValueError for what is no weight, and for names of other rows."
     chosen = copy.copy(data)
     chosen.weights = None if weights is None else _of_rows(data.in_order(weights, "the column of weights"), len(data))
     return chosen

@@ -54,7 +54,8 @@ def multimodal_data(
     _say_missing(made)
     for m, x in made.xs.items(): say_gaps(m, x)
     _say_layout(made)
-    say_leaks(made) if made.parts is not None else _say_repeats(made)
+    if made.parts is not None: say_leaks(made)
+    else: _say_repeats(made)
     return made if modalities is None else made.select(modalities)
 
 def _by_place(columns, modalities):
@@ -78,9 +79,8 @@ def _say_repeats(data):
 
 def _say_repeats_across(data, ids):
     "Warn of rows that stand in another group, too; where each row is a group, their giver said that they differ."
-    pairs, pair = np.unique(np.stack([ids, data.groups]), axis=1, return_inverse=True)
-    groups_of = np.bincount(pairs[0])
-    torn = (groups_of[ids] > 1).sum()
+    each, _ = np.unique(np.stack([ids, data.groups]), axis=1)
+    torn = (np.bincount(each)[ids] > 1).sum()
     if torn == 0 or data.groups.max() + 1 == len(data): return
     warnings.warn(f"{torn} of {len(data)} rows of {data.name} are equal, in every modality, to a row of another group, "
                   "so that a split may put one sample on both sides: give such groups one id, or leave the copies out",

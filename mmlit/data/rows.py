@@ -203,7 +203,7 @@ class Rows(GetAttr):
         given = {m: x for m, x in given.items() if x is not None}
         lacking = [m for m in self.modalities if m not in given]
         extra = [name for name in given if name not in self.modalities]
-        if lacking: self._check_lacking(lacking, given)
+        if lacking: self._check_lacking(lacking, extra, given)
         elif extra:
             warnings.warn(f"{extra} of what is to be predicted are left out: they are none of the modalities "
                           f"{self.modalities}", stacklevel=4)
@@ -222,15 +222,13 @@ class Rows(GetAttr):
         check_presence(xs, "what is to be predicted")
         return xs
 
-    def _check_lacking(self, lacking, given):
+    def _check_lacking(self, lacking, extra, given):
         "ValueError where a name is misspelt or nothing is left."
-        known = [m for m in self.modalities if m in given]
-        near = near_name(lacking[0], [name for name in given if name not in known])
-        unknown = [name for name in given if name not in self.modalities]
-        if unknown or not known:
-            hint = "" if near is None else f" (is it {near!r}?)"
-            raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given) or 'none'}, expected "
-                             f"{self.modalities}")
+        if given and not extra: return
+        near = near_name(lacking[0], extra)
+        hint = "" if near is None else f" (is it {near!r}?)"
+        raise ValueError(f"modality {lacking[0]!r} is missing{hint}; got {list(given) or 'none'}, expected "
+                         f"{self.modalities}")
 
     def _say_absent(self, columns):
         "Warn where all rows lack a modality, however that is said, and where some do that no training row lacked."

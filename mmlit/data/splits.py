@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from .tables import align_columns, align_rows, check_positions, check_whole
+from .tables import align_columns, align_rows, check_part, check_positions, check_whole
 
 # %% ../../nbs/13_splits.ipynb #b2fe22ea
 class Split(NamedTuple):
@@ -165,20 +165,13 @@ def check_split(
                          else f"split is {type(split).__name__}, expected row numbers of train, valid and test")
     check_positions(split)
     (y, groups), parts = _rows(y, groups), dict(zip(Split._fields, map(np.asarray, split)))
-    for name, part in parts.items(): _check_part(name, part, len(y))
+    for name, part in parts.items(): check_part(name, part, len(y))
     _check_disjoint("row", np.arange(len(y)), parts)
     if groups is not None: _check_disjoint("group", np.asarray(groups), parts, names)
 
     if y.dtype.kind == "f" or y.ndim == 2: return
     missing = np.setdiff1d(y, y[parts["train"]])
     if len(missing): raise ValueError(f"class {_called(missing[0], classes)} is missing from the training part")
-
-def _check_part(name, part, n):
-    if part.size == 0 or part.ndim != 1 or part.dtype.kind not in "iu":
-        mask = ": np.flatnonzero turns a mask into row numbers" if part.dtype == bool else ""
-        raise ValueError(f"the {name} part must be row numbers, got {part.dtype} of shape {part.shape}{mask}")
-    if part.min() < 0 or part.max() >= n:
-        raise ValueError(f"the {name} part has rows {part.min()} to {part.max()}, outside 0..{n - 1}")
 
 def _check_disjoint(what, ids, parts, names=None):
     for a, b in itertools.combinations(parts, 2):
