@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from functools import partial
 
 import numpy as np
@@ -338,3 +339,27 @@ def test_a_predictor_of_sequences_with_time_first_is_saved(rows, tmp_path):
     save_predictor(learn, tmp_path / "model")
     found = load_predictor(tmp_path / "model").answers(dict(s=s, u=U))
     assert torch.allclose(found, learn.get_preds(dl=dls.test_dl(dict(s=s, u=U)), act=torch.nn.Identity())[0], atol=1e-5)
+
+
+def test_a_mask_follows_its_index_and_what_is_no_rows_is_refused():
+    names = [f"r{i}" for i in range(N)]
+    data = multimodal_data({"a": pd.DataFrame(LOGITS, names), "b": LOGITS}, CLASS)
+    old = pd.Series(np.arange(N) >= 50, names)
+    turned = old.sample(frac=1, random_state=0)
+    assert list(data.subset(turned).index) == list(data.subset(old.to_numpy()).index) == names[50:]
+    assert list(data.subset([1, -1]).index) == ["r1", names[-1]] and len(data.subset([])) == 0
+    for rows in np.ones(10, bool), [0.9, 1.9], [N], [[0, 1]]:
+        with pytest.raises(ValueError, match="rows are positions from 0 to|the mask"):
+            data.subset(rows)
+
+
+def test_row_numbers_in_another_order_beside_bare_arrays_are_said():
+    turned = RNG.permutation(N)
+    groups, split = pd.Series(np.arange(N)), pd.Series(["train", "test"] * (N // 2))
+    for given in dict(groups=groups.iloc[turned]), dict(split=split.iloc[turned]):
+        with pytest.warns(UserWarning, match="in another order, and not all parts have one: they are taken as they"):
+            multimodal_data({"a": LOGITS, "b": LOGITS}, CLASS, **given)
+    with warnings.catch_warnings(action="error"):
+        multimodal_data({"a": LOGITS, "b": LOGITS}, pd.Series(CLASS, np.arange(N) + 3))
+        frame = pd.DataFrame(LOGITS).iloc[turned]
+        multimodal_data({"a": frame, "b": frame}, pd.Series(CLASS))

@@ -165,12 +165,13 @@ def _take_in(given, data, budget, seeds, absent, smallest, metric):
     source = _check_source(data, model)
     budget, which = _check_budget(budget, learner, source), which_seeds(seeds)
     source, loss = _with_loss(source, learner)
-    metric = audit_metric(metric, data_of(source))
+    metric = audit_metric(data_of(source).metric if metric is None else metric, data_of(source))
     if isinstance(source, MultimodalData): made = {seed: loaders(source, seed, budget) for seed in which}
     else: made = dict.fromkeys(which, loaders(source, which[0], budget))
     dls, name = made[which[0]], _name(model)
     effects = _effects(smallest, metric, dls)
-    if any([changes_epochs(metric, each) for each in made.values()]): source = with_metric(source, metric)
+    changes = any([changes_epochs(metric, each) for each in made.values()])
+    source = with_metric(source, metric if changes else None)          # as runs of the default are stored without it
     if model is not None:
         model = check_model(model, dls)
         check_stand_in(model, dls, absent)
@@ -414,7 +415,7 @@ def audit(
     unimodal:Sequence[nn.Module]|None=None, # trained models x_m -> logits; given, nothing is trained
     absent:str="zero_feature",         # what stands for a missing modality, see `absent_features`
     smallest_effect=None,              # what is no difference: a number, or score -> number; None: `SMALLEST_EFFECT`
-    metric=None,                       # what decides, such as "balanced_accuracy" or "mae"; None: `deciding_score`
+    metric=None,                       # what decides, such as "mae"; None: that of the data, or `deciding_score`
     out:str|Path="runs",               # where trained models are kept; interrupted, an audit goes on from there
     workers:int|None=None,             # runs at a time; None: the number of cores
     progress:bool=True,                # progress bars on stderr

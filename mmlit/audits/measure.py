@@ -159,7 +159,7 @@ def _scores_without(asked):
 
 def _missing(asked):
     held = asked.held["test"]
-    return missing_quantities(asked.logits["test"], held.y, held.presence, asked.modalities)
+    return missing_quantities(asked.logits["test"], held.y, held.presence, asked.modalities, asked.metric, asked.groups)
 
 def _robustness(asked):
     return robustness_quantities(asked.joint, asked.held["test"], asked.modalities, _scores_without(asked), asked.seed,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .held import PROBED, Held, in_batches
 from mmlit.audits.sample_scores import (
+    deciding_score,
     first_score,
     is_own_score,
     metric_score,
@@ -182,13 +183,17 @@ def missing_quantities(
     y:Tensor,                    # (N,), or (N, D) of several targets or labels
     presence:Tensor,             # bool (N, M), see `presence_of`
     modalities:Sequence[str],
+    metric:Metric|None=None,     # of `audit_metric`
+    groups=None,                 # group id of each sample, (N,)
 )->list[Quantity]:
-    "The score of each model on the samples that lack a modality, and on those that have all; where there are a few."
+    "The scores of each model on the samples that lack a modality, and on those that have all; where there are a few."
     check_shapes(y=(y, "N ..."), presence=(presence, "bool N M"))
     _check_models(logits, "joint", "ensemble")
     rows = {"complete": presence.all(1)} | {f"without {m}": ~there for m, there in zip(modalities, presence.T)}
     if rows["complete"].all(): return []
-    out = []
+    out, own = [], None if metric is None else deciding_score(y, metric)
+    few = ", ".join(f"{which.sum()} {of}" for of, which in rows.items() if 0 < which.sum() < _LACKING)
+    note = f"too few samples to score: {few}" if few else ""
     for model in ("joint", "ensemble"):
         score, values = next(iter(sample_scores(logits[model], y).items()))
         columns, statistic = [torch.as_tensor(values), torch.ones(len(y))], _share_of
@@ -199,8 +204,20 @@ def missing_quantities(
         for of, which in rows.items():
             if which.sum() < _LACKING or statistic is _own_r2 and (targets[which].std(0) == 0).any(): continue
             of_these = (torch.stack(columns, 1)*which[:, None]).double().numpy()
-            out.append(Quantity("missing", f"{score}, {model}", of, of_these, statistic, rows=which.numpy()))
+            first = Quantity("missing", f"{score}, {model}", of, of_these, statistic, note=note, rows=which.numpy())
+            out.append(first)
+            if own not in (None, score): out.append(_chosen_score(logits[model], y, metric, groups, model, first))
     return out
+
+def _chosen_score(logits, y, metric, groups, model, first):
+    "The score that was chosen, of the samples of another."
+    score, rows, of = deciding_score(y, metric), first.rows, first.of
+    name, sign = shown_score(score, metric)
+    values = sign*scores_of(logits[rows], y[rows], metric, None if groups is None else np.asarray(groups)[rows])[score]
+    if values.ndim == 2: return score_quantity("missing", f"{name}, {model}", of, values, len(y))._replace(rows=rows)
+    whole = np.zeros((len(y), 2))
+    whole[rows] = np.stack([values, np.ones(len(values))], 1)
+    return Quantity("missing", f"{name}, {model}", of, whole, _share_of, rows=rows)
 
 def _coalition_name(present, modalities): return " + ".join(m for m, p in zip(modalities, present) if p) or "nobody"
 

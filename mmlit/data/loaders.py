@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core import map_tensors, n_rows, one_of
 from .columns import MultimodalData
 from .losses import check_targets, draw_rows, weighed
-from .own import multimodal_data, say_leaks
+from .own import multimodal_data
 from .rows import Coding, Rows
 from .show import draw_samples
 from .splits import Split, split_rows
@@ -215,11 +215,9 @@ def multimodal_dls(
     "Loaders of batches `(x_1, ..., x_M, y)`. ValueError for one modality or class, a bad split, or bad data."
     check_whole("bs", bs, 1)
     check_whole("seed", seed)
-    rows:Any = None          # of the parts, where the data are not those that a split comes with
-    if split is not None and isinstance(data, MultimodalData):
-        if _belongs_to_rows(split): say_leaks(data := data.with_split(split))
-        else: rows = split
-        split = None
+    rows:Any = None          # of the parts, in the order that is given, where they are given as such
+    if split is not None and not _belongs_to_rows(split) and all(map(np.size, split)): rows = split
+    if split is not None and isinstance(data, MultimodalData): data, split = data.with_split(split), None
     given, data = data, multimodal_data(data, y, modalities, groups, kinds, classes, size, task=task, split=split,
                                         layout=layout, presence=presence)
     data = weighed(data, class_weights, weights, given)

@@ -250,6 +250,7 @@ class Rows(GetAttr):
             if not values.present.any(): return PartialColumn(None, values.present)
             with rows_as_given(values.present):
                 return PartialColumn(self._column(m, values.values, layout), values.present)
+        if m in self.sorts: values = _known_columns(values, set(self.sorts[m]))
         gone = empty_rows(values, self.kinds[m])
         if gone.any(): return self._column(m, PartialColumn(pick_rows(values, ~gone), ~gone), layout)
         if m in self.sorts and isinstance(values, list): return self._column(m, pd.DataFrame(values), layout)
@@ -286,6 +287,15 @@ class Rows(GetAttr):
     def _table(self, m, values):
         "Rows of a table with the columns that were fitted, each of its sort."
         return MixedTable(values.frame if isinstance(values, MixedTable) else values, m, self.sorts[m])
+
+def _known_columns(values, known):
+    "A table, or dicts by row, without columns that nobody knows: whether a row is empty is for the others to say."
+    if isinstance(values, pd.DataFrame):
+        kept = [str(c) in known for c in values]
+        return values.loc[:, kept] if any(kept) else values
+    dicts = isinstance(values, list) and all(isinstance(row, Mapping) for row in values if row is not None)
+    if not dicts or not any(known & set(map(str, row or ()))for row in values): return values
+    return [row and {c: v for c, v in row.items() if str(c) in known} for row in values]
 
 def _frame_of(rows, m):
     "A table of rows that are dicts or Series by the names of its columns. ValueError for a row without a value."

@@ -11,7 +11,7 @@ from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
 from mmlit.learner import Budget, multimodal_learner
 from mmlit.methods.baselines import unimodal_learner
-from mmlit.metrics import METRICS, Metric, drawn_scores, register_metric
+from mmlit.metrics import METRICS, Metric, drawn_scores, register_metric, with_metric
 from mmlit.scores import drawn_interval
 
 TINY = Budget(epochs=2, width=4, bs=32)
@@ -234,3 +234,39 @@ def test_an_audit_computes_curves_at_once_and_says_where_each_draw_takes_a_call(
     found = audit(data=data, budget=TINY, metric="average_precision", out=tmp_path, progress=False)
     assert not any("draws of test rows" in note for note in found.notes)
     assert len(asked) < 300  # one call for each model, none for a draw
+
+
+def test_the_metric_of_the_data_is_that_of_the_audit_unless_another_is_given(tmp_path):
+    options = dict(budget=TINY, out=tmp_path, progress=False)
+    for metric in "f1", "balanced_accuracy":
+        asked = audit(data=uneven(), metric=metric, **options)
+        held = audit(data=with_metric(uneven(), metric), **options)
+        assert held.facts["decides"] == asked.facts["decides"] != "accuracy" and str(held.advice) == str(asked.advice)
+        assert held.table.equals(asked.table)
+    plain = audit(data=with_metric(uneven(), "f1"), metric="accuracy", **options)
+    assert plain.table.equals(audit(data=uneven(), **options).table)
+    learn = multimodal_learner(multimodal_dls(with_metric(uneven(), "f1"), device="cpu", bs=32), width=4)
+    assert audit(learn, **options).facts["decides"] == "f1"
+
+
+def test_the_scores_where_a_modality_is_missing_hold_the_chosen_one_and_say_what_was_too_few(tmp_path):
+    data, rng = uneven(), np.random.default_rng(1)
+    left, right = (data.xs[m].copy() for m in data.modalities)
+    left[rng.random(600) < 0.3] = np.nan
+    right[(rng.random(600) < 0.04) & np.isfinite(left).all(1)] = np.nan
+    gaps = MultimodalData("gaps", dict(left=left, right=right), data.y, ["no", "yes"])
+    for metric, score in ("f1", metrics.f1_score), ("balanced_accuracy", metrics.balanced_accuracy_score):
+        found = audit(data=gaps, metric=metric, budget=TINY, out=tmp_path, progress=False)
+        here, dls = found.first, multimodal_dls(gaps, device="cpu")
+        whole = dls[2].dataset.presence.all(1).numpy()
+        rows = {"complete": whole, "without left": ~dls[2].dataset.presence[:, 0].numpy()}
+        name = metric.replace("_", " ")
+        for model in "joint", "ensemble":
+            for of, which in rows.items():
+                answer, y = here.logits[model][which].argmax(1), here.y[which]
+                options = dict(average="macro") if metric == "f1" else {}
+                row = found.table.loc["missing", f"{name}, {model}", of]
+                assert row.value == pytest.approx(score(y, answer, **options)) and row.n == which.sum()
+        assert f"too few samples to score: {(~dls[2].dataset.presence[:, 1]).sum()} without right" in set(
+            found.table.note
+        )

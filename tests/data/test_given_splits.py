@@ -114,6 +114,19 @@ def test_equal_rows_are_counted_across_the_split_that_is_used_in_whatever_form_i
         multimodal_dls(multimodal_data(xs, y, groups=range(120)), split=across, groups=None, device="cpu")
 
 
+def test_three_arrays_keep_their_order_and_repeats_at_every_door():
+    xs, y = columns()
+    order = np.random.default_rng(0).permutation(120)
+    train, valid, test = np.r_[order[:70], order[:10]], order[70:90], order[90:]
+    data = multimodal_data(xs, y)
+    for given in (xs, y), (data,):
+        dls = multimodal_dls(*given, split=(train, valid, test), device="cpu")
+        assert all(map(np.array_equal, dls.split, (train, valid, test)))
+        assert np.array_equal(np.concatenate([b[-1].numpy() for b in dls[2]]), data.y[test])
+        dls = multimodal_dls(*given, split=(order[:90], [], test), device="cpu")
+        assert [len(part) for part in dls.split] == [72, 18, 30]
+
+
 def test_equal_rows_of_different_groups_are_counted_unless_each_row_is_a_group():
     xs, y = columns()
     for x in xs.values():

@@ -735,3 +735,21 @@ def test_what_fills_the_gaps_of_a_transformed_table_is_said(tmp_path):
     predictor = load_predictor(tmp_path / "p.pt", transforms=fitted)
     _, seen = answered(predictor, dict(a=table[:4], b=np.zeros((4, 2))))
     assert len(seen) == 1 and "its transform takes them as they are, or where it cannot, the median" in seen[0]
+
+
+def test_whether_a_row_of_a_table_is_empty_is_for_the_columns_that_are_known():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(dict(age=rng.normal(50, 9, 90), sex=rng.choice(["f", "m"], 90)))
+    table.loc[3] = None
+    with warnings.catch_warnings(action="ignore"):
+        dls = multimodal_dls(dict(t=table, b=rng.normal(size=(90, 2))), np.arange(90) % 2, device="cpu")
+    learn = multimodal_learner(dls, width=4)
+
+    def said(t):
+        with learn.no_bar():
+            return learn.get_preds(dl=dls.test_dl(dict(t=t, b=np.zeros((2, 2)))))[0]
+
+    rows = [dict(age=40.0, sex="f"), dict(age=None, sex=None)]
+    further = [row | dict(patient="p1") for row in rows]
+    for t in (pd.DataFrame(rows), further, pd.DataFrame(further)):
+        assert torch.equal(said(t), said(rows))
