@@ -1,6 +1,6 @@
 # Two commands in a fresh clone: `make demo` answers the question on real data, `make test` passes the suite.
 .PHONY: demo test test-all random twice sdist newest trials mutation bench bench-gpu lock lint benchmark docs lab
-.PHONY: readme clean curves tuned
+.PHONY: readme clean curves tuned table benchmark-quick
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -53,8 +53,15 @@ lint: .venv/.ok
 	$(BIN)/ruff format --check tests tools benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# the whole comparison, about an hour on 2 cores; finished runs are kept, so it can be interrupted
-benchmark: .venv/.ok
+# everything that the results pages read, about ten hours on 2 cores; finished runs are kept, so it can be interrupted
+benchmark: table curves tuned
+
+# the same questions with few runs, minutes: does it all run, and where does it point?
+benchmark-quick: .venv/.ok
+	$(BIN)/python tools/curves.py --studies quick
+
+# every method with the split that users begin with, 60/20/20, and the synthetic tasks, about an hour
+table: .venv/.ok
 	$(BIN)/python tools/benchmark.py
 
 # what every method costs, as ratios, about a quarter of an hour; fails where one is 15 % above results/speed.json;
@@ -66,7 +73,7 @@ bench: .venv/.bench
 bench-gpu: .venv/.bench
 	$(BIN)/python -m benchmarks --device cuda $(BENCH)
 
-# learning curves of all methods on real data, hours on 2 cores; finished runs are kept, so it can be interrupted
+# learning curves of all methods on real data, with Adam, with SGD, and by the number of steps
 curves: .venv/.ok
 	$(BIN)/python tools/curves.py
 

@@ -12,13 +12,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 import torch  # noqa: E402
 
-from . import counts, naive, peers, profiles, steps, tables, through  # noqa: E402
+from . import counts, memory, naive, peers, profiles, steps, tables, through  # noqa: E402
 from .targets import TARGETS  # noqa: E402
 from .timing import Effort, machine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = (steps, profiles, through, counts, naive, peers)
-SECTIONS = ("steps", "profile", "learner", "functions", "audit", "start", "counts", "naive", "peers")
+MODULES = (steps, profiles, through, memory, counts, naive, peers)
+SECTIONS = ("steps", "profile", "learner", "functions", "audit", "start", "memory", "counts", "naive", "peers")
 
 
 def chosen(quick=False, device="cpu", only=SECTIONS, case=""):

@@ -8,6 +8,7 @@ __all__ = ['LeanAdam', 'quick_schedule', 'LeanLearner']
 # %% ../nbs/15c_lean.ipynb #41f9f95c
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -197,6 +198,24 @@ _QUICK:dict[tuple, Callable] = {(TrainEvalCallback, "after_batch"): _count, (Cas
           (Recorder, "after_batch"): _record}
 
 # %% ../nbs/15c_lean.ipynb #52fef9b1
+def _nesting():
+    "How many autocasts are open, one within the other."
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+@contextmanager
+def _keep_autocast(kind):
+    """Autocast is afterwards as it was. fastai's mixed precision leaves it after the loss: a step that fails before
+    would leave it open, and what is trained next be in half precision, with weights of the step before."""
+    depth, enabled, dtype = _nesting(), torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    try: yield
+    finally:
+        if _nesting() > depth:
+            while _nesting() > depth: torch.autocast_decrement_nesting()
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
+            torch.clear_autocast_cache()
+
 class LeanLearner(Learner):
     "A fastai `Learner` whose steps cost little beside their arithmetic; loop, events and numbers are fastai's."
     _listeners:dict[str, list] = {}            # event -> callbacks that listen to it, and what they do
@@ -234,7 +253,8 @@ class LeanLearner(Learner):
         somewhere:Any = self._set_device(torch.empty(0))
         self._place, self._inputs = somewhere.device, getattr(self.dls, "n_inp", None)
         self._kept = {}
-        try: super().all_batches()
+        try:
+            with _keep_autocast(somewhere.device.type): super().all_batches()
         finally: self._place, self._inputs, self._kept = None, None, {}
 
     def _set_device(self, b):

@@ -11,6 +11,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
 from fastai.optimizer import RAdam
 from torch import nn
+from trajectories import CpuPrecision
 
 import mmlit.learner
 from mmlit.data.columns import MultimodalData
@@ -250,6 +251,43 @@ def test_memory_does_not_grow_with_the_steps():
         opt.step()
         opt.zero_grad()
     assert len(opt._blocks) <= 4
+
+
+# ---- what a step that failed leaves
+
+
+class StopsAt(Callback):
+    "An error in the middle of a step, behind the answer of the model."
+
+    def after_pred(self):
+        if self.learn.train_iter == 2:
+            raise RuntimeError("in the middle")
+
+
+def in_bfloat16(**options):
+    torch.manual_seed(0)
+    return multimodal_learner(multimodal_dls(source("classification"), seed=3, device="cpu"), width=8, **options)
+
+
+def test_a_step_that_fails_leaves_no_autocast_open():
+    "Else the next training would be in half precision, and with weights of the step before."
+
+    def trained():
+        learn = in_bfloat16(cbs=[CpuPrecision()])
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, 1e-2)
+        return learn.model.state_dict()
+
+    before, failing = trained(), in_bfloat16(cbs=[CpuPrecision(), StopsAt()])
+    for outer in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=outer):
+            with pytest.raises(RuntimeError, match="in the middle"), failing.no_bar(), failing.no_logging():
+                failing.fit(1, 1e-2)
+            assert torch.is_autocast_enabled("cpu") == outer
+            assert torch.get_autocast_dtype("cpu") == torch.float16
+    assert torch.autocast_increment_nesting() == 1 and torch.autocast_decrement_nesting() == 0
+    for name, value in trained().items():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.cuda

@@ -1,15 +1,21 @@
-"""Make results/curves.csv (every run) and results/curves_differences.csv (differences to the ensemble with intervals):
-how joint training and what is to mend it compare with the ensemble of the unimodal models, by the number of training
-rows. `python tools/curves.py --seeds 10`; `--sets emoji,mfeat` makes some of the rows anew and keeps the others, and so
-does `--methods linear`. results/linear_marks.csv has each network beside the linear model of its modality.
+"""Learning curves of all methods on real data: how joint training and what is to mend it compare with the ensemble of
+the unimodal models, by the number of training rows. Four studies, which differ in what is asked of the same data:
 
-Half of the rows are for testing, and the training parts of different seeds are disjoint where there are enough rows.
-Each model, the unimodal ones included, is trained with 200 and with 800 steps, and the log loss of validation chooses.
-Finished runs are kept in `runs`, so it can be interrupted; with five seeds it takes hours.
+curves  all methods with Adam; each model, the unimodal ones included, is trained with 200 and with 800 steps, and the
+        log loss of validation chooses; results/linear_marks.csv has the linear model beside each network
+sgd     the same with SGD and momentum, which modulation methods were made for
+steps   with 100, 200, 400, 800 and 1600 steps, each for itself
+quick   minutes, to see that it all runs: tables go to `runs`, and none of them is committed
+
+A study makes results/NAME.csv (every run) and results/NAME_differences.csv (to the ensemble, with intervals).
+`python tools/curves.py --studies sgd --seeds 10`; `--sets emoji,mfeat` makes some of the rows anew and keeps the
+others, and so does `--methods linear`. Half of the rows are for testing, and the training parts of different seeds are
+disjoint where there are enough rows. Finished runs are kept in `runs`, so it can be interrupted; the whole takes hours.
 """
 
 import argparse
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -19,27 +25,61 @@ from mmlit.benchmark.protocol import linear_marks
 from mmlit.training import Budget
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = (
-    "unimodal linear ensemble ensemble_calibrated deep_ensemble joint lr_control multi_loss modality_dropout "
-    "pretrained frozen multimodal tcmax mcr resampling agm"
-).split()
-SIZES = {  # training rows; a third as many more are for validation
-    "emoji": [150, 300, 600],
-    "avdigits": [150, 300, 600, 1000],
-    "mfeat": [150, 300, 600],
-    "htad": [150, 300],
-    "digits": [150, 600],
-    "brca": [150],
-    "watch": [450],
-    "hanzi": [450],
-    "babynames": [450],
-}
-BUDGET = Budget(steps=(200, 800))
 RESULTS = ROOT / "results"
 NOT_KEPT = ["lacking", "temperatures", "warnings", "test_locked"]  # columns of runs
+FIVE = "multimodal tcmax mcr resampling agm"
+BUDGET = Budget(steps=(200, 800))
 
 
-def store(file, table, key="method", sets=tuple(SIZES)):
+@dataclass(frozen=True)
+class Study:
+    "What is compared: numbers of training rows of each data set; a third as many more rows are for validation."
+
+    sizes: dict
+    methods: str
+    budgets: tuple = (BUDGET,)
+    seeds: int = 5
+    results: Path = RESULTS
+
+
+STUDIES = {
+    "curves": Study(
+        {
+            "emoji": [150, 300, 600],
+            "avdigits": [150, 300, 600, 1000],
+            "mfeat": [150, 300, 600],
+            "htad": [150, 300],
+            "digits": [150, 600],
+            "brca": [150],
+            "watch": [450],
+            "hanzi": [450],
+            "babynames": [450],
+        },
+        "unimodal linear ensemble ensemble_calibrated deep_ensemble joint lr_control multi_loss modality_dropout "
+        f"pretrained frozen {FIVE}",
+    ),
+    "sgd": Study(
+        {"emoji": [600], "avdigits": [300, 600], "mfeat": [300], "watch": [450]},
+        f"unimodal ensemble deep_ensemble joint lr_control multi_loss {FIVE} agm_lr",
+        (Budget(steps=(200, 800), optimiser="sgd"),),
+    ),
+    "steps": Study(
+        {"emoji": [600], "avdigits": [300]},
+        "unimodal ensemble deep_ensemble joint multi_loss tcmax agm",
+        tuple(Budget(steps=n) for n in (100, 200, 400, 800, 1600)),
+    ),
+    "quick": Study(
+        {"avdigits": [300], "mfeat": [300]},
+        f"unimodal ensemble deep_ensemble joint multi_loss {FIVE}",
+        (Budget(steps=400),),
+        seeds=3,
+        results=ROOT / "runs",
+    ),
+}
+SETS = tuple(STUDIES["curves"].sizes)
+
+
+def store(file, table, key="method", sets=SETS):
     "Rows of other data sets, and of other methods, stay as they are; data sets are in the order of `sets`."
     if file.exists():
         kept = pd.read_csv(file)
@@ -65,23 +105,37 @@ def marks(curve):
     )
 
 
+def carry_out(title, study, data, methods, **options):
+    "One data set of a study: its tables and pages."
+    runs, differences = [], []
+    for budget in study.budgets:
+        curve = learning_curve(data, methods, study.sizes[data], budget=budget, out=ROOT / "runs", **options)
+        curve.show()
+        asked = {} if len(study.budgets) == 1 else {"steps_asked": budget.steps}
+        runs.append(curve.runs.drop(columns=NOT_KEPT, errors="ignore").assign(**asked))
+        differences.append(curve.table.assign(**asked))
+        name = "_".join([title, data, *map(str, asked.values())])
+        curve.to_html(ROOT / "runs" / f"{name}.html", "make curves")
+        if not (found := marks(curve)).empty:
+            store(study.results / "linear_marks.csv", found, "network")
+    store(study.results / f"{title}.csv", pd.concat(runs))
+    store(study.results / f"{title}_differences.csv", pd.concat(differences))
+
+
 def main():
     parser = argparse.ArgumentParser(description="Learning curves of all methods on real data.")
-    parser.add_argument("--sets", default=",".join(SIZES), help="data sets, with commas")
-    parser.add_argument("--seeds", type=int, default=5, help="training parts of each size")
-    parser.add_argument("--methods", default=",".join(METHODS), help="methods, with commas")
-    parser.add_argument("--workers", type=int, default=None, help="runs at a time")
+    parser.add_argument("--studies", default="curves,sgd,steps", help="of curves, sgd, steps and quick, with commas")
+    parser.add_argument("--sets", help="data sets, with commas; all of the study where it is not given")
+    parser.add_argument("--methods", help="methods, with commas; all of the study where it is not given")
+    parser.add_argument("--seeds", type=int, help="training parts of each size; 5, of the quick study 3")
+    parser.add_argument("--workers", type=int, help="runs at a time")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # the notes of each run are in the tables
-    for name in args.sets.split(","):
-        options = dict(seeds=args.seeds, out=ROOT / "runs", workers=args.workers)
-        curve = learning_curve(name, args.methods.split(","), SIZES[name], budget=BUDGET, **options)
-        curve.show()
-        store(RESULTS / "curves.csv", curve.runs.drop(columns=NOT_KEPT, errors="ignore"))
-        store(RESULTS / "curves_differences.csv", curve.table)
-        if not (found := marks(curve)).empty:
-            store(RESULTS / "linear_marks.csv", found, "network")
-        curve.to_html(ROOT / "runs" / f"curve_{name}.html", "make curves")
+    for title in args.studies.split(","):
+        study = STUDIES[title]
+        methods = args.methods.split(",") if args.methods else study.methods.split()
+        for data in args.sets.split(",") if args.sets else study.sizes:
+            carry_out(title, study, data, methods, seeds=args.seeds or study.seeds, workers=args.workers)
 
 
 if __name__ == "__main__":

@@ -147,9 +147,6 @@ class BFloat16(Callback):
     def after_loss(self):
         self.autocast.__exit__(None, None, None)
 
-    def after_cancel_batch(self):
-        self.autocast.__exit__(None, None, None)
-
 
 class _Steps(Callback):
     "Counts the steps that were taken."

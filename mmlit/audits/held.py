@@ -26,12 +26,13 @@ class Held(NamedTuple):
     xs:tuple                 # of tensors, or of what a tokenizer returns, see `map_tensors`
     zs:tuple[Tensor, ...]
     y:Tensor
+    there:Tensor|None=None   # bool (N, M), where the inputs are not kept and something is missing
 
     @property
     def presence(self)->Tensor:
         "Which sample has which modality, bool (N, M)."
-        said = presence_of(self.xs)
-        return torch.ones(len(self.y), len(self.xs), dtype=torch.bool) if said is None else said
+        said = presence_of(self.xs) if self.xs else self.there
+        return torch.ones(len(self.y), len(self.zs), dtype=torch.bool) if said is None else said
 
     def vectors(self)->list[np.ndarray]:
         "The features of each modality as vectors, (N, D_m): tokens are averaged."
@@ -57,16 +58,18 @@ def _cpu(x): return map_tensors(Tensor.cpu, x)
 def hold(
     model:Fusion,
     batches:Iterable, # (x_1, ..., x_M, y)
+    inputs:bool=True, # keep them, too: they can be far larger than the features
 )->Held:
     "Encode a part of the data once, in evaluation mode."
-    xs, zs, ys = [], [], []
+    xs, zs, ys, there = [], [], [], []
     with torch.no_grad(), eval_mode(model):
         for batch in batches:
-            inputs, y = batch_parts(batch, model.n_modalities, device_of(model))
-            xs.append(list(map(_cpu, inputs)))
-            zs.append([z.cpu() for z in model.encode(*inputs)])
+            given, y = batch_parts(batch, model.n_modalities, device_of(model))
+            if inputs: xs.append(list(map(_cpu, given)))
+            elif (said := presence_of(given)) is not None: there.append(said.cpu())
+            zs.append([z.cpu() for z in model.encode(*given)])
             ys.append(y.cpu())
-    return Held(_joined(xs), _joined(zs), torch.cat(ys))
+    return Held(_joined(xs), _joined(zs), torch.cat(ys), torch.cat(there) if there else None)
 
 def training_part(
     dls:MultimodalDataLoaders,

@@ -56,7 +56,7 @@ class _Asked:
     joint:Fusion
     alone:Sequence[Fusion]                # M unimodal models of all M inputs
     dls:MultimodalDataLoaders
-    held:dict[str, Held]                  # of the joint model on the parts "valid" and "test"
+    held:dict[str, Held]                  # of the joint model on the parts "valid", without the inputs, and "test"
     own:dict[str, list[Held]]             # of each unimodal model, without the inputs
     logits:dict[str, dict[str, Tensor]]   # of each part: model -> (N, C)
     absent:str
@@ -71,7 +71,7 @@ class _Asked:
     def score(self)->str: return headline(self.classes)
 
     @cached_property
-    def train(self)->Held: return _held(self.joint, training_part(self.dls), self.dls)
+    def train(self)->Held: return _held(self.joint, training_part(self.dls), self.dls, inputs=True)
     @cached_property
     def plan(self)->tuple[Tensor, Tensor]: return coalition_plan(len(self.modalities))
     @cached_property
@@ -93,8 +93,8 @@ class _Asked:
     def labels(self, part)->np.ndarray: return self.held[part].y.numpy()
     def unimodal(self, part)->list[Tensor]: return [self.logits[part][f"unimodal {m}"] for m in self.modalities]
 
-def _held(model, batches, dls):
-    held = hold(model, batches)
+def _held(model, batches, dls, inputs=False):
+    held = hold(model, batches, inputs)
     return held._replace(y=audit_targets(held.y, task_of(dls)))
 
 def _ensemble(logits, task, presence):
@@ -106,8 +106,8 @@ _AVERAGES:dict[str, Any] = {"classification": ensemble_log_probabilities, "multi
 def _ask(joint, alone, dls, others, absent, seed, metric):
     "Ask every model about the validation and the test part."
     parts = dict(valid=dls[1], test=dls[2])
-    held = {part: _held(joint, batches, dls) for part, batches in parts.items()}
-    own = {part: [_held(u, batches, dls)._replace(xs=()) for u in alone] for part, batches in parts.items()}
+    held = {part: _held(joint, batches, dls, inputs=part == "test") for part, batches in parts.items()}
+    own = {part: [_held(u, batches, dls) for u in alone] for part, batches in parts.items()}
     said = {part: [answers(u, h.zs) for u, h in zip(alone, own[part])] for part in parts}
     good = [overall_score(logits, held["valid"].y, metric) for logits in said["valid"]]
     best = int(np.argmax(np.where(held["valid"].presence.any(0), good, -np.inf)))     # nobody has it: it has no score
@@ -222,17 +222,21 @@ _COLUMNS = 4096     # inputs of more numbers, and what a tokenizer returns, have
 def _as_table(x, words, padded=False)->Any:
     "Inputs of one modality as the columns of a linear model, (N, D); None where there are too many of them."
     if not torch.is_tensor(x): return None
-    if x.is_floating_point(): return x.flatten(1).double().numpy() if x[0].numel() <= _COLUMNS else None
+    if x.is_floating_point(): return x.flatten(1).numpy() if x[0].numel() <= _COLUMNS else None
     ids, size = x.flatten(1).long(), max(words, int(x.max()) + 1)
     if size > _COLUMNS or ids.min() < 0: return None
     counts = torch.zeros(len(ids), size).scatter_add_(1, ids, torch.ones(ids.shape))
     if padded: counts[:, 0] = 0.         # how much padding there is depends on the longest row of the part
-    return counts.double().numpy()
+    return counts.numpy()
 
 def _tables(asked, part):
     held = asked.train if part == "train" else asked.held[part]
     def table(m, x): return _as_table(filled(x), len(asked.dls.vocab.get(m, ())), m in asked.dls.padded)
     return list(map(table, asked.modalities, held.xs))
+
+def _in_parts(tables, size=1000):
+    "Tables side by side, so many rows at a time: all rows of pictures are gigabytes."
+    for i in range(0, len(tables[0]), size): yield np.hstack([table[i:i + size] for table in tables])
 
 def _linear(asked):
     "What linear models gain over each model that sees the same inputs."
@@ -244,7 +248,7 @@ def _linear(asked):
     for model, which in inputs.items():
         if any(table[i] is None for table in (train, test) for i in which): continue
         if (key := tuple(which)) not in said:
-            seen, new = (np.hstack([table[i] for i in which]) for table in (train, test))
+            seen, new = np.hstack([train[i] for i in which]), _in_parts([test[i] for i in which])
             said[key] = asked.scores(linear_answers(seen, asked.train.y.numpy(), new, asked.dls.c, weights))
         own = asked.scores(asked.logits["test"][model])
         out += [score_quantity("linear model", f"{score}, linear minus", model, v - own[score], len(y), steps(score))

@@ -8,7 +8,7 @@ __all__ = ['Quantity', 'score_quantity', 'metric_steps', 'model_quantities', 'co
            'feature_information', 'last_features', 'strength_quantities']
 
 # %% ../../nbs/34_quantities.ipynb #e404404c
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -244,26 +244,40 @@ def coalition_quantities(
 def linear_answers(
     z:np.ndarray,       # features of training samples, (N, D)
     y:np.ndarray,       # their labels or targets
-    z_test:np.ndarray,  # (N', D)
+    z_test:np.ndarray|Iterator[np.ndarray], # (N', D); or parts of it, one after the other, so that few are held at once
     n_classes:int,      # C; 1 for real targets
     weights=None,       # of the classes, (C,)
 )->Tensor:              # log-probabilities (N', C), log-odds of several labels, or predictions (N', D), float64
     "What logistic regression, or ridge regression for real targets, makes of standardised features."
-    (z, y), z_test = map(np.asarray, align_columns(z=z, y=y)), np.asarray(z_test)
-    if z.ndim != 2 or y.shape[:1] != z.shape[:1] or y.ndim > 2 or z_test.shape[1:] != z.shape[1:] or not z.size:
-        raise ValueError(f"expected features (N, D), labels (N,) or (N, D) and features (N', D), got shapes {z.shape}, "
-                         f"{y.shape} and {z_test.shape}")
-    z, y, numbers = z[:PROBED], y[:PROBED], y.dtype.kind == "f"
+    z, y = map(np.asarray, align_columns(z=z, y=y))
+    parts = map(np.asarray, z_test) if isinstance(z_test, Iterator) else [np.asarray(z_test)]
+    fitted, said = None, []
+    for part in parts:
+        if z.ndim != 2 or y.shape[:1] != z.shape[:1] or y.ndim > 2 or part.shape[1:] != z.shape[1:] or not z.size:
+            raise ValueError(f"expected features (N, D), labels (N,) or (N, D) and features (N', D), got shapes "
+                             f"{z.shape}, {y.shape} and {part.shape}")
+        fitted = fitted or _linear_model(z[:PROBED], y[:PROBED], n_classes, weights)
+        said.append(fitted(part))
+    return torch.cat(said)
+
+def _linear_model(z, y, n_classes, weights=None):
+    "What answers features, after it was fitted; its own copy of them is scaled in place."
+    numbers = y.dtype.kind == "f"
     if y.ndim == 2 and not numbers:
-        return torch.cat([linear_answers(z, label, z_test, 2).diff(dim=1) for label in y.T], 1)
-    if not numbers and len(np.unique(y)) == 1: return _always(int(y[0]), len(z_test), n_classes)
+        models = [_linear_model(z, label, 2) for label in y.T]
+        return lambda new: torch.cat([model(new).diff(dim=1) for model in models], 1)
+    if not numbers and len(np.unique(y)) == 1: return lambda new: _always(int(y[0]), len(new), n_classes)
     w = None if weights is None else dict(enumerate(weights))
     fitted = Ridge() if numbers else LogisticRegression(C=.1, max_iter=300, class_weight=w)
-    model = make_pipeline(StandardScaler(), fitted).fit(z, y)
-    if numbers: return torch.as_tensor(model.predict(z_test).reshape(len(z_test), -1)).double()
-    p = np.zeros((len(z_test), n_classes))
-    p[:, model[-1].classes_] = model.predict_proba(z_test)
-    return torch.as_tensor(np.log(np.maximum(p, 1e-12)))         # of a class that it never saw, or that it rules out
+    model = make_pipeline(StandardScaler(copy=False), fitted).fit(np.array(z, float), y)
+
+    def answer(new):
+        new = np.array(new, float)
+        if numbers: return torch.as_tensor(model.predict(new).reshape(len(new), -1)).double()
+        p = np.zeros((len(new), n_classes))
+        p[:, model[-1].classes_] = model.predict_proba(new)
+        return torch.as_tensor(np.log(np.maximum(p, 1e-12)))     # of a class that it never saw, or that it rules out
+    return answer
 
 def _always(c, n, n_classes):
     "The answers of a model that has seen one class only."
