@@ -98,7 +98,7 @@ def keep(folder, given, about, rows):
     "Writes the JSON and the page."
     data, page = files(folder, given.device, given.quick)
     tables.save(data, about, rows, targets_of(given))
-    page.write_text(tables.report(about, rows, targets_of(given)), encoding="utf8")
+    page.write_text(tables.report(*tables.load(data), targets_of(given)), encoding="utf8")  # the digits that were kept
 
 
 def targets_of(given):

@@ -1,10 +1,12 @@
 """Learning curves of all methods on real data: how joint training and what is to mend it compare with the ensemble of
-the unimodal models, by the number of training rows. Four studies, which differ in what is asked of the same data:
+the unimodal models, by the number of training rows. Five studies, which differ in what is asked of the same data:
 
 curves  all methods with Adam; each model, the unimodal ones included, is trained with 200 and with 800 steps, and the
         log loss of validation chooses; results/linear_marks.csv has the linear model beside each network
 sgd     the same with SGD and momentum, which modulation methods were made for
 steps   with 100, 200, 400, 800 and 1600 steps, each for itself
+dials   data whose difficulty is a dial: how much of the variance of pictures is kept; how strong the signal of the hard
+        modality is, beside one that can be memorised; how strong the signals of a task with synergy are
 quick   minutes, to see that it all runs: tables go to `runs`, and none of them is committed
 
 A study makes results/NAME.csv (every run) and results/NAME_differences.csv (to the ensemble, with intervals).
@@ -14,6 +16,7 @@ disjoint where there are enough rows. Finished runs are kept in `runs`, so it ca
 """
 
 import argparse
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +71,17 @@ STUDIES = {
         "unimodal ensemble deep_ensemble joint multi_loss tcmax agm",
         tuple(Budget(steps=n) for n in (100, 200, 400, 800, 1600)),
     ),
+    "dials": Study(
+        {
+            name: [300]
+            for name in (
+                *(f"avdigits?share={share}" for share in (0.3, 0.7)),
+                *(f"memorable?n=4000&signal={signal}" for signal in (0.8, 1.6, 3.2)),
+                *(f"competition?n=4000&strength={strength}" for strength in (0.5, 1, 2)),
+            )
+        },
+        f"unimodal ensemble joint lr_control multi_loss {FIVE}",
+    ),
     "quick": Study(
         {"avdigits": [300], "mfeat": [300]},
         f"unimodal ensemble deep_ensemble joint multi_loss {FIVE}",
@@ -76,7 +90,7 @@ STUDIES = {
         results=ROOT / "runs",
     ),
 }
-SETS = tuple(STUDIES["curves"].sizes)
+SETS = tuple(dict.fromkeys(data for study in STUDIES.values() for data in study.sizes))
 
 
 def store(file, table, key="method", sets=SETS):
@@ -115,7 +129,7 @@ def carry_out(title, study, data, methods, **options):
         runs.append(curve.runs.drop(columns=NOT_KEPT, errors="ignore").assign(**asked))
         differences.append(curve.table.assign(**asked))
         name = "_".join([title, data, *map(str, asked.values())])
-        curve.to_html(ROOT / "runs" / f"{name}.html", "make curves")
+        curve.to_html(ROOT / "runs" / f"{re.sub(r'[^a-z0-9.]+', '_', name)}.html", "make curves")
         if not (found := marks(curve)).empty:
             store(study.results / "linear_marks.csv", found, "network")
     store(study.results / f"{title}.csv", pd.concat(runs))
@@ -124,7 +138,7 @@ def carry_out(title, study, data, methods, **options):
 
 def main():
     parser = argparse.ArgumentParser(description="Learning curves of all methods on real data.")
-    parser.add_argument("--studies", default="curves,sgd,steps", help="of curves, sgd, steps and quick, with commas")
+    parser.add_argument("--studies", default="curves,sgd,steps,dials", help="which, with commas")
     parser.add_argument("--sets", help="data sets, with commas; all of the study where it is not given")
     parser.add_argument("--methods", help="methods, with commas; all of the study where it is not given")
     parser.add_argument("--seeds", type=int, help="training parts of each size; 5, of the quick study 3")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import one_of
+from ..core import check_number, one_of
 from .columns import MultimodalData
 from .files import data_digest, load_npz  # noqa: F401  the digest is at home there and known here
 from .tables import read_option
@@ -307,17 +307,17 @@ def _watch(
             "variant='full' is at the ceiling.",
 )
 def _avdigits(
-    variant:str="hard", # hard: pictures rebuilt from half of their variance, 4 frames of speech; full: all, 32 frames
+    variant:str="hard", # hard: a share of the pictures' variance is kept, and 4 frames of speech; full: all, 32 frames
     seed:int=0,         # of the pairing
+    share:float=.5,     # of the variance, of the hard variant: the less, the harder are the pictures
 ):
-    hard = one_of("variant", variant, ("hard", "full")) == "hard"
+    hard, share = one_of("variant", variant, ("hard", "full")) == "hard", check_number("share", share, "(0, 1]")
     (pictures, digit), (speech, word) = _mnist_5k(), _spoken_digits(4 if hard else 32)
     rng = np.random.default_rng(seed)
     shuffled = lambda y: np.stack([rng.permutation(np.flatnonzero(y == c)) for c in range(10)])
     p, s = shuffled(digit), shuffled(word)                                   # (10, 500) and (10, 300)
-
     used, spare = p[:, :s.shape[1]].ravel(), p[:, s.shape[1]:].ravel()
-    x = _keep_variance(pictures[used], pictures[spare], .5) if hard else pictures[used]
+    x = _keep_variance(pictures[used], pictures[spare], share) if hard else pictures[used]
     xs = dict(picture=x.reshape(-1, 1, 28, 28), speech=speech[s.ravel()])
     return MultimodalData("avdigits", xs, digit[used], _DIGITS)
 

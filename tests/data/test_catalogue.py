@@ -115,6 +115,15 @@ def test_mfeat_is_at_the_ceiling_with_all_six_views():
     assert 97 <= linear_scores(data, grouped_split(data.y), 0.1)[0] <= 99.5
 
 
+def test_the_pictures_of_avdigits_keep_the_share_of_variance_that_is_asked_for(load):
+    spread = [load("avdigits", share=share).xs["picture"].var(0).sum() for share in (0.1, 0.3, 0.5, 1)]
+    assert np.all(np.diff(spread) > 0)
+    assert np.array_equal(load("avdigits").xs["picture"], load("avdigits", share=0.5).xs["picture"])
+    for share in (0, 1.5, "half"):
+        with pytest.raises(ValueError, match=r"share"):
+            load("avdigits", share=share)
+
+
 def test_avdigits_uses_each_picture_and_clip_once_and_full_is_whole(load):
     data = load("avdigits", variant="full")
     assert data.xs["speech"].shape[1:] == (13, 32) and data.xs["picture"].max() == 1
