@@ -6,6 +6,7 @@ os.environ.setdefault(
 )  # before numpy and torch are there: with one test process a core, threads only get into each other's way
 
 import fuzzing
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +32,16 @@ def trials(record_property):
     yield
     if fuzzing.passed > before:
         record_property("trials", fuzzing.passed - before)
+
+
+_BEGINNINGS = {}  # module -> its generators, and their states before its first test
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request):
+    "Generators of a module begin anew for each test: its numbers do not depend on which tests ran before."
+    own = vars(request.module)
+    found = {name: value.bit_generator for name, value in own.items() if isinstance(value, np.random.Generator)}
+    states = _BEGINNINGS.setdefault(request.module.__name__, {name: bits.state for name, bits in found.items()})
+    for name, bits in found.items():
+        bits.state = states[name]
