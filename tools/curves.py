@@ -9,8 +9,7 @@ dials   data whose difficulty is a dial: how much of the variance of pictures is
         modality is, beside one that can be memorised; how strong the signals of a task with synergy are
 quick   minutes, to see that it all runs: tables go to `runs`, and none of them is committed
 
-A study makes results/NAME.csv (every run), results/NAME_differences.csv (to the ensemble, with intervals) and
-results/NAME_to_joint.csv (to joint training).
+A study makes results/NAME.csv (every run) and results/NAME_differences.csv (to the ensemble, with intervals).
 `python tools/curves.py --studies sgd --seeds 10`; `--sets emoji,mfeat` makes some of the rows anew and keeps the
 others, and so does `--methods linear`. Half of the rows are for testing, and the training parts of different seeds are
 disjoint where there are enough rows. Finished runs are kept in `runs`, so it can be interrupted; the whole takes hours.
@@ -31,7 +30,6 @@ from mmlit.training import Budget
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 NOT_KEPT = ["lacking", "temperatures", "warnings", "test_locked"]  # columns of runs
-COLUMNS = ["data", "n_asked", "method", "score", "difference", "difference_low", "difference_high", "seeds"]
 FIVE = "multimodal tcmax mcr resampling agm"
 BUDGET = Budget(steps=(200, 800))
 
@@ -123,24 +121,19 @@ def marks(curve):
 
 def carry_out(title, study, data, methods, **options):
     "One data set of a study: its tables and pages."
-    runs, differences, to_joint = [], [], []
+    runs, differences = [], []
     for budget in study.budgets:
         curve = learning_curve(data, methods, study.sizes[data], budget=budget, out=ROOT / "runs", **options)
         curve.show()
         asked = {} if len(study.budgets) == 1 else {"steps_asked": budget.steps}
         runs.append(curve.runs.drop(columns=NOT_KEPT, errors="ignore").assign(**asked))
         differences.append(curve.table.assign(**asked))
-        others = [
-            found.against("joint").table.assign(n_asked=n, **asked) for (_, n), found in curve.comparisons.items()
-        ]
-        to_joint += [other[[*COLUMNS, *asked]] for other in others]
         name = "_".join([title, data, *map(str, asked.values())])
         curve.to_html(ROOT / "runs" / f"{re.sub(r'[^a-z0-9.]+', '_', name)}.html", "make curves")
         if not (found := marks(curve)).empty:
             store(study.results / "linear_marks.csv", found, "network")
     store(study.results / f"{title}.csv", pd.concat(runs))
     store(study.results / f"{title}_differences.csv", pd.concat(differences))
-    store(study.results / f"{title}_to_joint.csv", pd.concat(to_joint))
 
 
 def main():
