@@ -248,15 +248,29 @@ def _of_size(y, groups, n, k, what):
     unit = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
     return np.flatnonzero(_nth_draw(_counts(_strata(y, unit, 5), unit), n, k)[unit])
 
-def _few_groups(y, groups, n_test, seed):
-    "Rows of the rotating test part, and of the training and the validation groups; and how many test parts there are."
+def _few_groups(y, groups, n_test, n_train, seed):
+    """Training, validation and test rows. Test groups rotate; the others are dealt anew for each training part, so that
+    these differ in their groups as well, and their rows are other ones than before, as long as there are others."""
     n = len(np.unique(groups))
     if n < 4: raise ValueError(f"{n} groups cannot be training, validation and test parts that rotate: 4 are needed")
     parts = min(max(2, len(y)//n_test), n//2)
     fold = _deal(_strata(y, groups, 5), groups, parts, 0)
     test, rest = (np.flatnonzero(one) for one in (fold == seed % parts, fold != seed % parts))
-    inner = _deal(_strata(y[rest], groups[rest], 5), groups[rest], min(4, len(np.unique(groups[rest]))), 0)
-    return test, rest[inner != 0], rest[inner == 0], parts
+    test = test[_of_size(y[test], None, min(n_test, len(test)), 0, "n_test")]
+
+    strata, folds, used = _strata(y[rest], groups[rest], 5), min(4, len(np.unique(groups[rest]))), rest[:0]
+    for k in range(seed//parts + 1):
+        inner = _deal(strata, groups[rest], folds, k)
+        train, val = rest[inner != 0], rest[inner == 0]
+        n = len(train) if n_train is None else n_train
+        others = np.setdiff1d(train, used)
+        lost = y.dtype.kind != "f" and y.ndim == 1 and len(np.setdiff1d(y[train], y[others])) > 0
+        if len(others) < n or lost: others, used = train, used[:0]
+        train = others[_of_size(y[others], None, n, 0, "n_train")]
+        used = np.union1d(used, train)
+    return train, val[_of_size(y[val], None, min(len(val), _third(n)), 0, "validation")], test
+
+def _third(n): return max(1, round(n/3))
 
 def sized_split(
     y,                     # N labels, as of `grouped_split`
@@ -271,30 +285,26 @@ def sized_split(
         if value is not None: check_whole(name, value, 1)
     check_whole("seed", seed)
     y, groups = _rows(y, groups)
-    def third(n): return max(1, round(n/3))
     if groups is not None and len(np.unique(groups)) < _FEW:
-        test, train, val, parts = _few_groups(y, groups, n_test, seed)
-        n, k = len(train) if n_train is None else n_train, seed//parts
-        test = test[_of_size(y[test], None, min(n_test, len(test)), 0, "n_test")]
-        train = train[_of_size(y[train], None, n, k, "n_train")]
-        val = val[_of_size(y[val], None, min(len(val), third(n)), k, "validation")]
+        train, val, test = _few_groups(y, groups, n_test, n_train, seed)
     else:
         test = _of_size(y, groups, n_test, 0, "n_test")
         rest = np.setdiff1d(np.arange(len(y)), test)
         def of(rows): return None if groups is None else groups[rows]
         n = int(.75*len(rest)) if n_train is None else n_train
-        drawn = rest[_of_size(y[rest], of(rest), n + third(n), seed, "n_train and a third as many")]
-        val = drawn[_of_size(y[drawn], of(drawn), third(n), 0, "validation")]
+        drawn = rest[_of_size(y[rest], of(rest), n + _third(n), seed, "n_train and a third as many")]
+        val = drawn[_of_size(y[drawn], of(drawn), _third(n), 0, "validation")]
         train = np.setdiff1d(drawn, val)
     split = Split(train, val, test)
     check_split(split, y, groups, classes)
     return split
 
 def overlap(
-    parts, # arrays of row numbers, such as the training parts of several seeds
-)->float:  # in [0, 1]; 0 of a single part
-    "The share of rows that two parts have in common, on average over pairs."
-    parts = [np.unique(part) for part in parts]
+    parts,       # arrays of row numbers, such as the training parts of several seeds
+    groups=None, # of all rows: then the share of groups counts, since other rows of a group are much the same
+)->float:        # in [0, 1]; 0 of a single part
+    "The share of rows, or of groups, that two parts have in common, on average over pairs."
+    parts = [np.unique(part if groups is None else np.asarray(groups)[part]) for part in parts]
     if not all(map(len, parts)): raise ValueError(f"a part has no rows: sizes {[len(part) for part in parts]}")
     pairs = list(itertools.combinations(parts, 2))
     return float(np.mean([len(np.intersect1d(a, b))/min(len(a), len(b)) for a, b in pairs])) if pairs else 0.
