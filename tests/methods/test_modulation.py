@@ -249,7 +249,7 @@ def test_muted_passes_obey_the_memory():
     ],
 )
 def test_mode_dependence_is_seen(layer, expected):
-    assert _depends_on_mode(nn.Sequential(layer)) == expected
+    assert _depends_on_mode(nn.Sequential(layer).train()) == expected
     assert not _depends_on_mode(nn.Sequential(layer).eval())
 
 
