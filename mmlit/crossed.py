@@ -33,13 +33,13 @@ class Variances(NamedTuple):
         if math.isnan(self.both): return float(np.nanmax([self.runs, self.units]))
         return max(self.runs + self.units - self.both, 0.)
 
-def _checked(values, overlap):
+def _checked(values, **shares):
     "Values as an array (S, N); ValueError unless each run has numbers for its rows, and NaN for others."
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or not values.size or np.isinf(values).any() or np.isnan(values).all(1).any():
         raise ValueError("expected finite values of each run, (S, N), and NaN for rows that a run was not tested on; "
                          f"got shape {values.shape}")
-    check_number("overlap", overlap, "[0, 1)")
+    for name, share in shares.items(): check_number(name, share, "[0, 1)")
     tested = ~np.asarray(np.isnan(values).all(0))
     return values[:, tested], tested
 
@@ -53,10 +53,12 @@ def variances(
     values,             # of S runs on N rows, (S, N); NaN where a run was not tested on a row
     groups=None,        # group id of each row, (N,): then units are groups
     overlap:float=0.,   # the share of training rows that two runs have in common, on average
+    within:float|None=None, # the same of two runs with one test part; None: as of any two
 )->Variances:
     "The parts of the variance of a mean over runs and test units, both drawn at random. ValueError for no values."
     values, groups = align_columns(values=values, groups=groups)
-    values, tested = _checked(values, overlap)
+    within = overlap if within is None else within
+    values, tested = _checked(values, overlap=overlap, within=within)
     ids = np.arange(values.shape[1]) if groups is None else group_ids(groups, len(tested))[tested]
     ids = np.unique(ids, return_inverse=True)[1]
     total, count = _totals(values, ids)
@@ -78,7 +80,7 @@ def variances(
     free = S - part.max() - 1
     both = math.nan if alone else float(both)
     runs = float(scatter/free/S) if free else math.nan
-    runs *= (1 + (S - 1)*overlap)/(1 - overlap)
+    runs *= (1 + (S - 1)*overlap)/(1 - within)
     return Variances(float(mean), runs, units, both, (free, U - 1), int(tested.sum()))
 
 # %% ../nbs/12a_crossed.ipynb #abf7d9d1
@@ -88,9 +90,10 @@ def crossed_interval(
     overlap:float=0.,   # the share of training rows that two runs have in common, on average
     share:bool=False,   # are the values shares of rows, or differences of such? Then `sampling_deviation` is the least
     level:float=.95,
+    within:float|None=None, # the overlap of two runs with one test part; None: as of any two
 )->Interval:
     "Mean over runs and test rows with an interval over training parts and test units; ends NaN for one unit."
-    found, level = variances(values, groups, overlap), check_level(level)
+    found, level = variances(values, groups, overlap, within), check_level(level)
     free, units = found.freedom
     if not units: return Interval(found.mean, math.nan, math.nan)
     over_runs, over_units = (stats.t.ppf((1 + level)/2, f)**2 if f else math.nan for f in (free, units))
@@ -110,8 +113,9 @@ def crossed_intervals(
     groups=None,                # group id of each row, (N,)
     overlap:float=0.,           # the share of training rows that two seeds have in common, on average
     level:float=.95,
+    within:float|None=None,     # the same of two seeds with one test part; None: as of any two
 )->dict[str, tuple]:            # as of `paired_intervals`
     "What `paired_intervals` is for many splits, for runs with common test rows: paired by seed and by row."
     values, groups = align_columns(values=values, groups=groups)
-    def interval(runs): return crossed_interval(runs, groups, overlap, score == "accuracy", level)
+    def interval(runs): return crossed_interval(runs, groups, overlap, score == "accuracy", level, within)
     return paired_by_seed(values, reference, score, interval)

@@ -24,7 +24,7 @@ from scipy import stats
 from sklearn import metrics
 from torch import Tensor
 
-from .core import check_level, group_ids, log_likelihood, one_of, task_name
+from .core import check_level, check_number, group_ids, log_likelihood, one_of, task_name
 from .data.tables import align_columns
 from .locked import check_unlocked, locked
 
@@ -275,8 +275,9 @@ def paired_intervals(
     data:str,                 # which data set
     score:str="accuracy",     # which score
     reference:str="ensemble", # differences are taken to this method
-    one_split:bool=False,     # have all seeds one and the same split? Then the intervals are over initialisations only
+    one_split:bool=False,     # have all seeds the same test rows? Then the intervals are not over these
     level:float=.95,
+    overlap:float=0.,         # of one split: the share of training rows that two seeds have in common; 0: of none
 )->dict[str, tuple]:          # method -> (Interval of its score, Interval of its paired difference or None)
     """The intervals over seeds of each method's score and of its difference to the reference (None for that itself).
     Those of an accuracy are as wide as `sampling_deviation` asks; all end where the score does."""
@@ -293,7 +294,8 @@ def paired_intervals(
     if failed:
         warnings.warn(f"of {len(table)} seeds on {data!r} some runs are missing ({failed}): the intervals are over the "
                       "others, those of a difference over the seeds that both methods have", stacklevel=2)
-    ratio, base = 0. if one_split else float((rows.n_test/rows.n_train).mean()), table.get(reference)
+    ratio = _shared(overlap) if one_split else float((rows.n_test/rows.n_train).mean())
+    base = table.get(reference)
     low, high = _ends(score)
     n_test = float(rows.n_test.mean()) if score == "accuracy" and not one_split else None
     def interval(scores): return _clipped(_interval(scores.dropna().to_numpy(), ratio, n_test, level), low, high)
@@ -301,6 +303,8 @@ def paired_intervals(
         if base is None or method == reference: return None
         return _clipped(_interval((scores - base).dropna().to_numpy(), ratio, n_test, level), low - high, high - low)
     return {str(m): (interval(s), difference(m, s)) for m, s in table.items()}
+
+def _shared(overlap): return check_number("overlap", overlap, "[0, 1)")/(1 - overlap)
 
 def _check_runs(runs):
     "ValueError for a table that is none of runs."
@@ -421,6 +425,7 @@ def paired_by_seed(
 def drawn_interval(
     runs,            # of S runs on the same test rows, (S, 1 + K): the score, and that of K draws of rows; NaN: none
     level:float=.95,
+    overlap:float=0.,# the share of training rows that two runs have in common, on average
 )->Interval:
     "The mean of runs whose scores are no means over rows, with an interval over seeds and draws of rows."
     runs = np.asarray(runs, dtype=np.float64)
@@ -431,13 +436,14 @@ def drawn_interval(
     if not len(drawn): return Interval(mean, math.nan, math.nan)
     low, high = np.quantile(drawn, [(1 - check_level(level))/2, (1 + level)/2])
     rows = Interval(mean, min(float(low), mean), max(float(high), mean))
-    return rows if len(runs) == 1 else widened(corrected_interval(runs[:, 0], 0., level), rows)
+    return rows if len(runs) == 1 else widened(corrected_interval(runs[:, 0], _shared(overlap), level), rows)
 
 def drawn_intervals(
     values:Mapping[str, Mapping[int, np.ndarray]], # method -> seed -> the score and that of each draw, (1 + K,)
     reference:str="ensemble",                      # differences are taken to this method
     score:str="f1",                                # which score
     level:float=.95,
+    overlap:float=0.,                              # the share of training rows that two seeds have in common
 )->dict[str, tuple]:                               # as of `paired_intervals`
     "The intervals of scores that are no means over rows, paired by seed and by draw."
-    return paired_by_seed(values, reference, score, partial(drawn_interval, level=level))
+    return paired_by_seed(values, reference, score, partial(drawn_interval, level=level, overlap=overlap))

@@ -54,7 +54,7 @@ from ..learner import Budget, joint_run
 from ..metrics import DRAWS, Metric, draws_of, with_metric
 from ..monitor import ModalityMonitor
 from ..pages import interval_text
-from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
+from ..runs import Job, RunsFailed, check_budget, tested_rows, train_missing, which_seeds
 from ..scores import Interval
 from ..store import RunStore, Source, data_of, loaders
 
@@ -122,6 +122,11 @@ class _Subject:
     def fixed(self)->bool:
         "Is there one split only?"
         return not isinstance(self.source, MultimodalData) or self.source.parts is not None
+    @property
+    def common(self)->bool:
+        "Do seeds have test rows in common, and training parts drawn for each?"
+        own_parts = isinstance(self.source, MultimodalData) and self.source.parts is not None
+        return self.budget.n_test is not None or own_parts and self.budget.n_train is not None
     @property
     def dls(self)->MultimodalDataLoaders: return self.made[self.seeds[0]]
     @property
@@ -345,7 +350,7 @@ def _answer_notes(subject, first):
 
 def _draw_notes(subject):
     "That a metric with a call for each draw has fewer of them; of several splits the intervals are over these."
-    metric, over_samples = subject.metric, len(subject.seeds) == 1 or subject.fixed
+    metric, over_samples = subject.metric, len(subject.seeds) == 1 or subject.fixed or subject.common
     if metric is None or metric.rows is not None or not is_own_score(metric) or not over_samples: return []
     n = draws_of(metric, subject.data.task)
     score = shown_score(str(metric_score(metric)), metric)[0]
@@ -368,12 +373,13 @@ def _group_notes(subject, groups, done):
     if len(done) > 1 and not subject.fixed: return []
     return [_NOTES["few_groups"].format(n=n) + _NOTES["few_groups_fixed" if subject.fixed else "few_groups_recipe"]]
 
-def _intervals(subject, groups, done):
+def _intervals(subject, groups, done, tested):
     "What the intervals are over, in words."
     if len(done) == 1: return _INTERVALS["samples" if groups is None else "groups"]
+    if tested: return tested.over
     return _INTERVALS["companions"] if subject.fixed else _INTERVALS["splits"].format(n=len(done))
 
-def _facts(subject, done, groups)->dict[str, Any]:
+def _facts(subject, done, groups, tested)->dict[str, Any]:
     "How it was measured."
     last, scores = done[-1].split, [d.measured.validation for d in done]
     return dict(
@@ -381,19 +387,21 @@ def _facts(subject, done, groups)->dict[str, Any]:
         validation={model: float(np.mean([by[model] for by in scores])) for model in scores[0]},
         seeds=subject.seeds, split=list(dict.fromkeys(split_hash(d.split) for d in done)),
         budget=asdict(subject.budget), absent=subject.absent, level=LEVEL, fixed=subject.fixed,
-        version=__version__, torch=torch.__version__, intervals=_intervals(subject, groups, done))
+        version=__version__, torch=torch.__version__, intervals=_intervals(subject, groups, done, tested))
 
 def _report(subject, done, notes, curves, cut):
     "The audit of what was measured; `cut`: companions that were still improving."
     groups, first = _groups(subject, done), done[0].measured
+    tested = tested_rows([d.split for d in done], subject.data.groups) if subject.common and len(done) > 1 else None
     said, score = _answer_notes(subject, first)
-    facts = _facts(subject, done, groups) | dict(
+    facts = _facts(subject, done, groups, tested) | dict(
         decides=score, reported=shown_score(score, subject.metric)[0], smallest_effect=subject.effects)
     last, splits = done[-1].split, [d.measured.quantities for d in done]
-    table = tabulate(splits, groups, len(last.test)/len(last.train), fixed=subject.fixed)
+    of_rows = groups if tested is None else subject.data.groups
+    table = tabulate(splits, of_rows, len(last.test)/len(last.train), fixed=subject.fixed, tested=tested)
     table = table.assign(seeds=len(done), split=" ".join(facts["split"]))
 
-    freedom = math.inf if subject.fixed or len(done) == 1 else len(done) - 1
+    freedom = tested.freedom if tested else math.inf if subject.fixed or len(done) == 1 else len(done) - 1
     unfinished = cut.pop("joint", None)
     marks, beaten = _marks(subject, table, score, cut)
     advice = advise(table, subject.modalities, score, freedom, subject.effects, marks)

@@ -39,6 +39,7 @@ from mmlit.audits.quantities import (
 from .robustness import robustness_quantities
 from .sample_scores import audit_targets, overall_score, scores_of
 from ..core import batch_parts, filled, map_tensors, presence_of
+from ..crossed import crossed_interval
 from ..data.loaders import MultimodalDataLoaders
 from ..data.ragged import without_padding
 from ..fusion.models import EarlyFusion, Fusion
@@ -46,6 +47,7 @@ from ..methods.baselines import ensemble_log_odds, ensemble_log_probabilities, e
 from ..methods.shapley import combine_coalitions
 from ..metrics import Metric
 from ..permutation import js_divergence_with_logits
+from ..runs import Tested
 from ..scores import Interval, bootstrap_interval, corrected_interval, headline, widened
 from ..training import task_of
 
@@ -367,17 +369,56 @@ def _over_splits(splits, test_to_train):
     intervals = [corrected_interval(v, test_to_train, LEVEL) for v in found]
     return [_at_least(i, q.step, len(q.values)*len(v)) for i, q, v in zip(intervals, splits[0], found)]
 
+def _within(i, q):
+    "The interval, inside of what the score can be."
+    name = q.name.removesuffix(", joint").removesuffix(", ensemble").lower().replace(" ", "_")
+    probed = q.section == "probes" and q.name in ("joint", "alone") and np.isin(q.values, (0, 1)).all()
+    share = q.section in ("models", "missing", "coalitions") and name in _SHARES or q.name == "only this one right"
+    if q.section == "models" and name in ("log_loss", "absolute_error"): return i._replace(low=max(i.low, 0.))
+    return Interval(i.mean, max(i.low, 0.), min(i.high, 1.)) if probed or share else i
+
+_SHARES = "accuracy", "balanced_accuracy", "auc", "ece", "f1", "average_precision", "exact_match"
+
+def _by_row(found, rows, size):
+    "Values of each seed on each row of the data, NaN where it was not tested."
+    values = np.full((len(found), size), np.nan)
+    for line, q, which in zip(values, found, rows): line[which] = q.values
+    return values
+
+def _over_rows(splits, tested, groups, draws):
+    "The crossed interval of each plain mean of the first split; of others that over seeds, widened by that over rows."
+    size = max(rows.max() for rows in tested.rows) + 1
+    known = [{q[:3]: (q, rows) for q in split} for split, rows in zip(splits, tested.rows)]
+    units = np.unique(np.concatenate(tested.rows) if groups is None else groups[np.concatenate(tested.rows)])
+    of = [None if groups is None else groups[rows] for rows in tested.rows]
+    drawn = [dict(zip((q[:3] for q in split), _bootstrapped(split, own, draws))) for split, own in zip(splits, of)]
+    out, (overlap, within) = [], tested.shares
+    for q in splits[0]:
+        found, rows = zip(*(by[q[:3]] for by in known if q[:3] in by))
+        if q.given is None and q.statistic is None:
+            values, share = _by_row(found, rows, size), q.name == "accuracy" and q.section in ("models", "differences")
+            own = None if groups is None else groups[:size]
+            i = crossed_interval(values, own, overlap, share, LEVEL, within)
+        else:
+            over_seeds = corrected_interval([_value(one) for one in found], overlap/(1 - overlap), LEVEL)
+            i = widened(over_seeds, *(by[q[:3]] for by in drawn if q[:3] in by))
+        out.append(_at_least(i, q.step, len(units)))
+    return out
+
 def tabulate(
     splits:Sequence[Sequence[Quantity]],   # the quantities of each split
     groups:np.ndarray|None=None,           # group of each test sample, where there is one split
     test_to_train:float=0.,                # for the correction, where there are several
     draws:int=2000,                        # of the bootstrap
     fixed:bool=False,                      # several sets of companions on one and the same split?
+    tested:Tested|None=None,               # of seeds with common test rows; groups are then those of all rows
 )->pd.DataFrame:                           # a row for each quantity: value, low, high, n, independent units, note
     "The table of an audit."
     if not splits or not all(len(split) and all(isinstance(q, Quantity) for q in split) for split in splits):
         raise TypeError("splits must be one or more lists of quantities, see `measure`")
+    every, groups = groups, groups if groups is None or tested is None else groups[tested.rows[0]]
     if len(splits) == 1: intervals = _bootstrapped(splits[0], groups, draws)
+    elif tested is not None: intervals = _over_rows(splits, tested, every, draws)
     elif fixed:
         over_samples = [_bootstrapped(split, groups, draws) for split in splits]
         intervals = [widened(*i) for i in zip(_over_splits(splits, 0.), *over_samples)]
@@ -389,5 +430,5 @@ def tabulate(
         if q.units is not None: return q.units
         return n(q) if groups is None else len(np.unique(groups if q.rows is None else groups[q.rows]))
     rows = [dict(zip(keys, q[:3])) | dict(value=i.mean, low=i.low, high=i.high, n=n(q), units=independent(q))
-            | dict(note=q.note) for q, i in zip(splits[0], intervals)]
+            | dict(note=q.note) for q, i in zip(splits[0], map(_within, intervals, splits[0]))]
     return pd.DataFrame(rows).set_index(keys)

@@ -22,12 +22,12 @@ from .results import Comparison
 from ..core import one_of
 from ..data.catalogue import parse_dataset
 from ..data.columns import MultimodalData
-from ..data.splits import overlap, split_rows
+from ..data.splits import split_rows
 from ..fitting import changes_epochs
 from ..learner import METHODS, Method
 from ..locked import Sealed
 from ..metrics import METRICS, drawn_scores, with_metric
-from ..runs import Job, RunsFailed, check_budget, train_missing, which_seeds
+from ..runs import Job, RunsFailed, check_budget, tested_rows, train_missing, which_seeds
 from ..scores import best_on_validation, headline
 from ..store import RunStore, loaders
 from ..training import Budget
@@ -96,7 +96,7 @@ def _told(store, data, source, seed, plan, models, budget, reasons, tested, cost
                      **_scores(answer, data)) for name, answer in answers.items()]
         if len(trials) > 1:
             rows = [row | dict(method=f"{row['method']} tuned", trials=len(trials)) for row in rows]
-        by_row = {} if tested is None else {row["method"]: _by_row(answer, data, tested)
+        by_row = {} if tested is None else {row["method"]: (_by_row(answer, data, tested), _nats(answer, data, tested))
                                             for row, answer in zip(rows, answers.values())}
         return rows, None, by_row, tried
     except Exception as error: return [], f"{type(error).__name__}: {error}", {}, []
@@ -128,21 +128,28 @@ def _scores(answer, data):
     if metric is not None: chosen[metric.name] = metric(answer.test, answer.y_test, data.task)
     return answer.scores("test", data.task) | chosen
 
+def _placed(metric, answer, data, tested):
+    values = np.full(len(data), np.nan)
+    values[tested] = metric.by_row(answer.test, answer.y_test)
+    return values
+
+def _nats(answer, data, tested):
+    "The log loss of each row; None of numbers."
+    return None if headline(data.task) == "r2" else _placed(METRICS["log_loss"], answer, data, tested)
+
 def _by_row(answer, data, tested):
     "The value of each row, NaN for one that was not tested; of a metric that has none, the score and those of draws."
     metric = data.metric or METRICS[headline(data.task)]
-    if metric.rows is not None:
-        values = np.full(len(data), np.nan)
-        values[tested] = metric.by_row(answer.test, answer.y_test)
-        return values
+    if metric.rows is not None: return _placed(metric, answer, data, tested)
     groups = None if data.groups is None else data.groups[tested]
     return drawn_scores(metric, answer.test, answer.y_test, data.task, groups)
 
-def _rows(cells):
-    "Of data whose seeds have test rows in common: method -> seed -> score of each row."
+def _rows(cells, which=0):
+    "Of data whose seeds have test rows in common: method -> seed -> score of each row; `which` is 1: log loss."
     found = {}
     for (data, seed, _), (_, _, by_row, _) in cells.items():
-        for method, values in by_row.items(): found.setdefault(data, {}).setdefault(method, {})[seed] = values
+        for method, values in by_row.items():
+            if values[which] is not None: found.setdefault(data, {}).setdefault(method, {})[seed] = values[which]
     return found
 
 def _tables(cells):
@@ -210,6 +217,9 @@ def compare(
              for data in sets for seed in which for row, plan in rows.items()}
     table, failed = _tables(cells)
     if table.empty: raise failure or RuntimeError(f"no method has an answer: {next(iter(cells.values()))[1]}")
-    shared = {data: overlap([split.train for split in by.values()]) if budget.n_train or budget.n_test else 1.
-              for data, by in splits.items()}
-    return Comparison(table, reference, budget, sets, failed, _rows(cells), shared, cost, _trials(cells))
+    drawn = {data: tested_rows(list(by.values()), sets[data].groups)
+             for data, by in splits.items() if budget.n_train or budget.n_test}
+    shared, within = ({data: getattr(drawn[data], name) if drawn else 1. for data in splits}
+                      for name in ("overlap", "within"))
+    return Comparison(table, reference, budget, sets, failed, _rows(cells), shared, cost, _trials(cells), within,
+                      _rows(cells, 1))

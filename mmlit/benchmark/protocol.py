@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNFINISHED', 'is_unimodal', 'Mark', 'linear_marks', 'marks_in_words', 'result_card', 'card_in_words', 'Check',
-           'checklist']
+           'checklist', 'fulfilled_in_words', 'training_in_words']
 
 # %% ../../nbs/38b_protocol.ipynb #62c3e054
 import dataclasses
@@ -209,3 +209,34 @@ def checklist(
     "What this comparison fulfils of a checklist after Rheude et al. (2025), in our reading."
     parts = _sizes, _data, _selection, _opponents, _budgets, _statistics
     return [check for part in parts for check in part(found)]
+
+# %% ../../nbs/38b_protocol.ipynb #093c6975
+def fulfilled_in_words(
+    found, # a `Comparison`
+)->str:
+    "The checklist in one line."
+    checks = checklist(found)
+    by = {answer: [c.item for c in checks if c.answer == answer] for answer in ("yes", "partly", "no")}
+    lacks = "; ".join(f"{answer}: {', '.join(items)}" for answer, items in by.items() if items and answer != "yes")
+    return f"Checklist: {len(by['yes'])} of {len(checks)} items fulfilled{'; '*bool(lacks)}{lacks}"
+
+def _budget(budget):
+    "The budget in words."
+    said = f"{budget}: the same for every method"
+    if not isinstance(budget.steps, tuple): return said
+    return f"{said}; each model is trained with each number of steps, and the log loss of validation chooses"
+
+def _tuning(found):
+    "How the tuned rows came about."
+    return (f"Of a row called tuned, each model has {found.trials.trial.nunique()} trials, and each training part "
+            "chooses among them by its own validation part (log loss, R2 of numbers, or the metric that was chosen). "
+            "The first trial is the published default, the others draw the learning rate and the method's own "
+            "options. Cost and s are those of all trials. Tuned rows are compared with the tuned reference.")
+
+def training_in_words(
+    found, # a `Comparison`
+)->dict[str, str]:
+    "Budget, and tuning where there was some, in words."
+    words = dict(Budget=f"{_budget(found.budget)}. One cycle; the epoch with the best validation score is kept. A method "
+                        "that starts from trained models shares the budget with their training.")
+    return words if found.trials is None else words | dict(Tuning=_tuning(found))

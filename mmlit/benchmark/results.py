@@ -11,7 +11,7 @@ import html
 import math
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +21,15 @@ import torch
 from rich.console import Console
 
 from .. import __version__
-from .protocol import card_in_words, checklist, is_unimodal, marks_in_words, result_card
+from mmlit.benchmark.protocol import (
+    card_in_words,
+    checklist,
+    fulfilled_in_words,
+    is_unimodal,
+    marks_in_words,
+    result_card,
+    training_in_words,
+)
 from ..core import one_of
 from ..crossed import crossed_intervals
 from ..data.columns import MultimodalData
@@ -65,10 +73,12 @@ class Comparison:
         overlap:Mapping[str, float]|None=None, # of these: the share of training rows that two seeds have in common
         cost:Mapping[str, Mapping]|None=None,  # of each training: seconds, memory in bytes, machine
         trials:pd.DataFrame|None=None,         # what was tuned: data, method, seed, run and `trial_rows`; None: nothing
+        within:Mapping[str, float]|None=None,  # overlap of two seeds with one test part; None: as of any two
+        nats:Mapping[str, Mapping]|None=None,  # as rows, the log loss; None: intervals of it are over seeds only
     ):
         self.cost, self.trials = dict(cost or {}), trials
-        self.overlap = dict(overlap or {})
-        self.rows = dict(rows or {})
+        self.overlap, self.within = dict(overlap or {}), dict(within or {})
+        self.rows, self.nats = dict(rows or {}), dict(nats or {})
         self.runs, self.reference, self.budget, self.datasets = runs, reference, budget, datasets
         self.failed:pd.DataFrame = pd.DataFrame(failed, columns=_FAILED)
 
@@ -99,9 +109,11 @@ class Comparison:
         parts:list[pd.DataFrame] = [pd.DataFrame(t[t.data == data]) for t in (self.runs, self.failed)]
         return pd.DataFrame(pd.concat([part for part in parts if len(part)], ignore_index=True))
 
-    def intervals(self, data:str, score:str|None=None, level:float=.95)->dict[str, tuple[Interval, Interval|None]]:
+    def intervals(self, data:str, score:str|None=None, level:float=.95,
+                  methods:Sequence[str]|None=None)->dict[str, tuple[Interval, Interval|None]]:
         "Of each method: the interval of its score, and of its paired difference to its `opponent` (which has none)."
         score, cells = score or self.score(data), self.cells(data)
+        if methods is not None: cells = cells[cells.method.isin([*methods, *map(self.opponent, methods)])]
         sides = {m: self.opponent(m) for m in dict.fromkeys(cells.method)}
         found = {side: self._against(side, cells, data, score, level) for side in {self.reference, *sides.values()}}
         return {m: pair if sides[m] == self.reference else found[sides[m]][m]
@@ -116,29 +128,39 @@ class Comparison:
     def _against(self, reference, cells, data, score, level):
         "Intervals of scores and of paired differences to this reference."
         if not (self.runs.data == data).any(): return _in_order(cells, {}, reference)
-        if data in self.rows and score == self.score(data):
-            found, metric = self.datasets[data], self._metric(data)
-            if metric is not None and metric.rows is None:
-                return _in_order(cells, drawn_intervals(self.rows[data], reference, score, level), reference)
-            # training parts that are the same say nothing of others: then the seeds are initialisations
-            shared = self.overlap.get(data, 1.)
-            over = found.groups, shared if shared < 1 else 0., level
-            return _in_order(cells, crossed_intervals(self.rows[data], reference, score, *over), reference)
+        metric, shared, within = self._metric(data), *self._shares(data)
+        by = self.rows.get(data) if score == self.score(data) else self.nats.get(data) if score == "log_loss" else None
+        if by:
+            by = {m: values for m, values in by.items() if m in set(cells.method)}
+            drawn = score == self.score(data) and metric is not None and metric.rows is None
+            if drawn: return _in_order(cells, drawn_intervals(by, reference, score, level, shared), reference)
+            over = self.datasets[data].groups, shared, level, within
+            return _in_order(cells, crossed_intervals(by, reference, score, *over), reference)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="of .* some runs are missing")      # the table says it itself
-            return paired_intervals(cells, data, score, reference, data in self.rows, level)
+            return paired_intervals(cells, data, score, reference, data in self.rows, level, shared)
+
+    def _sized(self, data): return max(self.overlap.get(data, 1.), self.within.get(data, 0.)) < 1
+
+    def _shares(self, data):
+        "Overlaps; 0 of equal training parts, which say nothing of others: then the seeds are initialisations."
+        among = self.overlap.get(data, 1.)
+        return (among, self.within.get(data, among)) if self._sized(data) else (0., 0.)
 
     @cached_property
     def table(self)->pd.DataFrame:
-        "A row for each data set and method: mean, interval, paired difference to the reference and its interval."
+        "By data set and method: mean, interval, paired difference to the reference and its interval; that of log loss."
         pairs = {(data, method): pair for data in self.datasets for method, pair in self.intervals(data).items()}
-        return pd.DataFrame([self._row(*key, *pair) for key, pair in pairs.items()])
+        nats = {data: self.intervals(data, "log_loss") if data in self.nats else {} for data in self.datasets}
+        return pd.DataFrame([self._row(*key, *pair, nats[key[0]].get(key[1], (None, None))[1])
+                             for key, pair in pairs.items()])
 
-    def _row(self, data, method, value, difference):
+    def _row(self, data, method, value, difference, nats):
         rows = self.runs[(self.runs.data == data) & (self.runs.method == method)]
         row = dict(data=data, method=method, score=self.score(data), mean=value.mean, low=value.low, high=value.high)
         if difference:
             row |= dict(zip(("difference", "difference_low", "difference_high"), difference))
+        if nats: row |= dict(zip(("log_loss_difference", "log_loss_difference_low", "log_loss_difference_high"), nats))
         lost = (self.failed.data == data) & (self.failed.method == method)
         return row | {k: rows[k].mean() for k in _FURTHER if k in rows} | dict(seeds=len(rows), failed=int(lost.sum()))
 
@@ -168,7 +190,7 @@ class Comparison:
     def over(self, data:str)->str:
         "What the intervals are over, in words, where test rows are common to the seeds; else nothing: over splits."
         if data not in self.rows: return ""
-        varied = "training parts" if self.overlap.get(data, 1.) < 1 else "initialisations"
+        varied = "training parts" if self._sized(data) else "initialisations"
         return f"over {varied} and test {'rows' if self.datasets[data].groups is None else 'groups'}"
 
     def verdict(self, data:str, method:str|None=None)->str:
@@ -275,7 +297,7 @@ class Comparison:
             terminal_table(title, *_cells(self, data), strong=self.reference, console=console)
             for line in self._lines(data): console.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print()
-        console.print(_fulfilled(self), markup=False, highlight=False, soft_wrap=True)
+        console.print(fulfilled_in_words(self), markup=False, highlight=False, soft_wrap=True)
 
 # %% ../../nbs/39_results.ipynb #21bd3816
 def _span(difference, score, over):
@@ -380,13 +402,6 @@ def _section_html(found, data):
         parts.append(f"<details><summary>Every trial of what is tuned</summary>{_trials_html(found, data)}</details>")
     return "".join(parts)
 
-def _fulfilled(found):
-    "The checklist in one line."
-    checks = checklist(found)
-    by = {answer: [c.item for c in checks if c.answer == answer] for answer in ("yes", "partly", "no")}
-    lacks = "; ".join(f"{answer}: {', '.join(items)}" for answer, items in by.items() if items and answer != "yes")
-    return f"Checklist: {len(by['yes'])} of {len(checks)} items fulfilled{'; '*bool(lacks)}{lacks}"
-
 def _protocol_html(found):
     "The checklist and the card, at the end of the page."
     card = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in card_in_words(found).items())
@@ -394,19 +409,6 @@ def _protocol_html(found):
              "the runs of this page.")
     return (f"<h2>Checklist</h2><p>{intro}</p>{table_html(['item', 'fulfilled', 'found'], checklist(found))}"
             f"<h2>Result card</h2><dl>{card}</dl>")
-
-def _budget(budget):
-    "The budget in words."
-    said = f"{budget}: the same for every method"
-    if not isinstance(budget.steps, tuple): return said
-    return f"{said}; each model is trained with each number of steps, and the log loss of validation chooses"
-
-def _tuning(found):
-    "How the tuned rows came about."
-    return (f"Of a row called tuned, each model has {found.trials.trial.nunique()} trials, and each training part "
-            "chooses among them by its own validation part (log loss, R2 of numbers, or the metric that was chosen). "
-            "The first trial is the published default, the others draw the learning rate and the method's own "
-            "options. Cost and s are those of all trials. Tuned rows are compared with the tuned reference.")
 
 def _by_words(found, datasets):
     "The data sets whose intervals are over the same, and what these are over."
@@ -417,7 +419,7 @@ def _by_words(found, datasets):
 def _how(found, command=""):
     "How it was measured."
     common = [data for data in found.datasets if data in found.rows]
-    sized = [data for data in common if found.overlap.get(data, 1.) < 1]
+    sized = [data for data in common if found._sized(data)]
     own, splits, intervals = [data for data in common if data not in sized], "", ""
     if len(common) < len(found.datasets):
         splits = "Stratified, groups kept apart. The test parts of seeds 0 to 4 are disjoint. "
@@ -436,9 +438,7 @@ def _how(found, command=""):
     score = f"{', '.join(dict.fromkeys(chosen.values()))}: chosen before training; it also chose epochs and models"
     how = dict(Score=score) if chosen else {}
     how |= dict(
-        Budget=f"{_budget(found.budget)}. One cycle; the epoch with the best validation score is kept. A method that "
-               "starts from trained models shares the budget with their training.",
-        **(dict(Tuning=_tuning(found)) if found.trials is not None else {}),
+        **training_in_words(found),
         Columns="bal.: balanced accuracy; log loss in nats; cost: steps of training times the modalities that are "
                 "encoded, over all models of the method; encoders: how many a prediction needs; s: seconds a run.",
         Splits=f"{splits}Nothing is fitted or selected on the test part.",

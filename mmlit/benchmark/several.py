@@ -20,6 +20,7 @@ from .protocol import is_unimodal
 from .results import Comparison
 from ..core import check_number, one_of
 from ..pages import terminal_table
+from ..scores import Interval
 
 # %% ../../nbs/39b_several.ipynb #00b22fbd
 def holm(
@@ -35,21 +36,26 @@ def holm(
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
     return adjusted
 
-_LEVELS = np.geomspace(1e-4, 1, 41)      # of p-values, rounded up to the next
+_LEAST = 1e-4      # p-values are no smaller
+
+def _p_value(found, data, method):
+    "The level is halved, between two that bracket it. That of 5 % comes first, so that its interval agrees with p."
+    at, low, high = .05, _LEAST, 1.
+    while high > 1.0001*low:
+        difference = found.intervals(data, level=1 - at, methods=[method])[method][1]
+        if math.isnan(difference.low): return math.nan
+        if difference.low > 0 or difference.high < 0: high = at
+        else: low = at
+        at = math.sqrt(low*high)
+    return high
 
 def p_values(
     found:Comparison,
     data:str,           # which data set
-)->dict[str, float]:    # method -> p-value, rounded up; NaN where there is no interval; the reference is left out
+)->dict[str, float]:    # method -> p-value, 1e-4 or more; NaN where there is no interval; the reference is left out
     "By how little are the differences to the reference missed? From the intervals of `Comparison.intervals`."
-    p:dict[str, float] = {}
-    for alpha in _LEVELS[-2::-1]:            # from many to few false alarms: the last that leaves out zero stays
-        for method, (_, difference) in found.intervals(data, level=1 - alpha).items():
-            if difference is None: continue
-            if math.isnan(difference.low): p[method] = math.nan
-            elif difference.low > 0 or difference.high < 0: p[method] = float(alpha)
-            else: p.setdefault(method, 1.)
-    return p
+    compared = [method for method, (_, difference) in found.intervals(data).items() if difference is not None]
+    return {method: _p_value(found, data, method) for method in compared}
 
 def corrected(
     found:Comparison,
@@ -63,7 +69,7 @@ def corrected(
         intervals:dict[str, Any] = found.intervals(data)
         for (method, value), adjusted in zip(p.items(), holm(list(p.values()))):
             difference = intervals[method][1]
-            side = found.shown(data, difference)
+            side = "unknown" if math.isnan(adjusted) else found.shown(data, Interval(*[difference.mean]*3))
             if side != "unknown" and not adjusted <= 1 - level: side = "neither"
             rows.append((data, method, difference.mean, value, adjusted, side))
     return pd.DataFrame(rows, columns=["data", "method", "difference", "p", "p_holm", "shown"])

@@ -14,9 +14,11 @@ from mmlit import runs
 from mmlit.audits.audit import audit
 from mmlit.audits.measure import tabulate
 from mmlit.audits.report import Audit
+from mmlit.benchmark.comparison import compare
 from mmlit.data.catalogue import data_digest, load_dataset
 from mmlit.data.columns import MultimodalData
 from mmlit.data.loaders import multimodal_dls
+from mmlit.data.splits import split_rows
 from mmlit.fusion.heads import ConcatHead
 from mmlit.fusion.models import FusionModel, as_fusion
 from mmlit.learner import Budget, multimodal_learner
@@ -423,3 +425,26 @@ def test_an_audit_leaves_learner_loaders_and_random_states_as_they_were(mixed, s
 def test_the_options_are_explained_by_help():
     for name in inspect.signature(audit).parameters:
         assert f"\n    {name}: " in audit.__doc__
+
+
+@pytest.mark.parametrize("size", [None, 4, 24])
+def test_seeds_with_common_test_rows_have_the_intervals_of_a_comparison(mixed, tmp_path, size):
+    "Both factors, rows (or groups, which rotate where they are few) and training parts; not the correction of splits."
+    data = mixed(groups=False).select(["tone", "vector"])
+    groups = None if size is None else np.arange(len(data)) // size
+    data = MultimodalData("mixed", data.xs, data.y, data.classes, groups)
+    budget = Budget(steps=10, width=8, n_train=30, n_test=60)
+    given = dict(seeds=4, budget=budget, out=tmp_path, workers=1, progress=False)
+    found, compared = audit(data=data, **given), compare(data, ["ensemble", "joint"], **given)
+    assert "test rows together" in found.facts["intervals"] and "Nadeau" not in found.facts["intervals"]
+    value, difference = compared.intervals("mixed")["joint"]
+    assert found.get(*JOINT) == pytest.approx(value)
+    splits = [split_rows(data, seed, n_train=30, n_test=60) for seed in range(4)]
+    tested = np.unique(np.concatenate([split.test for split in splits]))
+    units = len(tested if groups is None else np.unique(groups[tested]))
+    half = max(difference.high - difference.mean, 5 / units)  # five units that agree show nothing
+    wide = found.get("differences", "accuracy", "joint minus ensemble")
+    assert wide == pytest.approx((difference.mean, difference.mean - half, difference.mean + half))
+    shares = found.table[found.table.index.get_level_values(1).isin(["accuracy", "ECE", "balanced accuracy"])]
+    shares = shares[shares.index.get_level_values(0).isin(["models", "coalitions"])]
+    assert len(shares) > 10 and shares.low.min() >= 0 and shares.high.max() <= 1
