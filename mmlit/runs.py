@@ -79,8 +79,8 @@ class Tested(NamedTuple):
     @property
     def over(self)->str:
         "What an interval is over, in words."
-        shared = f"training parts ({100*self.overlap:.0f} % of rows in common)" if self.within < 1 else "initialisations"
-        return f"over {len(self.rows)} seeds: {shared} and test rows together"
+        varied = f"training parts ({100*self.overlap:.0f} % of rows common)" if self.within < 1 else "initialisations"
+        return f"over {len(self.rows)} seeds: {varied} and test rows together"
 
 def tested_rows(
     splits:Sequence, # of the seeds, each with the rows of its training and of its test part
