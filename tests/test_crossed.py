@@ -105,3 +105,22 @@ def test_what_is_no_table_of_values_is_refused():
     for overlap in (1.0, -0.1, np.nan, "x"):
         with pytest.raises(ValueError, match="overlap"):
             crossed_interval(np.ones((2, 3)), overlap=overlap)
+
+
+def test_intervals_of_rotating_test_parts_cover_where_training_rows_overlap_within_them():
+    "Runs of one test part with the correlation rho, none between parts: the mean overlap alone promises too much."
+    rng, S, U, n, repeats = np.random.default_rng(0), 6, 10, 12, 400
+    groups = np.repeat(np.arange(U), n)
+    for rho in (0.9, 0.99):
+        overlap = rho * 2 * 3 / 15  # six of fifteen pairs have one test part
+        hits = {"within": 0, "mean": 0}
+        for _ in range(repeats):
+            d, common, unit = np.full((S, U * n), np.nan), rng.normal(size=2), 0.02 * rng.normal(size=U)
+            for s in range(S):
+                rows = groups % 2 == s % 2
+                a = 0.05 * (np.sqrt(rho) * common[s % 2] + np.sqrt(1 - rho) * rng.normal())
+                d[s, rows] = a + unit[groups[rows]] + 0.3 * rng.normal(size=rows.sum())
+            for name, within in (("within", rho), ("mean", None)):
+                found = crossed_interval(d, groups, overlap, within=within)
+                hits[name] += found.low <= 0 <= found.high
+        assert hits["within"] / repeats > 0.93 and hits["mean"] < hits["within"]

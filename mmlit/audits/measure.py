@@ -374,6 +374,7 @@ def _within(i, q):
     name = q.name.removesuffix(", joint").removesuffix(", ensemble").lower().replace(" ", "_")
     probed = q.section == "probes" and q.name in ("joint", "alone") and np.isin(q.values, (0, 1)).all()
     share = q.section in ("models", "missing", "coalitions") and name in _SHARES or q.name == "only this one right"
+    if q.section == "differences" and name in _SHARES: return Interval(i.mean, max(i.low, -1.), min(i.high, 1.))
     if q.section == "models" and name in ("log_loss", "absolute_error"): return i._replace(low=max(i.low, 0.))
     return Interval(i.mean, max(i.low, 0.), min(i.high, 1.)) if probed or share else i
 

@@ -237,6 +237,6 @@ def training_in_words(
     found, # a `Comparison`
 )->dict[str, str]:
     "Budget, and tuning where there was some, in words."
-    words = dict(Budget=f"{_budget(found.budget)}. One cycle; the epoch with the best validation score is kept. A method "
-                        "that starts from trained models shares the budget with their training.")
+    words = dict(Budget=f"{_budget(found.budget)}. One cycle; the epoch with the best validation score is kept. A "
+                        "method that starts from trained models shares the budget with their training.")
     return words if found.trials is None else words | dict(Tuning=_tuning(found))

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from mmlit.benchmark.comparison import compare
 from mmlit.benchmark.results import Comparison
+from mmlit.crossed import crossed_interval
 from mmlit.data.catalogue import load_dataset
 from mmlit.data.columns import MultimodalData
-from mmlit.scores import corrected_interval
+from mmlit.metrics import with_metric
+from mmlit.scores import corrected_interval, drawn_interval
 from mmlit.training import Budget
 
 PARTS = dict(split="5e1f", n_train=120_000, n_test=40_000)
@@ -167,3 +169,52 @@ def test_what_intervals_are_over_is_said_in_the_same_words_everywhere(tmp_path, 
         assert f"set: 95 %, {words}" in page if words else "95 %, over seeds" in page
         for text in said:
             assert words in text if words else "initialisations and" not in text and "training parts and" not in text
+
+
+def test_each_score_of_common_test_rows_knows_the_overlap_of_training_parts():
+    rng, S, N = np.random.default_rng(0), 3, 60
+    right, nats = rng.integers(0, 2, (2, S, N)).astype(float), rng.random((2, S, N)) + rng.random((2, S, 1))
+    names = "ensemble", "joint"
+    runs = [
+        dict(
+            data="a",
+            method=m,
+            seed=s,
+            accuracy=right[k, s].mean(),
+            log_loss=nats[k, s].mean(),
+            ece=0.1 * s * k,
+            **PARTS,
+        )
+        for k, m in enumerate(names)
+        for s in range(S)
+    ]
+
+    def made(chosen, values):
+        by = [{m: dict(enumerate(v)) for m, v in zip(names, x)} for x in (values, nats)]
+        given = dict(rows={"a": by[0]}, nats={"a": by[1]}, overlap={"a": 0.4}, within={"a": 0.6})
+        return Comparison(pd.DataFrame(runs), "ensemble", Budget(), {"a": chosen}, **given)
+
+    found = made(data("a"), right)
+    own = crossed_interval(nats[1] - nats[0], overlap=0.4, within=0.6)
+    assert found.intervals("a", "log_loss")["joint"][1] == pytest.approx(own)
+    row = found.table.set_index("method").loc["joint"]
+    columns = [f"log_loss_difference{end}" for end in ("", "_low", "_high")]
+    assert row[columns].tolist() == pytest.approx(own) and found.table.iloc[0][columns].isna().all()
+    ece = found.intervals("a", "ece")["joint"][1]
+    assert ece == pytest.approx(corrected_interval([0, 0.1, 0.2], 0.4 / 0.6), abs=1) and ece.high > 0.35
+    of_two = found.intervals("a", methods=["joint"])
+    assert of_two == found.intervals("a") and list(of_two) == list(names)
+
+    draws = rng.random((2, S, 301))
+    drawn = made(with_metric(data("a"), "f1"), draws).intervals("a", "f1")["joint"][1]
+    wide = drawn_interval(draws[1] - draws[0], overlap=0.4)
+    assert drawn == pytest.approx((wide.mean, max(wide.low, -1), min(wide.high, 1)))
+    assert wide.high - wide.low > 1.2 * np.subtract(*drawn_interval(draws[1] - draws[0])[:0:-1])
+
+
+def test_equal_training_parts_of_a_test_part_are_initialisations():
+    found = comparison(ensemble=[0.5, 0.6], joint=[0.7, 0.9])
+    given = dict(rows={"a": {}}, overlap={"a": 0.4})
+    for within, words in ((0.6, "over training parts"), (1.0, "over initialisations")):
+        made = Comparison(found.runs, "ensemble", Budget(), found.datasets, **given, within={"a": within})
+        assert made.over("a").startswith(words)
