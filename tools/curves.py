@@ -25,6 +25,7 @@ import pandas as pd
 
 from mmlit.benchmark.curves import learning_curve
 from mmlit.benchmark.protocol import linear_marks
+from mmlit.benchmark.several import corrected
 from mmlit.training import Budget
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,6 +120,13 @@ def marks(curve):
     )
 
 
+def with_p(curve):
+    "The table of a curve with p-values, as they are and corrected for all methods of a data set and size (Holm)."
+    p = [corrected(found).assign(n_asked=n) for (_, n), found in curve.comparisons.items()]
+    columns = ["data", "n_asked", "method"]
+    return curve.table.merge(pd.concat(p)[[*columns, "p", "p_holm"]], "left", columns)
+
+
 def carry_out(title, study, data, methods, **options):
     "One data set of a study: its tables and pages."
     runs, differences = [], []
@@ -127,7 +135,7 @@ def carry_out(title, study, data, methods, **options):
         curve.show()
         asked = {} if len(study.budgets) == 1 else {"steps_asked": budget.steps}
         runs.append(curve.runs.drop(columns=NOT_KEPT, errors="ignore").assign(**asked))
-        differences.append(curve.table.assign(**asked))
+        differences.append(with_p(curve).assign(**asked))
         name = "_".join([title, data, *map(str, asked.values())])
         curve.to_html(ROOT / "runs" / f"{re.sub(r'[^a-z0-9.]+', '_', name)}.html", "make curves")
         if not (found := marks(curve)).empty:
