@@ -41,7 +41,7 @@ LEFT_OUT = {
         "is_whole coding_state coding_of export_model export_onnx save_predictor load_predictor device_of eval_mode "
         "with_metric best_on_validation shapley_values_sampled check_reduction split_rows encode_some fit_encoder "
         "classifier_log_likelihood in_parts chosen_trial trial_rows tuned_rows linear_marks marks_in_words result_card "
-        "card_in_words checklist".split(),
+        "card_in_words checklist fulfilled_in_words training_in_words tested_rows".split(),
         OBJECT,
     ),
     **dict.fromkeys(
