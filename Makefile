@@ -73,7 +73,7 @@ bench: .venv/.bench
 bench-gpu: .venv/.bench
 	$(BIN)/python -m benchmarks --device cuda $(BENCH)
 
-# learning curves of all methods on real data, with Adam, with SGD, and by the number of steps
+# learning curves of all methods on real data, with Adam and SGD, by the number of steps, and on data with dials; hours
 curves: .venv/.ok
 	$(BIN)/python tools/curves.py
 

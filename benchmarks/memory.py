@@ -92,8 +92,8 @@ def fresh(code, n, side, folder, **environment):
     return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
-def mib(case, what, value, note=""):
-    return Row("memory", case, what, "MiB", value / 2**20, note=note)
+def mib(case, what, value):
+    return Row("memory", case, what, "MiB", value / 2**20)
 
 
 def pictures(effort, device="cpu"):

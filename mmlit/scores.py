@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['confidence_gaps', 'expected_calibration_error', 'classification_scores', 'regression_scores', 'multilabel_scores',
            'gains', 'Answer', 'headline', 'best_on_validation', 'Interval', 'corrected_interval', 'sampling_deviation',
-           'paired_intervals', 'paired_table', 'bootstrap_interval', 'widened', 'paired_by_seed', 'drawn_interval',
-           'drawn_intervals']
+           'paired_intervals', 'score_ends', 'paired_table', 'bootstrap_interval', 'widened', 'paired_by_seed',
+           'drawn_interval', 'drawn_intervals']
 
 # %% ../nbs/12_scores.ipynb #fd01802e
 import math
@@ -230,6 +230,7 @@ class Interval(NamedTuple):
     high:float
 
     def __neg__(self): return Interval(-self.mean, -self.high, -self.low)
+    def clipped(self, low, high): return Interval(self.mean, max(self.low, low), min(self.high, high))
 
     def __format__(self, format_spec):
         spec = format_spec or ".3f"
@@ -266,8 +267,7 @@ def sampling_deviation(
     return math.sqrt(share*(1 - share)/n)
 
 # %% ../nbs/12_scores.ipynb #ce5171f0
-_SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "exact_match", "average_precision", "auc", "ece",
-           "f1", "auroc")
+_SHARES = "accuracy balanced_accuracy macro_f1 exact_match average_precision auc ece f1 auroc".split()
 _EQUAL = 1e-12     # scores of two seeds that agree so far are one score twice, or the rounding of it
 
 def paired_intervals(
@@ -295,13 +295,12 @@ def paired_intervals(
         warnings.warn(f"of {len(table)} seeds on {data!r} some runs are missing ({failed}): the intervals are over the "
                       "others, those of a difference over the seeds that both methods have", stacklevel=2)
     ratio = _shared(overlap) if one_split else float((rows.n_test/rows.n_train).mean())
-    base = table.get(reference)
-    low, high = _ends(score)
+    base, (low, high) = table.get(reference), score_ends(score)
     n_test = float(rows.n_test.mean()) if score == "accuracy" and not one_split else None
-    def interval(scores): return _clipped(_interval(scores.dropna().to_numpy(), ratio, n_test, level), low, high)
+    def interval(scores): return _interval(scores.dropna().to_numpy(), ratio, n_test, level).clipped(low, high)
     def difference(method, scores):
         if base is None or method == reference: return None
-        return _clipped(_interval((scores - base).dropna().to_numpy(), ratio, n_test, level), low - high, high - low)
+        return _interval((scores - base).dropna().to_numpy(), ratio, n_test, level).clipped(low - high, high - low)
     return {str(m): (interval(s), difference(m, s)) for m, s in table.items()}
 
 def _shared(overlap): return check_number("overlap", overlap, "[0, 1)")/(1 - overlap)
@@ -319,13 +318,14 @@ def _interval(values, ratio, n_test, level):
     one_value = values[0] != 0 and np.ptp(values) < _EQUAL
     return corrected_interval(values[:1] if one_value else values, ratio, level)
 
-_ERRORS = "mae", "rmse", "log_loss"      # never below zero
+_ERRORS = "mae", "rmse", "log_loss", "absolute_error"      # never below zero
 
-def _ends(score):
+def score_ends(
+    score:str, # its name
+)->tuple[float, float]:
+    "The least and the most that a score can be."
     if score in _SHARES: return 0., 1.
     return 0. if score in _ERRORS else -math.inf, 1. if score == "r2" else math.inf
-
-def _clipped(i, low, high): return Interval(i.mean, max(i.low, low), min(i.high, high))
 
 def paired_table(
     runs:pd.DataFrame,                       # see `paired_intervals`
@@ -412,8 +412,8 @@ def paired_by_seed(
     "The interval of each method, and that of its differences to the reference, paired by seed."
     odd = next((v for v in (values, *getattr(values, "values", list)()) if not isinstance(v, Mapping)), None)
     if odd is not None: raise TypeError(f"expected a dict, method -> seed -> values, got {type(odd).__name__}")
-    base, (low, high) = values.get(reference), _ends(score)
-    def interval(runs, low, high): return _clipped(interval_of(runs), low, high)
+    base, (low, high) = values.get(reference), score_ends(score)
+    def interval(runs, low, high): return interval_of(runs).clipped(low, high)
     def difference(method):
         if base is None or method == reference: return None
         seeds = sorted(set(values[method]) & set(base))

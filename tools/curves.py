@@ -94,20 +94,20 @@ STUDIES = {
 SETS = tuple(dict.fromkeys(data for study in STUDIES.values() for data in study.sizes))
 
 
-def store(file, table, key="method", sets=SETS):
-    "Rows of other data sets, and of other methods, stay as they are; data sets are in the order of `sets`."
+def store(file, table, key="method"):
+    "Rows of other data sets, and of other methods, stay as they are."
     if file.exists():
         kept = pd.read_csv(file)
         made = set(zip(table.data, table[key]))
         others = [pair not in made for pair in zip(kept.data, kept[key])]
         table = pd.concat([kept[others], table], ignore_index=True)
-    table = table.sort_values(["data", "n_asked"], key=rank(sets), kind="stable")
+    table = table.sort_values(["data", "n_asked"], key=rank, kind="stable")
     table.round(6).to_csv(file, index=False)
 
 
-def rank(sets):
-    "Data sets in this order, sizes by number."
-    return lambda column: column.map(sets.index) if column.name == "data" else column
+def rank(column):
+    "Data sets in the order of the studies, sizes by number."
+    return column.map(SETS.index) if column.name == "data" else column
 
 
 def marks(curve):

@@ -44,7 +44,7 @@ def main():
         trials = [found.trials.assign(n_asked=n) for (_, n), found in curve.comparisons.items()]
         runs = curve.runs.drop(columns=NOT_KEPT, errors="ignore")
         for kind, table in {"": runs, "_differences": curve.table, "_trials": pd.concat(trials)}.items():
-            store(args.results / f"tuned{kind}.csv", table, sets=tuple(SIZES))
+            store(args.results / f"tuned{kind}.csv", table)
         curve.to_html(args.out / f"tuned_{name}.html", "make tuned")
 
 

@@ -376,7 +376,7 @@ def _group_notes(subject, groups, done):
 def _intervals(subject, groups, done, tested):
     "What the intervals are over, in words."
     if len(done) == 1: return _INTERVALS["samples" if groups is None else "groups"]
-    if tested: return tested.over
+    if tested: return tested.over + ", in whole groups"*(groups is not None)
     return _INTERVALS["companions"] if subject.fixed else _INTERVALS["splits"].format(n=len(done))
 
 def _facts(subject, done, groups, tested)->dict[str, Any]:

@@ -48,7 +48,7 @@ from ..methods.shapley import combine_coalitions
 from ..metrics import Metric
 from ..permutation import js_divergence_with_logits
 from ..runs import Tested
-from ..scores import Interval, bootstrap_interval, corrected_interval, headline, widened
+from ..scores import Interval, bootstrap_interval, corrected_interval, headline, score_ends, widened
 from ..training import task_of
 
 # %% ../../nbs/35_measure.ipynb #e24199f3
@@ -372,13 +372,11 @@ def _over_splits(splits, test_to_train):
 def _within(i, q):
     "The interval, inside of what the score can be."
     name = q.name.removesuffix(", joint").removesuffix(", ensemble").lower().replace(" ", "_")
+    low, high = score_ends(name)
+    if q.section == "differences": return i.clipped(low - high, high - low)
+    if q.section in ("models", "missing", "coalitions"): return i.clipped(low, high)
     probed = q.section == "probes" and q.name in ("joint", "alone") and np.isin(q.values, (0, 1)).all()
-    share = q.section in ("models", "missing", "coalitions") and name in _SHARES or q.name == "only this one right"
-    if q.section == "differences" and name in _SHARES: return Interval(i.mean, max(i.low, -1.), min(i.high, 1.))
-    if q.section == "models" and name in ("log_loss", "absolute_error"): return i._replace(low=max(i.low, 0.))
-    return Interval(i.mean, max(i.low, 0.), min(i.high, 1.)) if probed or share else i
-
-_SHARES = "accuracy", "balanced_accuracy", "auc", "ece", "f1", "average_precision", "exact_match"
+    return i.clipped(0., 1.) if probed or q.name == "only this one right" else i
 
 def _by_row(found, rows, size):
     "Values of each seed on each row of the data, NaN where it was not tested."

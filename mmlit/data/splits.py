@@ -299,19 +299,16 @@ def sized_split(
     check_split(split, y, groups, classes)
     return split
 
-def _groups_of(rows, groups):
-    rows = np.asarray(rows)
-    if rows.dtype.kind in "iu" and groups.ndim == 1 and (rows.size == 0 or 0 <= rows.min() <= rows.max() < len(groups)):
-        return groups[rows]
-    raise ValueError(f"expected numbers of rows that have a group each, which are {groups.shape}, got {rows}")
-
 def overlap(
     parts,       # arrays of row numbers, such as the training parts of several seeds
     groups=None, # of all rows: then the share of groups counts, since other rows of a group are much the same
 )->float:        # in [0, 1]; 0 of a single part
     "The share of rows, or of groups, that two parts have in common, on average over pairs."
-    parts = [np.unique(part if groups is None else _groups_of(part, np.asarray(groups))) for part in parts]
-    if not all(map(len, parts)): raise ValueError(f"a part has no rows: sizes {[len(part) for part in parts]}")
+    parts = [np.asarray(part) for part in parts]
+    if not all(map(np.size, parts)): raise ValueError(f"a part has no rows: sizes {[part.size for part in parts]}")
+    if groups is not None:
+        for part in parts: check_part("training", part, len(groups))
+    parts = [np.unique(part if groups is None else np.asarray(groups)[part]) for part in parts]
     pairs = list(itertools.combinations(parts, 2))
     return float(np.mean([len(np.intersect1d(a, b))/min(len(a), len(b)) for a, b in pairs])) if pairs else 0.
 

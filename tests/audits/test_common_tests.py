@@ -32,4 +32,5 @@ def test_where_groups_are_few_they_are_the_units(tmp_path):
     told = compare(grouped, ["unimodal", "ensemble", "joint"], 4, budget, tmp_path, **QUIET)
     ours = found.get("differences", "accuracy", "joint minus ensemble")
     np.testing.assert_allclose(ours, told.intervals("digits")["joint"][1], atol=1e-9)
+    assert found.facts["intervals"].endswith("test rows together, in whole groups")
     assert told.within["digits"] > told.overlap["digits"] > 0
